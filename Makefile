@@ -1,0 +1,51 @@
+# Everything here is a thin name for a `python -m redlib ...` call; on Windows type those instead.
+# `make setup` needs Python 3.11 or newer and the network once; the rest works without.
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python -m redlib
+PIP := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check
+READY := $(VENV)/ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup figures smoke test lab
+
+help: ## show this list
+	@echo "make figures   run every notebook and draw every figure; ends with the page to open"
+	@echo "make smoke     the same at the smallest scale, not published"
+	@echo "make test      lint, format check, tests, and every notebook at the smallest scale"
+	@echo "make lab       open the notebooks in JupyterLab"
+	@echo "make setup     make .venv from requirements.lock (the others do it by themselves)"
+
+setup: $(READY)
+
+# One resolver pass over the lock, then the package itself: without dependencies (the lock has them
+# all) and without a build environment (setuptools is in the lock), so nothing is fetched twice.
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "redlib: $(PYTHON) is not Python 3.11 or newer; say make PYTHON=python3.12" >&2; exit 2; }
+	@echo "setting up $(VENV): a few minutes, once"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) -r requirements.lock
+	@$(PIP) --no-deps --no-build-isolation --no-index --editable .
+	@touch $(READY)
+
+figures: $(READY)
+	@$(RUN) run params/tiny.yaml
+
+smoke: $(READY)
+	@$(RUN) run params/smoke.yaml
+
+# The notebooks run at their defaults, in a working folder of their own that starts empty. One
+# pytest call, so that its closing line counts everything.
+test: export HF_HUB_OFFLINE = 1
+test: export REDLIB_RUNS = $(CURDIR)/$(VENV)/test-runs
+test: $(READY)
+	@$(VENV)/bin/python -m ruff check .
+	@$(VENV)/bin/python -m ruff format --check .
+	@rm -rf $(REDLIB_RUNS)
+	@$(VENV)/bin/python -m pytest tests notebooks -p no:cacheprovider \
+	  --nbval-lax --nbval-current-env --nbval-sanitize-with tests/nbval.cfg
+
+lab: $(READY)
+	@$(VENV)/bin/python -m jupyter lab --notebook-dir notebooks

@@ -1,0 +1,8 @@
+"""The embedded world: scenes with exact masks, questions about them, and the training of the tiny
+checkpoints. `world` draws, `questions` asks, `language` tokenizes, `training` trains,
+`evaluation` measures."""
+
+from redlib.tabletop.questions import ONE_WORD, TASKS, Question, questions
+from redlib.tabletop.world import Scene, scenes
+
+__all__ = ["ONE_WORD", "TASKS", "Question", "Scene", "questions", "scenes"]

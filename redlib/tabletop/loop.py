@@ -1,0 +1,128 @@
+"""One resumable training loop for all stages.
+
+A stage is a number of steps; a step is a function of its number alone, since it draws its data
+from `default_rng([seed, step])`. So a killed run goes on from its last checkpoint and sees the
+data it would have seen. Matrices inside the transformers train with Muon, everything else with
+AdamW; the learning rate rises for a few steps, stays, and falls to zero over the last part.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+MATRIX_RATE = 0.02
+OTHER_RATE = 1e-3
+WARM_UP = 40
+FALL = 0.45  # share of the steps over which the rate falls to zero
+
+
+@dataclass(frozen=True)
+class Stage:
+    """name, number of steps, and seconds between checkpoints."""
+
+    name: str
+    steps: int
+    every: int = 60
+
+
+def optimizers(modules: Iterable[nn.Module], *, scale: float = 1.0) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of transformer layers, AdamW for the rest (embeddings, norms, biases,
+    convolution, heads)."""
+    matrices, others = [], []
+    for module in modules:
+        for name, weight in module.named_parameters():
+            inner = weight.ndim == 2 and ".layers." in f".{name}"
+            (matrices if inner else others).append(weight)
+    chosen: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(others, lr=OTHER_RATE * scale, betas=(0.9, 0.98), weight_decay=0.01)
+    ]
+    if matrices:
+        chosen.append(torch.optim.Muon(matrices, lr=MATRIX_RATE * scale, weight_decay=0.01))
+    for optimizer in chosen:
+        for group in optimizer.param_groups:
+            group["peak"] = group["lr"]
+    return chosen
+
+
+def rate(step: int, steps: int) -> float:
+    """Factor on the peak learning rate."""
+    return min(1.0, (step + 1) / WARM_UP, (steps - step) / max(1.0, FALL * steps))
+
+
+def run(stage: Stage, folder: Path, modules: dict[str, nn.Module], *,
+        loss: Callable[[int], tuple[torch.Tensor, dict[str, float]]],
+        check: Callable[[], dict[str, float]], checks: int = 10,
+        scale: float = 1.0) -> list[dict]:  # fmt: skip
+    """Train the modules through one stage, or load them where the stage is already done.
+
+    Args:
+        folder: where `<stage>.pt` and `<stage>.jsonl` live.
+        loss: step number -> (loss, numbers to log).
+        check: held-out accuracies, called `checks` times over the stage.
+
+    Returns:
+        the log, one row per check.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{stage.name}.pt"
+    opts = optimizers(modules.values(), scale=scale)
+    step, log, spent = 0, [], 0.0
+    if path.exists():
+        state = torch.load(path, weights_only=True)
+        step, log, spent = state["step"], json.loads(state["log"]), state["seconds"]
+        for name, module in modules.items():
+            module.load_state_dict(state["modules"][name])
+        if step >= stage.steps:
+            return log
+        for opt, saved in zip(opts, state["optimizers"], strict=True):
+            opt.load_state_dict(saved)
+
+    def save() -> None:
+        temporary = path.with_suffix(".tmp")
+        torch.save(
+            {"step": step, "log": json.dumps(log), "seconds": spent,
+             "modules": {name: module.state_dict() for name, module in modules.items()},
+             "optimizers": [opt.state_dict() for opt in opts] if step < stage.steps else []},
+            temporary)  # fmt: skip
+        os.replace(temporary, path)
+
+    started = saved_at = time.monotonic()
+    before = spent
+    weights = [p for module in modules.values() for p in module.parameters()]
+    bar = tqdm(total=stage.steps, initial=step, desc=stage.name, mininterval=10)
+    while step < stage.steps:
+        factor = rate(step, stage.steps)
+        for opt in opts:
+            for group in opt.param_groups:
+                group["lr"] = group["peak"] * factor
+        for module in modules.values():
+            module.train()
+        value, numbers = loss(step)
+        value.backward()
+        nn.utils.clip_grad_norm_(weights, 1.0)
+        for opt in opts:
+            opt.step()
+            opt.zero_grad(set_to_none=True)
+        step += 1
+        spent = before + time.monotonic() - started
+        bar.update()
+        if step % max(1, stage.steps // checks) == 0 or step == stage.steps:
+            for module in modules.values():
+                module.eval()
+            with torch.no_grad():
+                row = {"stage": stage.name, "step": step, **numbers, **check()}
+            row = {key: round(v, 4) if isinstance(v, float) else v for key, v in row.items()}
+            log.append({**row, "minutes": round(spent / 60, 1)})
+            bar.write(json.dumps(log[-1]))
+        if time.monotonic() - saved_at > stage.every or step == stage.steps:
+            save()
+            saved_at = time.monotonic()
+    bar.close()
+    return log

@@ -1,0 +1,48 @@
+"""redlib: how much a visual token says, and which ones can go.
+
+The library behind the notebooks of this repository. Imports point only downwards:
+
+    params, geometry, errors            parameters, token grids, the error a reader sees
+    models, store                       a checkpoint as one handle; resumable result tables
+    engine                              exact forwards over many variants of one image
+    probe, leave_one_out, states,       what a token says alone, what its absence changes, what
+    clustering, codebook                attention says of it; prototypes of redundant tokens
+    prune, bench                        which tokens to keep; what the answers are then worth
+    notebook, report, batch             one run, its figures and its page
+
+Letters of shapes: B batch, T sequence, L visual tokens, D width, V vocabulary, N prototypes.
+A *patch* is a square of the image, a *visual token* its vector at the language model's input.
+
+Names below are imported when they are first used, so `import redlib` alone costs nothing.
+"""
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Grid": "geometry",
+    "RedlibError": "errors",
+    "VLM": "models",
+    "begin": "notebook",
+    "load": "models",
+    "open_image": "models",
+}
+_MODULES = (
+    "batch", "bench", "clustering", "codebook", "engine", "errors", "geometry", "leave_one_out",
+    "models", "notebook", "params", "probe", "prune", "report", "states", "store", "tabletop",
+)  # fmt: skip
+
+__all__ = ["__version__", *_HOME, *_MODULES]
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOME:
+        return getattr(import_module(f"redlib.{_HOME[name]}"), name)
+    if name in _MODULES:
+        return import_module(f"redlib.{name}")
+    raise AttributeError(f"module 'redlib' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

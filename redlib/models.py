@@ -1,0 +1,392 @@
+"""One handle for a LLaVA checkpoint: the stock model, its processor and the facts around them.
+
+A stock `LlavaForConditionalGeneration` turns pixels and text into an answer in one call. The
+paper's experiments need the stages in between: the visual tokens before the language model sees
+them, the text split at the place where they go, the embedding that stands for "nothing". `VLM`
+exposes those stages and adds no computation of its own; every number comes from the stock modules.
+
+    vlm = load("tiny-llava-1.5")
+    encoded = vlm.encode([open_image("kitchen.jpg")])     # tokens (1, L, D)
+    before, after = vlm.prompt("What is this?")           # ids around the image
+    rows = torch.cat([vlm.embed(before), encoded.tokens[0], vlm.embed(after)])   # (T, D)
+
+A name is looked up as an embedded checkpoint, then as a folder, then as a Hugging Face id.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor, nn
+
+from redlib.errors import RedlibError
+from redlib.geometry import Grid
+
+DECODERS = ("llama",)
+"""Text model types whose layers `redlib.engine` reproduces exactly."""
+
+PAPER_LAYERS = (1, 16, 30)
+PAPER_DEPTH = 32
+"""The layers of Figure 4, counted from 0, and the number of layers of the model they belong to."""
+
+DTYPES = {
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float32": torch.float32,
+    "float64": torch.float64,
+}
+VISION_BATCH = 8
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What the vision side says about B images.
+
+    Attributes:
+        tokens: (B, L, D) visual tokens, after the projector, as the language model receives them.
+        cls_similarity: (B, L) cosine between a patch and [cls] at the feature layer of the tower.
+        norms: (B, L) Euclidean norms of the patches at that layer, before the projector.
+    """
+
+    tokens: Tensor
+    cls_similarity: Tensor
+    norms: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class VLM:
+    """A loaded checkpoint.
+
+    Attributes:
+        name: the name it was loaded by.
+        model: the stock model, in evaluation mode.
+        processor: its stock processor.
+        grid: the patches of one image.
+        width: D, the width of a visual token and of the language model.
+        device: where the model lives.
+        dtype: what it computes in.
+        pad: (D,) embedding of the pad token, which replaces ablated tokens.
+        layers: shallow, middle and deep decoder layer, from 0, at the relative depth of the paper's
+            1, 16 and 30 of 32.
+        repeats: how often a single-token probe repeats its token (1 for LLaVA-1.5).
+        newline: (D,) embedding that ends an image line, or None where the family has none.
+        revision: SHA-256 of the weights of a folder, or the commit of a downloaded checkpoint.
+    """
+
+    name: str
+    model: transformers.LlavaForConditionalGeneration
+    processor: transformers.LlavaProcessor
+    grid: Grid
+    width: int
+    device: torch.device
+    dtype: torch.dtype
+    pad: Tensor
+    layers: tuple[int, int, int]
+    revision: str
+    repeats: int = 1
+    newline: Tensor | None = None
+
+    @property
+    def decoder(self) -> nn.Module:
+        """The language model without its head."""
+        return self.model.model.language_model
+
+    @property
+    def side(self) -> int:
+        """Side of the vision tower's square input, in pixels."""
+        return self.model.config.vision_config.image_size
+
+    @torch.no_grad()
+    def encode(self, images: Sequence[Image.Image]) -> Encoded:
+        """Visual tokens and tower-side scores of B images; see `Encoded` for the shapes."""
+        if not images:
+            raise RedlibError("encode needs at least one image; got none")
+        parts = [
+            self._encode(images[start : start + VISION_BATCH])
+            for start in range(0, len(images), VISION_BATCH)
+        ]
+        return Encoded(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+    def _encode(self, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor, Tensor]:
+        pixels = self.processor.image_processor(images=list(images), return_tensors="pt")
+        output = self.model.get_image_features(
+            pixels["pixel_values"].to(self.device, self.dtype), output_hidden_states=True
+        )
+        tokens = torch.stack(list(output.pooler_output))  # (B, L, D)
+        features = output.hidden_states[self.model.config.vision_feature_layer]  # (B, 1 + L, .)
+        # Half precision has too few digits for a cosine that is then ranked over 576 patches.
+        features = features if features.dtype == torch.float64 else features.float()
+        cls, patches = features[:, :1], features[:, 1:]
+        similarity = torch.cosine_similarity(cls, patches, dim=-1)  # (B, L)
+        return tokens, similarity, patches.norm(dim=-1)
+
+    def view(self, image: Image.Image) -> Image.Image:
+        """The square the model sees: resized and cropped, (side, side) RGB, for drawing on."""
+        pixels = self.processor.image_processor(
+            images=image, do_rescale=False, do_normalize=False, return_tensors="np"
+        )["pixel_values"][0]  # (3, side, side)
+        pixels = np.asarray(pixels).round().clip(0, 255).astype(np.uint8)
+        return Image.fromarray(pixels.transpose(1, 2, 0))
+
+    def prompt(self, text: str) -> tuple[Tensor, Tensor]:
+        """Token ids before and after the image: (T1,) and (T2,) int64.
+
+        The chat template is filled with one image and `text` and cut at the image placeholder; T1
+        includes the begin-of-sequence token where the tokenizer adds one.
+        """
+        message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}
+        filled = self.processor.apply_chat_template([message], add_generation_prompt=True)
+        ids = torch.tensor(self.processor.tokenizer(filled)["input_ids"], device=self.device)
+        at = (ids == self.model.config.image_token_id).nonzero().flatten()
+        if len(at) != 1:
+            raise RedlibError(
+                f"the prompt {text!r} holds {len(at)} image placeholders instead of one;"
+                f" leave {self.processor.image_token!r} out of it"
+            )
+        return ids[: at[0]], ids[at[0] + 1 :]
+
+    @torch.no_grad()
+    def embed(self, ids: Tensor | Sequence[int]) -> Tensor:
+        """Input embeddings (T, D) of token ids (T,)."""
+        ids = torch.as_tensor(ids, dtype=torch.long, device=self.device)
+        return self.model.get_input_embeddings()(ids)
+
+    def word(self, token_id: int) -> str:
+        """The text of one token, without surrounding space."""
+        return self.processor.tokenizer.decode([int(token_id)]).strip()
+
+
+def load(
+    name: str,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    revision: str | None = None,
+    pad_token_id: int | None = None,
+) -> VLM:
+    """Load a LLaVA-1.5 checkpoint by embedded name, folder or Hugging Face id.
+
+    Args:
+        name: e.g. "tiny-llava-1.5", "checkpoints/mine" or "llava-hf/llava-1.5-7b-hf".
+        device: "auto" takes CUDA, then Apple's MPS, then the CPU.
+        dtype: "auto" is float32, except on CUDA for checkpoints stored in half precision, which run
+            in float16: bfloat16 rounds logits too coarsely for the thresholds of the cascade.
+        revision: commit, branch or tag of a Hugging Face id.
+        pad_token_id: the token whose embedding replaces ablated tokens; by default the one the
+            checkpoint names. (The authors used id 0 of the original LLaVA-1.5.)
+
+    Raises:
+        RedlibError: nothing of that name, not a LLaVA-1.5, or unreadable files.
+    """
+    source = _locate(name)
+    place = _device(device)
+    with _quiet():
+        try:
+            config = transformers.AutoConfig.from_pretrained(source, revision=revision)
+            _check(name, config)
+            precision = _dtype(dtype, place, config.dtype)
+            model = transformers.LlavaForConditionalGeneration.from_pretrained(
+                source, revision=revision, dtype=precision, use_safetensors=True
+            )
+            # The PIL back end gives the same pixels whether or not torchvision is installed.
+            processor = transformers.AutoProcessor.from_pretrained(
+                source, revision=revision, backend="pil"
+            )
+        except RedlibError:
+            raise
+        except Exception as error:  # transformers and safetensors raise many kinds for bad files
+            raise RedlibError(f"cannot load model {name!r}: {_first_line(error)}") from error
+    if processor.chat_template is None:
+        raise RedlibError(f"model {name!r} has no chat template; save one with its processor")
+    model = model.to(place).eval()
+    text = config.text_config
+    pad_id = _pad_id(name, config, processor, pad_token_id)
+    cells = config.vision_config.image_size // config.vision_config.patch_size
+    return VLM(
+        name=name,
+        model=model,
+        processor=processor,
+        grid=Grid(cells, cells),
+        width=text.hidden_size,
+        device=place,
+        dtype=precision,
+        pad=model.get_input_embeddings().weight[pad_id].detach().clone(),
+        layers=relative_layers(text.num_hidden_layers),
+        revision=_revision(source, config),
+    )
+
+
+def embedded() -> list[str]:
+    """Names of the checkpoints shipped with the package."""
+    root = _checkpoints()
+    if not root.is_dir():
+        return []
+    return sorted(path.name for path in root.iterdir() if (path / "config.json").is_file())
+
+
+def relative_layers(depth: int) -> tuple[int, int, int]:
+    """Shallow, middle and deep layer of a decoder of `depth` layers, counted from 0.
+
+    A layer l of the paper's 32 lies at the relative depth l / 31; 6 layers give (0, 3, 5).
+    """
+    shallow, middle, deep = (
+        round(layer / (PAPER_DEPTH - 1) * (depth - 1)) for layer in PAPER_LAYERS
+    )
+    return shallow, middle, deep
+
+
+def open_image(path: str | Path) -> Image.Image:
+    """Read an image file as RGB, upright, with transparency laid on white.
+
+    Raises:
+        RedlibError: missing, a folder, not an image, truncated or without pixels.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise RedlibError(f"image {str(path)!r} does not exist or is not a file")
+    if path.stat().st_size == 0:
+        raise RedlibError(f"image {str(path)!r} is empty (0 bytes)")
+    try:
+        with Image.open(path) as file:
+            file.load()
+            image = ImageOps.exif_transpose(file)
+    except UnidentifiedImageError as error:
+        raise RedlibError(f"{str(path)!r} is not an image that Pillow can read") from error
+    except Image.DecompressionBombError as error:
+        raise RedlibError(f"image {str(path)!r} is too large: {_first_line(error)}") from error
+    except (OSError, SyntaxError, ValueError) as error:
+        raise RedlibError(
+            f"image {str(path)!r} is truncated or damaged: {_first_line(error)}"
+        ) from error
+    if image.width == 0 or image.height == 0:
+        raise RedlibError(f"image {str(path)!r} has no pixels ({image.width} x {image.height})")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def _checkpoints() -> Path:
+    return Path(str(resources.files("redlib"))) / "checkpoints"
+
+
+def _locate(name: str) -> str:
+    """A folder, or a Hugging Face id unchanged."""
+    shipped = _checkpoints() / name
+    for folder in (shipped, Path(name).expanduser()):
+        if folder.is_dir():
+            if not (folder / "config.json").is_file():
+                raise RedlibError(f"model folder {name!r} holds no config.json")
+            return str(folder)
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        return name
+    raise RedlibError(
+        f"no model {name!r}: not embedded ({', '.join(embedded()) or 'none shipped'}),"
+        " not a folder, not a Hugging Face id such as llava-hf/llava-1.5-7b-hf"
+    )
+
+
+def _check(name: str, config: transformers.PretrainedConfig) -> None:
+    if config.model_type != "llava":
+        raise RedlibError(
+            f"model {name!r} is a {config.model_type!r}, not a LLaVA-1.5 (model_type 'llava')"
+        )
+    if config.text_config.model_type not in DECODERS:
+        raise RedlibError(
+            f"model {name!r} decodes with {config.text_config.model_type!r};"
+            f" only {', '.join(DECODERS)} is reproduced exactly"
+        )
+    if config.vision_feature_select_strategy != "default" or not isinstance(
+        config.vision_feature_layer, int
+    ):
+        raise RedlibError(
+            f"model {name!r} must take its features from one layer without [cls]; got layer"
+            f" {config.vision_feature_layer!r}, strategy {config.vision_feature_select_strategy!r}"
+        )
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        if torch.cuda.is_available():
+            name = "cuda"
+        else:
+            name = "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise RedlibError(f"device must be auto, cpu, cuda or mps; got {name!r}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise RedlibError(f"device {name!r} asked for, but this torch finds no CUDA; write cpu")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise RedlibError(f"device {name!r} asked for, but this torch finds no MPS; write cpu")
+    return device
+
+
+def _dtype(name: str, device: torch.device, stored: torch.dtype | None) -> torch.dtype:
+    if name == "auto":
+        half = stored in (torch.float16, torch.bfloat16)
+        return torch.float16 if half and device.type == "cuda" else torch.float32
+    if name not in DTYPES:
+        raise RedlibError(f"dtype must be auto, {', '.join(DTYPES)}; got {name!r}")
+    return DTYPES[name]
+
+
+def _pad_id(
+    name: str,
+    config: transformers.PretrainedConfig,
+    processor: transformers.LlavaProcessor,
+    asked: int | None,
+) -> int:
+    named = (
+        asked,
+        getattr(config.text_config, "pad_token_id", None),
+        getattr(config, "pad_token_id", None),
+        processor.tokenizer.pad_token_id,
+    )
+    pad_id = next((value for value in named if value is not None), None)
+    size = config.text_config.vocab_size
+    if pad_id is None or not 0 <= pad_id < size:
+        raise RedlibError(
+            f"model {name!r} has pad token id {pad_id!r}, outside its {size} tokens;"
+            " give pad_token_id"
+        )
+    return pad_id
+
+
+def _revision(source: str, config: transformers.PretrainedConfig) -> str:
+    folder = Path(source)
+    if not folder.is_dir():
+        return config._commit_hash or "unknown"
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Load without the bar that transformers draws per weight; a caller's setting is restored."""
+    shown = transformers.utils.logging.is_progress_bar_enabled()
+    if shown:
+        transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers.utils.logging.enable_progress_bar()
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

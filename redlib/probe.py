@@ -1,0 +1,147 @@
+"""What one visual token says on its own (sections 3.1.1 and 7.2).
+
+The whole image is replaced by a single visual token and the model is asked to describe it in one
+word. If the most likely word gets most of the probability, the token carries something that the
+model recognises; if the probability is spread thin, it does not. Two readings of that number are
+kept, since the paper's equations and its implementation details differ:
+
+    top1       softmax over the whole vocabulary                            (eq. 5-6)
+    top1_head  softmax over the 50 most likely candidates                   (section 9.1)
+
+An answer that begins with an article ("a cup") says nothing in its first token. The article that
+was decoded is then fed back and the second step is read instead. Articles are recognised by their
+decoded text - the, a, an in any case - so the rule holds for every tokenizer.
+
+    frame = single(vlm, encoded.tokens[0], range(576), prompt="What does this image show? ...")
+    frame.sort_values("top1").head()      # the tokens the model knows least about
+"""
+
+from collections.abc import Sequence
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from redlib.engine import Prefix, extend, forward
+from redlib.errors import RedlibError
+from redlib.models import VLM
+
+ARTICLES = frozenset({"the", "a", "an"})
+TOP = 50
+"""Candidates of `top1_head` in the paper."""
+
+
+def single(
+    vlm: VLM,
+    tokens: Tensor,
+    patches: Sequence[int],
+    *,
+    prompt: str,
+    top: int = TOP,
+    keep_top: int = 0,
+    batch: int | None = None,
+) -> pd.DataFrame:
+    """Probe visual tokens one at a time.
+
+    Args:
+        tokens: (L, D) visual tokens of one image.
+        patches: raster indices of the tokens to probe.
+        prompt: the instruction that follows the token.
+        top: candidates of `top1_head`.
+        keep_top: also keep ids and logits of that many best candidates, as lists in `top_ids` and
+            `top_logits`; 0 keeps none.
+        batch: rows a forward; by default as many as suit the device.
+
+    Returns one row a patch, in the order given: patch, word, token_id, top1, top1_head, logit,
+    margin (logit to the runner-up), entropy (nats, whole vocabulary), article (an article was
+    decoded first and skipped).
+    """
+    patches = check_patches(patches, tokens)
+    logits, article = single_logits(vlm, tokens, patches, prompt=prompt, batch=batch)
+    size = logits.shape[1]
+    if not 2 <= top <= size or not 0 <= keep_top <= size:
+        raise RedlibError(
+            f"top must lie in 2..{size} and keep_top in 0..{size}; got {top!r} and {keep_top!r}"
+        )
+    best, ids = logits.topk(max(top, keep_top), dim=1)  # (B, k)
+    log_p = logits.log_softmax(dim=1)
+    entropy = -(log_p.exp() * log_p).sum(dim=1)
+    frame = pd.DataFrame(
+        {
+            "patch": patches,
+            "word": [vlm.word(token) for token in ids[:, 0].tolist()],
+            "token_id": ids[:, 0].cpu().numpy(),
+            "top1": log_p.max(dim=1).values.exp().cpu().numpy(),
+            "top1_head": best[:, :top].softmax(dim=1)[:, 0].cpu().numpy(),
+            "logit": best[:, 0].cpu().numpy(),
+            "margin": (best[:, 0] - best[:, 1]).cpu().numpy(),
+            "entropy": entropy.cpu().numpy(),
+            "article": article.cpu().numpy(),
+        }
+    )
+    if keep_top:
+        frame["top_ids"] = ids[:, :keep_top].tolist()
+        frame["top_logits"] = best[:, :keep_top].tolist()
+    return frame
+
+
+def single_logits(
+    vlm: VLM,
+    tokens: Tensor,
+    patches: Sequence[int],
+    *,
+    prompt: str,
+    batch: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Logits (B, V) at the step that is read, and whether an article came before it (B,) bool."""
+    before, after = (vlm.embed(ids) for ids in vlm.prompt(prompt))
+    text = extend(vlm, before)
+    index = torch.as_tensor(check_patches(patches, tokens), device=tokens.device)
+    visual = tokens[index, None].expand(-1, vlm.repeats, -1)  # (B, repeats, D)
+    rows = end_image(vlm, visual, after)  # (B, n, D)
+    return skip_articles(vlm, text, rows, batch=batch)[:2]
+
+
+def end_image(vlm: VLM, visual: Tensor, after: Tensor) -> Tensor:
+    """Rows (B, n, D) of visual tokens (B, l, D), the line end if there is one, and the text."""
+    size = len(visual)
+    newline = [] if vlm.newline is None else [vlm.newline.expand(size, 1, -1)]
+    return torch.cat([visual, *newline, after.expand(size, -1, -1)], dim=1)
+
+
+def skip_articles(
+    vlm: VLM, text: Prefix, rows: Tensor, *, batch: int | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Read the first step of each row, or the second where the first is an article.
+
+    Args:
+        text: the shared text before the image.
+        rows: (B, n, D) embeddings that follow it.
+
+    Returns logits (B, V) at the step read, article (B,) bool, and the first step's best token id
+    (B,), which is the article where there is one.
+    """
+    logits = forward(vlm, text, rows, batch=batch)
+    first = logits.argmax(dim=1)  # (B,)
+    article = is_article(vlm, first)
+    if article.any():
+        fed = vlm.embed(first[article])[:, None]  # (A, 1, D)
+        logits[article] = forward(vlm, text, torch.cat([rows[article], fed], dim=1), batch=batch)
+    return logits, article, first
+
+
+def is_article(vlm: VLM, ids: Tensor) -> Tensor:
+    """(B,) bool: which token ids (B,) decode to an article."""
+    known = {token: vlm.word(token).lower() in ARTICLES for token in set(ids.tolist())}
+    return torch.tensor([known[token] for token in ids.tolist()], device=ids.device)
+
+
+def check_patches(patches: Sequence[int], tokens: Tensor) -> list[int]:
+    """The patches as plain integers, refused unless all of them lie in the image."""
+    patches = [int(patch) for patch in patches]
+    outside = [patch for patch in patches if not 0 <= patch < len(tokens)]
+    if outside:
+        raise RedlibError(f"patch {outside[0]} lies outside 0..{len(tokens) - 1}")
+    if not patches:
+        raise RedlibError("no patches given; name at least one")
+    return patches

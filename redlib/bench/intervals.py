@@ -1,0 +1,153 @@
+"""Intervals that know which answers belong together.
+
+Questions about one image share that image: if the model sees it badly, all of them go wrong. To
+treat them as independent makes an interval too narrow. The clustered bootstrap draws whole
+*images* with replacement and recomputes the number on each draw:
+
+    interval(frame.correct, frame.image)                      # accuracy
+    interval(frame.correct, frame.image, strata=frame.task)   # mean over tasks
+    difference(ours.correct, random.correct, ours.image)      # paired: same questions, two methods
+
+The paired difference is drawn on the differences of each question, so what is hard for both methods
+cancels. It is the right test of "A is better than B"; two overlapping intervals are not.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from redlib.errors import RedlibError
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with its bootstrap interval.
+
+    Attributes:
+        mean: the number itself, not the mean of the draws.
+        low, high: percentiles of the draws.
+        n: values behind it.
+        clusters: distinct clusters (images) behind it.
+    """
+
+    mean: float
+    low: float
+    high: float
+    n: int
+    clusters: int
+
+
+def interval(
+    values: Sequence[float],
+    clusters: Sequence,
+    *,
+    strata: Sequence | None = None,
+    resamples: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Mean of `values` with a percentile bootstrap interval over `clusters`.
+
+    Args:
+        values: (n,) numbers or booleans.
+        clusters: (n,) what is drawn: the image of each value.
+        strata: (n,) labels; when given, the mean is the unweighted mean of the means per label
+            (POPE's mean of subsets, the mean over tasks). A draw without any value of a label
+            takes the mean over the others.
+        resamples: number of draws.
+        level: share of the draws inside the interval.
+        seed: seed of the draws.
+
+    Raises:
+        RedlibError: no values, lengths that differ, or an argument out of range.
+    """
+    numbers = np.asarray(values, dtype=float)
+    if not len(numbers):
+        raise RedlibError("an interval needs at least one value; got none")
+    labels = np.zeros(len(numbers)) if strata is None else np.asarray(strata)
+    if not len(numbers) == len(clusters) == len(labels):
+        raise RedlibError(
+            f"an interval needs one cluster and one stratum per value; got {len(numbers)} values, "
+            f"{len(clusters)} clusters, {len(labels)} strata"
+        )
+    if resamples < 1 or not 0 < level < 1:
+        raise RedlibError(
+            f"resamples must be at least 1 and level in (0, 1); got {resamples!r} and {level!r}"
+        )
+    cluster_names, cluster = np.unique(np.asarray(clusters), return_inverse=True)
+    stratum_names, stratum = np.unique(labels, return_inverse=True)
+    c, s = len(cluster_names), len(stratum_names)
+    sums, counts = np.zeros((c, s)), np.zeros((c, s))
+    np.add.at(sums, (cluster, stratum), numbers)
+    np.add.at(counts, (cluster, stratum), 1)
+
+    # A draw of C clusters with replacement, as how often each is drawn.
+    draws = np.random.default_rng(seed).multinomial(c, np.full(c, 1 / c), size=resamples)  # (R, C)
+    drawn = draws @ counts  # (R, S)
+    means = np.divide(draws @ sums, drawn, out=np.full(drawn.shape, np.nan), where=drawn > 0)
+    low, high = np.quantile(np.nanmean(means, axis=1), [(1 - level) / 2, (1 + level) / 2])
+    mean = (sums.sum(axis=0) / counts.sum(axis=0)).mean()
+    return Interval(float(mean), float(low), float(high), len(numbers), c)
+
+
+def difference(
+    first: Sequence[float],
+    second: Sequence[float],
+    clusters: Sequence,
+    *,
+    strata: Sequence | None = None,
+    resamples: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Paired difference, mean of `first` - `second`, where both answer the same n questions.
+
+    Arguments and errors as in `interval`; row i of both is one question.
+    """
+    a, b = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
+    if a.shape != b.shape:
+        raise RedlibError(
+            f"a paired difference needs the same questions on both sides; "
+            f"got {len(a)} and {len(b)} values"
+        )
+    return interval(a - b, clusters, strata=strata, resamples=resamples, level=level, seed=seed)
+
+
+def accuracy(
+    answers: pd.DataFrame,
+    by: Sequence[str] = ("method", "task"),
+    *,
+    resamples: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Accuracy with interval for every group of `answers`, in order of first appearance.
+
+    Args:
+        answers: rows of `evaluate`, with columns image, correct, kept and those named in `by`.
+        by: columns that make a group.
+        resamples, level, seed: as in `interval`.
+
+    Returns:
+        Columns `by`, then accuracy, low, high, n (questions), images, kept (mean number of visual
+        tokens over the questions' images, each image once).
+    """
+    rows = []
+    for key, part in answers.groupby(list(by), sort=False):
+        found = interval(
+            part["correct"], part["image"], resamples=resamples, level=level, seed=seed
+        )
+        rows.append(
+            {
+                **dict(zip(by, key, strict=True)),
+                "accuracy": found.mean,
+                "low": found.low,
+                "high": found.high,
+                "n": found.n,
+                "images": found.clusters,
+                "kept": part.groupby("image")["kept"].mean().mean(),
+            }
+        )
+    return pd.DataFrame(rows)

@@ -1,0 +1,358 @@
+"""The redundancy codebook: which visual tokens become prototypes (section 4.1, Algorithm 1).
+
+A prototype is a visual token of a training image that tells the language model nothing. Four
+criteria decide (eq. 1), each with one threshold:
+
+| criterion | from | a token passes when |
+|---|---|---|
+| tau_prob | single-token probe | its top-1 probability is low: no word comes to mind |
+| tau_out | clusters within its image | its cluster is small: it is an outlier |
+| tau_jsd | cascaded leave-one-out | its JSD is low: nobody misses it |
+| tau_in | clusters of all candidates | its cluster is large: other images have such tokens too |
+
+The first three are per token; who passes all three is a *candidate*. The fourth looks at the
+candidates of all images together, and what is left are the *prototypes*:
+
+    mask, survivors = candidates(table, criteria)                       # table: one row per token
+    chosen, clusters = prototypes(vectors[mask], table.image[mask], criteria,
+                                  neighbours=64, centres=64, survivors=survivors)
+    codebook = Codebook(vectors[mask][chosen], ...)
+    codebook.save("codebook.safetensors")
+
+The paper's text and the released code differ in three places, each a field of `Criteria`: whether
+a cluster of exactly tau_out still counts as small, whether tau_in counts the tokens of a cluster
+or the distinct images in it (the released 1.5 codebook is two clusters, 454 tokens; by the size
+rule the same candidates would give seven clusters, 868 tokens), and the thresholds.
+"""
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal, Self
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from redlib.clustering import Clusters, dpc_knn
+from redlib.errors import RedlibError
+
+_FORMAT = "redlib codebook 1"
+_RULES = {"rule_in": ("size", "images"), "rule_out": ("below", "at-most")}
+
+# tau_prob, tau_out, tau_in, tau_jsd (section 9.1; the released configuration files)
+_PAPER = {
+    "llava-1.5": (0.1, 8, 64, 2e-3),
+    "llava-next": (0.1, 8, 64, 2e-3),
+    "llava-onevision": (0.08, 3, 16, 1.5e-3),
+}
+_RELEASED = {
+    "llava-1.5": (0.15, 8, 64, 2e-3),
+    "llava-next": (0.1, 8, 64, 2e-3),
+    "llava-onevision": (0.08, 3, 16, 1.8e-3),
+}
+
+
+@dataclass(frozen=True)
+class Criteria:
+    """The four thresholds of eq. 1 and how each is compared.
+
+    A criterion is switched off by an infinite `tau_prob`, `tau_out` or `tau_jsd`, or `tau_in` 0.
+
+    Attributes:
+        tau_prob: a token passes when its top-1 probability is below.
+        tau_out: ... when the size of its cluster within the image is below.
+        tau_in: ... when its cluster of candidates is larger.
+        tau_jsd: ... when its final JSD (eq. 11) is below.
+        rule_in: what tau_in counts: "size", the candidates in the cluster (the paper's text), or
+            "images", the distinct images in it (the released code).
+        rule_out: whether a cluster of exactly tau_out is small: "below", it is not (the paper's
+            text), or "at-most", it is (the released code).
+    """
+
+    tau_prob: float
+    tau_out: float
+    tau_in: float
+    tau_jsd: float
+    rule_in: Literal["size", "images"] = "size"
+    rule_out: Literal["below", "at-most"] = "below"
+
+    def __post_init__(self) -> None:
+        for name in ("tau_prob", "tau_out", "tau_in", "tau_jsd"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+                raise RedlibError(f"{name} must be a number; got {value!r}")
+            if value < 0:
+                raise RedlibError(f"{name} must be 0 or more; got {value!r}")
+        for name, rules in _RULES.items():
+            if getattr(self, name) not in rules:
+                wanted = " or ".join(map(repr, rules))
+                raise RedlibError(f"{name} must be {wanted}; got {getattr(self, name)!r}")
+
+    @classmethod
+    def paper(cls, family: str = "llava-1.5") -> Self:
+        """The paper's thresholds (section 9.1) and its text's rules."""
+        return cls(*_thresholds(_PAPER, family))
+
+    @classmethod
+    def released(cls, family: str = "llava-1.5") -> Self:
+        """The released code's thresholds and rules.
+
+        Its tau_jsd belongs to its own JSD, a mean over candidates with the arguments exchanged:
+        use it with that column of the leave-one-out table.
+        """
+        return cls(*_thresholds(_RELEASED, family), rule_in="images", rule_out="at-most")
+
+    def for_images(self, n: int, *, of: int = 500) -> Self:
+        """The same criteria for `n` training images instead of `of`: tau_in in proportion.
+
+        64 for 500 images becomes 13 for 100.
+        """
+        if n < 1:
+            raise RedlibError(f"the number of training images must be at least 1; got {n!r}")
+        return replace(self, tau_in=round(self.tau_in * n / of))
+
+
+def candidates(
+    table: pd.DataFrame,
+    criteria: Criteria,
+    *,
+    probability: str = "top1_head",
+    jsd: str = "jsd_final",
+) -> tuple[np.ndarray, pd.Series]:
+    """Redundant candidates (Algorithm 1, lines 7-17) and how many pass each criterion.
+
+    Args:
+        table: one row per probed token, columns `cluster_size` (within the token's image),
+            `probability` and `jsd`. A NaN means "not computed, since another criterion failed
+            already" and does not pass.
+        criteria: the thresholds.
+        probability: column with the top-1 probability: "top1_head", among the top 50 (section
+            9.1), or "top1", over the whole vocabulary (eq. 6).
+        jsd: column with the final JSD (eq. 11).
+
+    Returns:
+        mask: (n,) bool, the candidates.
+        survivors: counts; index "probed", "tau_prob", "tau_out", "tau_jsd" (each criterion by
+            itself) and "candidates" (all three).
+    """
+    for column in (probability, "cluster_size", jsd):
+        if column not in table:
+            raise RedlibError(f"the table of probed tokens has no column {column!r}")
+    size = table["cluster_size"].to_numpy(float)
+    small = size <= criteria.tau_out if criteria.rule_out == "at-most" else size < criteria.tau_out
+    passed = {
+        "tau_prob": table[probability].to_numpy(float) < criteria.tau_prob,
+        "tau_out": small,
+        "tau_jsd": table[jsd].to_numpy(float) < criteria.tau_jsd,
+    }
+    mask = np.logical_and.reduce(list(passed.values()))
+    counts = {"probed": len(table)}
+    counts |= {name: int(flags.sum()) for name, flags in passed.items()}
+    counts["candidates"] = int(mask.sum())
+    return mask, pd.Series(counts, name="tokens")
+
+
+def prototypes(
+    vectors: torch.Tensor,
+    images: Sequence,
+    criteria: Criteria,
+    *,
+    neighbours: int,
+    centres: int,
+    squared: bool = True,
+    scaled: bool = False,
+    survivors: pd.Series | None = None,
+) -> tuple[np.ndarray, Clusters]:
+    """The candidates that other images share (Algorithm 1, lines 18-24).
+
+    With fewer candidates than `neighbours` + 1 or `centres` all of them are neighbours, or each
+    is a cluster; `Clusters.neighbours` and `len(Clusters.centre_index)` say what was used.
+
+    Args:
+        vectors: (n, D) the candidates.
+        images: (n,) the image of each.
+        criteria: `tau_in` and `rule_in` are used.
+        neighbours, centres, squared, scaled: as in `dpc_knn`.
+        survivors: second result of `candidates`, told in the error.
+
+    Returns:
+        mask: (n,) bool, the prototypes.
+        clusters: the clusters of all candidates.
+
+    Raises:
+        RedlibError: there is no candidate, or no cluster of them is large enough.
+    """
+    told = f" ({_tell(survivors)})" if survivors is not None else ""
+    n = len(vectors)
+    if n < 2:
+        raise RedlibError(
+            f"{'no patch survives' if n == 0 else 'only one patch survives'} the criteria{told}: "
+            "raise tau_prob, tau_out or tau_jsd"
+        )
+    clusters = dpc_knn(
+        vectors,
+        neighbours=min(neighbours, n - 1),
+        centres=min(centres, n),
+        squared=squared,
+        scaled=scaled,
+    )
+    distinct = clusters.distinct(images)
+    count = distinct if criteria.rule_in == "images" else clusters.cluster_sizes
+    mask = (count > criteria.tau_in)[clusters.labels]
+    if not mask.any():
+        what = "images" if criteria.rule_in == "images" else "candidates"
+        raise RedlibError(
+            f"no patch survives the criteria{told}: the largest of {len(count)} clusters has "
+            f"{count.max()} {what}, not more than tau_in {criteria.tau_in:g}"
+        )
+    return mask, clusters
+
+
+@dataclass(frozen=True, eq=False)
+class Codebook:
+    """N redundant prototypes, with where each came from.
+
+    Attributes:
+        vectors: (N, D) float32, as the projector made them (not normalised).
+        image: (N,) name of the training image of each prototype.
+        patch: (N,) raster index of its patch in that image.
+        model, revision: the checkpoint whose projector made the vectors; another model's tokens
+            live in another space.
+        criteria: how they were chosen.
+
+    Raises:
+        RedlibError: no prototype, NaN or infinite values, or lengths that do not fit together.
+    """
+
+    vectors: torch.Tensor
+    image: tuple[str, ...]
+    patch: tuple[int, ...]
+    model: str
+    revision: str
+    criteria: Criteria
+
+    def __post_init__(self) -> None:
+        vectors = self.vectors.detach().to("cpu", torch.float32).contiguous()
+        object.__setattr__(self, "vectors", vectors)
+        object.__setattr__(self, "image", tuple(str(name) for name in self.image))
+        object.__setattr__(self, "patch", tuple(int(index) for index in self.patch))
+        if vectors.ndim != 2 or vectors.shape[1] == 0:
+            raise RedlibError(f"a codebook has shape (N, D); got {tuple(vectors.shape)}")
+        if len(vectors) == 0:
+            raise RedlibError("the codebook is empty: it holds no prototype")
+        if not bool(torch.isfinite(vectors).all()):
+            raise RedlibError("the codebook has NaN or infinite values")
+        if not len(vectors) == len(self.image) == len(self.patch):
+            raise RedlibError(
+                f"the codebook names {len(self.image)} images and {len(self.patch)} patches "
+                f"for {len(vectors)} prototypes"
+            )
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    @property
+    def width(self) -> int:
+        """D, the width of the language model."""
+        return self.vectors.shape[1]
+
+    def save(self, path: str | Path) -> Path:
+        """Write as safetensors; the same codebook always gives the same bytes.
+
+        The file appears whole or not at all.
+        """
+        path = Path(path)
+        # JSON has no infinity, the value that switches a criterion off
+        criteria = {k: "inf" if v == math.inf else v for k, v in asdict(self.criteria).items()}
+        about = {
+            "format": _FORMAT,
+            "model": self.model,
+            "revision": self.revision,
+            "criteria": criteria,
+            "image": self.image,
+        }
+        tensors = {"prototypes": self.vectors, "patch": torch.tensor(self.patch)}
+        partial = path.with_name(path.name + ".partial")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # One metadata key: the order of several is not fixed in the file.
+            save_file(tensors, partial, metadata={"redlib": json.dumps(about, sort_keys=True)})
+            os.replace(partial, path)
+        except (OSError, SafetensorError) as error:
+            if partial.is_file():
+                partial.unlink()
+            raise RedlibError(f"cannot write the codebook {str(path)!r}: {error}") from error
+        return path
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        width: int | None = None,
+        model: str | None = None,
+        revision: str | None = None,
+    ) -> Self:
+        """Read a codebook, and check that it belongs to the model at hand.
+
+        Args:
+            path: file written by `save`.
+            width, model, revision: what the model at hand has; whatever is given must agree.
+
+        Raises:
+            RedlibError: the file is missing, not a codebook, empty, has NaN, or was made with
+                another width, model or revision.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise RedlibError(f"no codebook at {str(path)!r}: run notebook 05 to make it")
+        try:
+            with safe_open(path, framework="pt") as file:
+                about = json.loads((file.metadata() or {}).get("redlib", "{}"))
+                if about.get("format") != _FORMAT:
+                    raise RedlibError(f"{str(path)!r} is a safetensors file but not a codebook")
+                vectors = file.get_tensor("prototypes")
+                patch = file.get_tensor("patch").tolist()
+        except (OSError, SafetensorError, ValueError) as error:
+            raise RedlibError(
+                f"cannot read {str(path)!r} as a codebook: it is not a safetensors file ({error})"
+            ) from error
+        stored = about["criteria"]
+        criteria = Criteria(**{k: math.inf if v == "inf" else v for k, v in stored.items()})
+        try:
+            codebook = cls(
+                vectors, about["image"], patch, about["model"], about["revision"], criteria
+            )
+        except RedlibError as error:
+            raise RedlibError(f"{str(path)!r}: {error}") from error
+        if width is not None and codebook.width != width:
+            raise RedlibError(
+                f"codebook {str(path)!r} has width {codebook.width}, the model has {width}"
+            )
+        for name, wanted in (("model", model), ("revision", revision)):
+            found = getattr(codebook, name)
+            if wanted is not None and found != wanted:
+                raise RedlibError(
+                    f"codebook {str(path)!r} was made with {name} {found!r}, not {wanted!r}: "
+                    "run notebook 05 for this model"
+                )
+        return codebook
+
+
+def _thresholds(presets: dict[str, tuple], family: str) -> tuple:
+    if family not in presets:
+        raise RedlibError(f"family must be one of {', '.join(presets)}; got {family!r}")
+    return presets[family]
+
+
+def _tell(survivors: pd.Series) -> str:
+    """One line: how many tokens were probed and how many pass each criterion."""
+    each = ", ".join(f"{name} {n}" for name, n in survivors.items() if name.startswith("tau_"))
+    probed, left = survivors["probed"], survivors["candidates"]
+    return f"of {probed} probed patches pass: {each}; all three {left}"

@@ -1,0 +1,125 @@
+"""The command line: `redlib`, or `python -m redlib` where scripts are not on the path.
+
+    redlib run params/tiny.yaml             all notebooks, then the page of figures
+    redlib run params/tiny.yaml --only 05,06 --force
+    redlib params 04                        what can be set in notebook 04
+    redlib train tiny-llava-1.5             make the embedded model again, from nothing
+    redlib evaluate tiny-llava-1.5 --quick  measure what its model card says
+
+A mistake in the input ends with one line on stderr and exit code 2; a program error in a notebook
+with one line that says where to look, and exit code 1.
+"""
+
+import argparse
+import os
+import sys
+import textwrap
+from collections.abc import Sequence
+
+from redlib import batch, params
+from redlib.errors import RedlibError
+from redlib.notebook import declared, root
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with its errors in our one line."""
+
+    def error(self, message: str) -> None:
+        raise RedlibError(f"{message} (`{self.prog} --help` explains)")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    try:
+        chosen = _parser().parse_args(arguments)
+        return chosen.command(chosen) or 0
+    except RedlibError as error:
+        print(f"redlib: {error}", file=sys.stderr)
+        return 2
+    except batch.NotebookFailed as error:
+        print(f"redlib: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # the reader closed the pipe, as `redlib params | head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("redlib: interrupted; what was finished is kept", file=sys.stderr)
+        return 2
+
+
+def _run(chosen: argparse.Namespace) -> None:
+    only = [part.strip() for part in chosen.only.split(",")] if chosen.only else None
+    rows, page = batch.run(
+        chosen.file, only=only, force=chosen.force, say=lambda line: print(line, flush=True)
+    )
+    table = [("item", "file", "seconds"), *((row.item, row.file, row.seconds) for row in rows)]
+    widths = [max(len(line[column]) for line in table) for column in range(3)]
+    print()
+    for item, file, seconds in table:
+        print(f"{item:<{widths[0]}}  {file:<{widths[1]}}  {seconds:>{widths[2]}}")
+    print()
+    print(batch.from_here(page))
+
+
+def _params(chosen: argparse.Namespace) -> None:
+    names = list(params.Params.model_fields)
+    if chosen.notebook is not None:
+        if chosen.notebook not in params.NOTEBOOKS:
+            known = ", ".join(params.NOTEBOOKS)
+            raise RedlibError(f"no notebook {chosen.notebook!r}; there are {known}")
+        names = list(declared(root() / "notebooks" / params.NOTEBOOKS[chosen.notebook]))
+    for name in names:
+        if name not in params.Params.model_fields:
+            raise RedlibError(f"notebook {chosen.notebook}: unknown parameter {name!r}")
+        print(_explained(name))
+
+
+def _explained(name: str) -> str:
+    """One parameter in words: its type, its default, its meaning, and the presets' values."""
+    field = params.Params.model_fields[name]
+    default = "null" if field.default is None else str(field.default)
+    if isinstance(field.default, bool):
+        default = default.lower()
+    text = f"{field.description}. Type: {params.describe(name)}. Default: {default}."
+    if name in params.PRESETS["paper"]:
+        says = {p: params.preset_value(p, name, "llava-1.5") for p in params.PRESETS}
+        text += " Presets: " + ", ".join(f"{p} {value}" for p, value in says.items()) + "."
+    return f"{name}\n" + textwrap.indent(textwrap.fill(text, 92, break_on_hyphens=False), "    ")
+
+
+def _train(chosen: argparse.Namespace) -> int | None:
+    from redlib.tabletop import training  # torch, only for who needs it
+
+    return training.train(chosen.name)
+
+
+def _evaluate(chosen: argparse.Namespace) -> int | None:
+    from redlib.tabletop import evaluation  # torch, only for who needs it
+
+    return evaluation.main(chosen.name, quick=chosen.quick, as_json=chosen.json)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="redlib", description="Visual token redundancy, made runnable.")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
+    run = commands.add_parser("run", help="run the notebooks for a parameter file or a set")
+    run.add_argument("file", metavar="FILE", help="e.g. params/smoke.yaml")
+    run.add_argument("--only", metavar="02,03", help="numbers of the notebooks to run")
+    run.add_argument("--force", action="store_true", help="run even what has not changed")
+    run.set_defaults(command=_run)
+    show = commands.add_parser("params", help="names, types, defaults and meaning of parameters")
+    show.add_argument("notebook", metavar="NN", nargs="?", help="number of a notebook")
+    show.set_defaults(command=_params)
+    train = commands.add_parser("train", help="train an embedded model from nothing")
+    train.add_argument("name", metavar="NAME", help="e.g. tiny-llava-1.5")
+    train.set_defaults(command=_train)
+    evaluate = commands.add_parser("evaluate", help="measure an embedded model's card again")
+    evaluate.add_argument("name", metavar="NAME", help="e.g. tiny-llava-1.5")
+    evaluate.add_argument("--quick", action="store_true", help="a tenth of the questions")
+    evaluate.add_argument("--json", action="store_true", help="machine-readable output")
+    evaluate.set_defaults(command=_evaluate)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,339 @@
+"""What every notebook needs around its argument: parameters in, figures and numbers out.
+
+A notebook should read as an argument, so its plumbing is two lines:
+
+    session = redlib.begin("02", globals())       # first cell after the tagged `parameters` cell
+    ...
+    session.finish(share_right=0.41)              # last code cell
+
+`begin` reads the parameters where papermill leaves them, in the notebook's own global names, checks
+them, and finds the project's folder from wherever the kernel was started. The session then loads
+the model at the first use (`session.model`), opens resumable tables (`session.store`), and saves
+what a reader should see (`session.save`): a picture, the numbers behind it as CSV, and a note with
+its caption, how to read it, a text alternative and the parameters that made it. The page of all
+figures is built from those notes alone, so a figure and its caption cannot drift apart.
+
+Files hold no date and no machine name: the same run writes the same bytes.
+"""
+
+import ast
+import base64
+import html
+import io
+import json
+import os
+import platform
+import re
+import warnings
+from collections.abc import Iterable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from redlib import report
+from redlib.errors import RedlibError
+from redlib.params import NOTEBOOKS, Params, check
+from redlib.store import Store, atomic, code_version, read_json, write_json, writing
+
+# The modules that decide what a measured row holds; part of the key of every table.
+MEASURING: tuple[str, ...] = ("engine", "geometry", "leave_one_out", "models", "probe", "states")
+
+_KERNEL_NAMES = {"In", "Out", "exit", "quit", "get_ipython", "open"}
+_VERSIONS = ("redlib", "torch", "transformers", "numpy", "pandas", "matplotlib", "scikit-learn")
+
+
+def begin(notebook: str, names: Mapping[str, Any]) -> "Session":
+    """Check a notebook's parameters and start its session.
+
+    notebook: its number, a key of NOTEBOOKS. names: the notebook's `globals()`.
+    Every plain value (text, number, true/false, None, list, mapping) whose name has no leading
+    underscore counts as a parameter, and so does every parameter that another notebook declares.
+    When the cell is run again later, names that are no parameters are taken for the reader's own.
+    Raises RedlibError, one line, for an unknown name or a value of wrong type or range.
+    """
+    if notebook not in NOTEBOOKS:
+        raise RedlibError(f"no notebook {notebook!r}; there are {', '.join(NOTEBOOKS)}")
+    again = any(isinstance(value, Session) for value in names.values())
+    plain = (str, int, float, bool, list, tuple, dict, type(None))
+    values = {
+        name: value
+        for name, value in names.items()
+        if isinstance(value, plain)
+        and not name.startswith("_")
+        and name not in _KERNEL_NAMES
+        and not (again and name not in Params.model_fields)
+    }
+    # Matplotlib, transformers and the hub draw progress through tqdm, which would rather have
+    # ipywidgets and says so in the first cell's output.
+    warnings.filterwarnings("ignore", message="IProgress not found")
+    return Session(notebook, check(values, source=f"notebook {notebook}"))
+
+
+def root() -> Path:
+    """The project's folder, the one that holds notebooks/ and params/.
+
+    The folder named by REDLIB_ROOT, else the nearest one upwards from the current folder, else the
+    one that the installed package lies in. Raises RedlibError if there is none.
+    """
+    named = os.environ.get("REDLIB_ROOT")
+    here = Path.cwd()
+    for folder in [Path(named)] if named else [here, *here.parents, Path(__file__).parents[1]]:
+        if (folder / "notebooks").is_dir() and (folder / "params").is_dir():
+            return folder.resolve()
+    where = f"REDLIB_ROOT={named}" if named else str(here)
+    raise RedlibError(f"{where}: no folder with notebooks/ and params/ found from here")
+
+
+def runs_folder(run_name: str) -> Path:
+    """Where the run keeps its working files: REDLIB_RUNS (or runs/ in the project) / run_name."""
+    base = os.environ.get("REDLIB_RUNS")
+    return (Path(base) if base else root() / "runs") / run_name
+
+
+def figures_folder(params: Params) -> Path:
+    """figures/<run_name> for a run that is published, else a folder among its working files."""
+    if params.publish:
+        return root() / "figures" / params.run_name
+    return runs_folder(params.run_name) / "figures"
+
+
+def declared(path: str | Path) -> dict[str, Any]:
+    """The names and values in the cell of a notebook file that is tagged `parameters`.
+
+    Raises RedlibError if the file is no notebook, has not exactly one such cell, or that cell
+    holds anything but assignments of literals.
+    """
+    path = Path(path)
+    try:
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    except FileNotFoundError:
+        raise RedlibError(f"{path}: no such notebook") from None
+    except (OSError, ValueError, KeyError, TypeError):
+        raise RedlibError(f"{path}: not a notebook") from None
+    tagged = [c for c in cells if "parameters" in c.get("metadata", {}).get("tags", [])]
+    if len(tagged) != 1:
+        raise RedlibError(f"{path}: needs one cell tagged 'parameters'; got {len(tagged)}")
+    values: dict[str, Any] = {}
+    try:
+        for node in ast.parse("".join(tagged[0]["source"])).body:
+            target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
+            values[target.id] = ast.literal_eval(node.value)
+    except (SyntaxError, ValueError, AttributeError, TypeError):
+        raise RedlibError(f"{path}: the cell 'parameters' may only assign plain values") from None
+    return values
+
+
+class Session:
+    """One notebook, run once: `params`, `name` (of the run), `notebook`, `folder`, `figures`."""
+
+    def __init__(self, notebook: str, params: Params) -> None:
+        self.notebook = notebook
+        self.params = params
+        self.name = params.run_name
+        self.folder = runs_folder(self.name)
+        self.figures = figures_folder(params)
+        self._model: Any = None
+        self._saved: list[str] = []
+        self._claims: list[dict[str, Any]] = []
+        for folder in (self.folder, self.figures):
+            with writing(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+
+    def __repr__(self) -> str:
+        return f"notebook {self.notebook}, run {self.name!r}, model {self.params.model!r}"
+
+    @property
+    def model(self) -> Any:
+        """The model that the parameters name, as `redlib.models.load` returns it; loaded once."""
+        if self._model is None:
+            from redlib import models  # torch and transformers, only for who needs them
+
+            p = self.params
+            self._model = models.load(p.model, device=p.device, dtype=p.dtype, revision=p.revision)
+        return self._model
+
+    def store(
+        self,
+        kind: str,
+        *,
+        notebook: str | None = None,
+        code: Iterable[str] = MEASURING,
+        **key: Any,
+    ) -> Store:
+        """Open the resumable table `kind` of this run.
+
+        notebook: whose table; by default this notebook's own. code: the modules whose change makes
+        the rows stale. key: what else they depend on (prompt, patches, images ...). The model, its
+        revision and its dtype are part of the key always.
+        """
+        full = {
+            "model": self.params.model,
+            "revision": self.model.revision,
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "code": code_version(code),
+        } | key
+        return Store(self.folder / "store" / (notebook or self.notebook) / kind, full)
+
+    def file(self, name: str) -> Path:
+        """The path runs/<run>/results/<name>, for a result that is no table (a codebook)."""
+        path = self.folder / "results" / name
+        with writing(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def save(
+        self,
+        figure: Any,
+        name: str,
+        *,
+        title: str,
+        caption: str,
+        reading: str,
+        alt: str,
+        data: pd.DataFrame | None = None,
+        paper_item: str = "",
+    ) -> "Saved":
+        """Save a figure or a table with all that a reader needs, and return it for display.
+
+        figure: a matplotlib figure, or a data frame to be shown as a table.
+        name: of the files, without ending. title: short heading. caption: what is drawn, from what
+        and how many. reading: how to read it, and what would falsify the claim. alt: what the
+        picture shows, stating the finding (also the table's summary). data: the numbers drawn, a
+        tidy table (for a table: the table itself by default). paper_item: "Figure 4", "Table 1".
+        Writes <name>.csv, <name>.json and, for a figure, <name>.png; the note last, so that a
+        picture without numbers never appears on the page. Raises RedlibError for a name that is no
+        file name, an empty text, or a folder that cannot be written.
+        """
+        if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name):
+            raise RedlibError(f"name must be lower-case letters, digits, - and _; got {name!r}")
+        texts = {"title": title, "caption": caption, "reading": reading, "alt": alt}
+        for field, text in texts.items():
+            if not text.strip():
+                raise RedlibError(f"{name}: {field} is empty; every figure and table needs one")
+        is_table = isinstance(figure, pd.DataFrame)
+        data = figure if data is None and is_table else data
+        if data is None:
+            raise RedlibError(f"{name}: data is missing; every figure needs the numbers behind it")
+        if name not in self._saved:
+            self._saved.append(name)
+        note: dict[str, Any] = {
+            "name": name,
+            "kind": "table" if is_table else "figure",
+            "notebook": self.notebook,
+            "order": self._saved.index(name) + 1,
+            "paper_item": paper_item,
+            **texts,
+        }
+        png = None
+        if not is_table:
+            png = _png(figure)
+            note["width"], note["height"] = _png_size(png)
+            with atomic(self.figures / f"{name}.png") as temporary:
+                temporary.write_bytes(png)
+        csv = data.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+        with atomic(self.figures / f"{name}.csv") as temporary:
+            temporary.write_bytes(csv.encode("utf-8"))
+        note["parameters"] = self._own_parameters()
+        note["versions"] = self._versions()
+        write_json(self.figures / f"{name}.json", note)
+        return Saved(note, png=png, csv=csv)
+
+    def claim(
+        self, statement: str, *, holds: bool | None, evidence: str, paper_item: str = ""
+    ) -> None:
+        """Put a tested statement in the page's list of claims.
+
+        holds: True, False, or None when the data do not decide. evidence: the numbers behind it,
+        with n and interval.
+        """
+        entry = {"statement": statement, "holds": holds, "evidence": evidence}
+        self._claims.append(entry | {"paper_item": paper_item, "notebook": self.notebook})
+
+    def finish(self, **numbers: Any) -> pd.DataFrame:
+        """Write the notebook's numbers to results/<nb>.json; return them as (number, value).
+
+        Also drops figures that an earlier version of this notebook left in the folder, and writes
+        the claims.
+        """
+        write_json(self.file(f"{self.notebook}.json"), numbers)
+        for path in sorted(self.figures.glob("*.json")):
+            note = read_json(path)
+            stale = isinstance(note, dict) and note.get("notebook") == self.notebook
+            if stale and note.get("name") not in self._saved:
+                for suffix in (".json", ".png", ".csv"):
+                    path.with_suffix(suffix).unlink(missing_ok=True)
+        claims = self.figures / f"{self.notebook}.claims.json"
+        if self._claims:
+            write_json(claims, self._claims)
+        else:
+            claims.unlink(missing_ok=True)
+        rows = [{"number": name, "value": value} for name, value in numbers.items()]
+        return pd.DataFrame(rows, columns=["number", "value"])
+
+    def _own_parameters(self) -> dict[str, Any]:
+        """The parameters that this notebook declares; all of them if it cannot be found."""
+        values = self.params.model_dump()
+        try:
+            own = declared(root() / "notebooks" / NOTEBOOKS[self.notebook])
+        except RedlibError:
+            return values
+        own |= {"model": None, "preset": None, "seed": None}
+        return {name: value for name, value in values.items() if name in own}
+
+    def _versions(self) -> dict[str, str]:
+        versions = {"python": platform.python_version()}
+        for package in _VERSIONS:
+            try:
+                versions[package] = metadata.version(package).split("+")[0]
+            except metadata.PackageNotFoundError:
+                versions[package] = "not installed"
+        if self._model is not None:
+            versions["checkpoint"] = str(self._model.revision)[:12]
+        return versions
+
+
+class Saved:
+    """A figure or table that was saved; Jupyter shows the same bytes that lie in the file.
+
+    The alternative text goes with the picture, so that the committed notebook carries it too.
+    """
+
+    def __init__(self, note: Mapping[str, Any], *, png: bytes | None, csv: str) -> None:
+        self.note = dict(note)
+        self.png = png
+        self.csv = csv
+
+    def __repr__(self) -> str:
+        return f"{self.note['title']}: {self.note['alt']}"
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict, dict]:
+        if self.png is None:
+            table = report.table(io.StringIO(self.csv), caption=self.note["title"])
+            return {"text/html": table, "text/plain": repr(self)}, {}
+        data = {"image/png": base64.b64encode(self.png).decode(), "text/plain": repr(self)}
+        return data, {"image/png": {"alt": html.escape(self.note["alt"], quote=True)}}
+
+
+def _png(figure: Any) -> bytes:
+    """A matplotlib figure as PNG; the same figure gives the same bytes."""
+    import matplotlib.pyplot as plt
+
+    buffer = io.BytesIO()
+    figure.savefig(
+        buffer,
+        format="png",
+        dpi=120,
+        bbox_inches="tight",
+        facecolor="white",
+        metadata={"Software": None},
+        pil_kwargs={"optimize": True},
+    )
+    plt.close(figure)  # or the inline backend would show it a second time
+    return buffer.getvalue()
+
+
+def _png_size(png: bytes) -> tuple[int, int]:
+    """Width and height in pixels, from the header's fixed place."""
+    return int.from_bytes(png[16:20], "big"), int.from_bytes(png[20:24], "big")

@@ -1,0 +1,232 @@
+"""Resumable result tables: one part file per unit of work.
+
+A study asks thousands of questions of a model and may take hours; a kernel may be stopped, a disk
+may fill, a laptop may be closed. So a table is never held in memory until the end. Its rows are
+grouped in units (usually one image), and each unit is written to a part file of its own the moment
+it is done, under a temporary name first, so that a part file is either whole or absent. Doing the
+work again computes what is missing and nothing else:
+
+    store = Store("runs/smoke/store/04/study", {"model": "tiny-llava-1.5", "dtype": "float32"})
+    table = store.compute(["test-0", "test-1"], measure, describe="images")
+
+where `measure(unit)` returns the unit's rows as a data frame.
+
+What must not happen is that rows made with one setting end up beside rows made with another. The
+key says what the rows depend on; it lies beside them in `key.json`, and opening the folder with
+any other key is an error that names the field.
+"""
+
+import ast
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pandas as pd
+
+from redlib.errors import RedlibError
+
+_PART = ".parquet"
+
+
+@contextlib.contextmanager
+def atomic(path: str | Path) -> Iterator[Path]:
+    """Write `path` completely or not at all.
+
+    Yields a temporary path in the same folder (made if need be); when the block ends well it takes
+    the final name, otherwise it is removed. Raises RedlibError, one line, for a folder that is
+    read-only or full.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Turn a failure of the file system while writing `path` into one line of RedlibError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:  # not from the file system, e.g. a picture that cannot be encoded
+            raise
+        advice = (
+            "free some space"
+            if error.errno in (errno.ENOSPC, errno.EDQUOT)
+            else ("choose a folder that can be written, or set REDLIB_RUNS to one")
+        )
+        raise RedlibError(f"{path}: cannot be written ({error.strerror}); {advice}") from None
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write `text` to `path` atomically, in UTF-8 with "\\n" line ends on every platform."""
+    with atomic(path) as temporary:
+        temporary.write_bytes(text.encode("utf-8"))
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write `value` to `path` atomically, as JSON with the order of its keys kept."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, default=_plain) + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """Read the JSON file at `path`. Raises RedlibError if it is missing or damaged."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RedlibError(f"{path}: no such file") from None
+    except (OSError, ValueError):
+        raise RedlibError(f"{path}: damaged; delete it and run again") from None
+
+
+def code_version(modules: Iterable[str] | None = None, *, package: Path | None = None) -> str:
+    """A short hash of what the code of `modules` does; None: of the whole library.
+
+    modules: names below redlib, a package ("bench") standing for all that it holds.
+    Comments, layout and docstrings do not count, so explaining a line better costs no rerun.
+    """
+    package = package or Path(__file__).parent
+    names = ["."] if modules is None else sorted(modules)
+    digest = hashlib.sha256()
+    for name in names:
+        folder = package / name
+        files = sorted(folder.rglob("*.py")) if folder.is_dir() else [package / f"{name}.py"]
+        for file in files:
+            try:
+                tree = ast.parse(file.read_text(encoding="utf-8"))
+            except FileNotFoundError:
+                raise RedlibError(f"no module {name!r} in redlib") from None
+            for node in ast.walk(tree):
+                body = getattr(node, "body", None)
+                if isinstance(body, list) and body and _is_text(body[0]):
+                    body.pop(0)
+            digest.update(f"{file.relative_to(package).as_posix()}\n{ast.dump(tree)}\n".encode())
+    return digest.hexdigest()[:12]
+
+
+class Store:
+    """A folder of part files that were all made under one key.
+
+    folder: where the part files lie; made when missing.
+    key: field -> plain value (text, number, list, mapping, None) that the rows depend on.
+    Raises RedlibError if the folder holds parts of another key (naming the field, its old and its
+    new value), or cannot be written.
+    """
+
+    def __init__(self, folder: str | Path, key: Mapping[str, Any]) -> None:
+        self.folder = Path(folder)
+        self.key: dict[str, Any] = json.loads(json.dumps(dict(key), default=_plain))
+        note = self.folder / "key.json"
+        if not note.exists():
+            write_json(note, self.key)
+            return
+        old = read_json(note)
+        for field in [*self.key, *old]:
+            before, now = old.get(field, "nothing"), self.key.get(field, "nothing")
+            if before != now:
+                raise RedlibError(
+                    f"{self.folder}: made with {field} = {_short(before)}, now {_short(now)}; "
+                    "run again with --force, delete the folder, or use another run_name"
+                )
+
+    def has(self, unit: Hashable) -> bool:
+        """Whether the rows of `unit` are there."""
+        return self._path(unit).exists()
+
+    def missing(self, units: Iterable[Hashable]) -> list[Hashable]:
+        """Those of `units` whose rows are not there yet, in order."""
+        return [unit for unit in units if not self.has(unit)]
+
+    def write(self, unit: Hashable, frame: pd.DataFrame) -> None:
+        """Keep `frame` as the rows of `unit`, replacing earlier ones."""
+        with atomic(self._path(unit)) as temporary:
+            frame.to_parquet(temporary, index=False)
+
+    def read(self, unit: Hashable) -> pd.DataFrame:
+        """The rows of `unit`. Raises RedlibError if they are not there or damaged."""
+        if not self.has(unit):
+            raise RedlibError(f"{self.folder}: no rows of {unit!r} yet")
+        return _read_part(self._path(unit))
+
+    def table(self, units: Iterable[Hashable] | None = None) -> pd.DataFrame:
+        """All rows as one tidy table: of `units` in their order, or of every part by file name."""
+        if units is None:
+            frames = [_read_part(path) for path in sorted(self.folder.glob(f"*{_PART}"))]
+        else:
+            frames = [self.read(unit) for unit in units]
+        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+    def compute(
+        self,
+        units: Iterable[Hashable],
+        fn: Callable[[Any], pd.DataFrame],
+        *,
+        describe: str = "units",
+    ) -> pd.DataFrame:
+        """Make the rows of every missing unit with `fn(unit)`, and return the table of `units`.
+
+        describe: what the progress bar counts. An interrupt loses the unit in progress only.
+        """
+        units = list(units)
+        missing = self.missing(units)
+        for unit in _progress(missing, describe):
+            self.write(unit, fn(unit))
+        return self.table(units)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self.folder.glob(f"*{_PART}"))
+
+    def _path(self, unit: Hashable) -> Path:
+        return self.folder / f"{quote(str(unit), safe=' ')}{_PART}"
+
+
+def _read_part(path: Path) -> pd.DataFrame:
+    try:
+        return pd.read_parquet(path)
+    except (OSError, ValueError):
+        raise RedlibError(f"{path}: damaged; delete it and run again") from None
+
+
+def _progress(units: list[Hashable], describe: str) -> Iterable[Hashable]:
+    with warnings.catch_warnings():
+        # Without ipywidgets tqdm.auto draws a text bar, and warns about it at its first import.
+        warnings.simplefilter("ignore")
+        from tqdm.auto import tqdm
+    return tqdm(units, desc=describe, disable=not units, leave=False)
+
+
+def _is_text(node: ast.AST) -> bool:
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    )
+
+
+def _plain(value: Any) -> Any:
+    """A plain value for JSON: numpy scalars and arrays, paths, sets, model dumps."""
+    for name in ("tolist", "model_dump"):
+        if hasattr(value, name):
+            return getattr(value, name)()
+    if isinstance(value, set | frozenset):
+        return sorted(value)
+    return str(value)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    if len(text) <= 40:
+        return text
+    return f"{text[:30]}... (hash {hashlib.sha256(text.encode()).hexdigest()[:6]})"

@@ -23,7 +23,6 @@ from tqdm.auto import tqdm
 
 from redlib.tabletop.questions import (
     DESCRIBE,
-    NUMBERS,
     ONE_WORD,
     TASKS,
     Question,
@@ -31,6 +30,7 @@ from redlib.tabletop.questions import (
     questions,
     statistics,
 )
+from redlib.tabletop.tower import MEAN, STD, forward
 from redlib.tabletop.world import NOUNS, Scene, article, scenes
 
 MIN_TOKENS = 16
@@ -49,8 +49,14 @@ class Card:
 
 
 def card(scene: Scene) -> Card:
-    bare = Scene(scene.id, np.empty((0,)), scene.objects, scene.word, scene.ground,
-                 np.empty(scene.instance.shape, np.bool_))  # fmt: skip
+    bare = Scene(
+        scene.id,
+        np.empty((0,)),
+        scene.objects,
+        scene.word,
+        scene.ground,
+        np.empty(scene.instance.shape, np.bool_),
+    )
     return Card(bare, scene.coverage() > 0.5)
 
 
@@ -84,8 +90,17 @@ def lesson(c: Card, view: np.ndarray, rng: np.random.Generator) -> list[tuple[st
     rows += [(ONE_WORD, one_word(c, view, rng)) for _ in range(2)]
     if len(view) >= 100 and rng.random() < 0.7 or rng.random() < 0.12:
         rows.append((DESCRIBE, c.scene.caption))
-    kinds = ("colour", "position", "colour", "position", "article", "count", "word", "mme",
-             "choice")  # fmt: skip
+    kinds = (
+        "colour",
+        "position",
+        "colour",
+        "position",
+        "article",
+        "count",
+        "word",
+        "mme",
+        "choice",
+    )
     while len(rows) < QUESTIONS:
         asked = _fresh(c.scene, str(rng.choice(kinds)), rng)
         if asked:
@@ -96,8 +111,14 @@ def lesson(c: Card, view: np.ndarray, rng: np.random.Generator) -> list[tuple[st
 
 def _fresh(scene: Scene, task: str, rng: np.random.Generator) -> list[Question]:
     """Questions of a task with new random choices (a test question is fixed by its scene)."""
-    renamed = Scene(f"train-{rng.integers(2**40)}", scene.pixels, scene.objects, scene.word,
-                    scene.ground, scene.instance)  # fmt: skip
+    renamed = Scene(
+        f"train-{rng.integers(2**40)}",
+        scene.pixels,
+        scene.objects,
+        scene.word,
+        scene.ground,
+        scene.instance,
+    )
     return questions([renamed], task)
 
 
@@ -124,7 +145,8 @@ class Writer:
         self.tokenizer = processor.tokenizer
         text = processor.apply_chat_template(
             [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "|"}]}],
-            add_generation_prompt=True)  # fmt: skip
+            add_generation_prompt=True,
+        )
         before, after = text.split("<image>")
         self.after = after
         self.prefix = self.tokenizer(before).input_ids
@@ -142,8 +164,9 @@ class Writer:
         return self.ids(self.after.replace("|", question)), [*self.ids(answer), self.end]
 
 
-def batch(writer: Writer, pairs: list[list[tuple[str, str]]], tokens: int, device: torch.device
-          ) -> dict[str, torch.Tensor]:  # fmt: skip
+def batch(
+    writer: Writer, pairs: list[list[tuple[str, str]]], tokens: int, device: torch.device
+) -> dict[str, torch.Tensor]:
     """Pack the questions of every scene behind its visual tokens.
 
     Returns:
@@ -176,31 +199,48 @@ def batch(writer: Writer, pairs: list[list[tuple[str, str]]], tokens: int, devic
     allowed = (whole[:, None, :] == 0) | (whole[:, None, :] == whole[:, :, None])
     mask = (allowed & (order[None, :] <= order[:, None]))[:, None]
     place = torch.cat((order[:head].expand(len(rows), -1), head + stack(4, 0, torch.long)), 1)
-    made = {"ids": stack(0, 0, torch.long), "mask": mask, "positions": place, "part": part,
-            "target": stack(1, -100, torch.long), "weight": stack(2, 0.0, torch.float)}  # fmt: skip
+    made = {
+        "ids": stack(0, 0, torch.long),
+        "mask": mask,
+        "positions": place,
+        "part": part,
+        "target": stack(1, -100, torch.long),
+        "weight": stack(2, 0.0, torch.float),
+    }
     return {key: value.to(device) for key, value in made.items()}
 
 
-def logits(model: nn.Module, writer: Writer, packed: dict[str, torch.Tensor],
-           features: torch.Tensor) -> torch.Tensor:  # fmt: skip
+def logits(
+    model: nn.Module, writer: Writer, packed: dict[str, torch.Tensor], features: torch.Tensor
+) -> torch.Tensor:
     """(B, T, V) scores behind features (B, n, width of the tower)."""
     inner, text = model.model, model.model.language_model
     with torch.autocast(features.device.type, torch.bfloat16):
         visual = inner.multi_modal_projector(features)
         embed = text.embed_tokens
         start = embed(torch.tensor(writer.prefix, device=features.device))
-        x = torch.cat((start.expand(len(visual), -1, -1), visual.to(start.dtype),
-                       embed(packed["ids"])), 1)  # fmt: skip
-        hidden = text(inputs_embeds=x, attention_mask=packed["mask"],
-                      position_ids=packed["positions"], use_cache=False).last_hidden_state  # fmt: skip
+        x = torch.cat(
+            (start.expand(len(visual), -1, -1), visual.to(start.dtype), embed(packed["ids"])), 1
+        )
+        hidden = text(
+            inputs_embeds=x,
+            attention_mask=packed["mask"],
+            position_ids=packed["positions"],
+            use_cache=False,
+        ).last_hidden_state
         return model.lm_head(hidden[:, -packed["ids"].shape[1] :])
 
 
-def compute_features(model: nn.Module, folder: Path, n: int, device: torch.device, *,
-                     split: str = "train", start: int = 0) -> tuple[np.ndarray, list[Card]]:  # fmt: skip
+def compute_features(
+    model: nn.Module,
+    folder: Path,
+    n: int,
+    device: torch.device,
+    *,
+    split: str = "train",
+    start: int = 0,
+) -> tuple[np.ndarray, list[Card]]:
     """Tower features of n scenes, (n, 576, width) fp16 on disk, and the scenes' cards."""
-    from redlib.tabletop.tower import MEAN, STD, forward
-
     path = folder / f"features-{split}-{n}.npy"
     width = model.config.vision_config.hidden_size
     done_path = path.with_suffix(".done")
@@ -224,8 +264,14 @@ def compute_features(model: nn.Module, folder: Path, n: int, device: torch.devic
 class Lessons:
     """Training batches by step number."""
 
-    def __init__(self, writer: Writer, features: np.ndarray, cards: list[Card], seed: int,
-                 device: torch.device):  # fmt: skip
+    def __init__(
+        self,
+        writer: Writer,
+        features: np.ndarray,
+        cards: list[Card],
+        seed: int,
+        device: torch.device,
+    ):
         self.writer, self.features, self.cards = writer, features, cards
         self.seed, self.device = seed, device
 
@@ -234,11 +280,11 @@ class Lessons:
         draw = rng.random()
         if draw < 0.72:
             tokens = int(rng.choice((16, 16, 20, 24, 25, 30, 36, 42, 49, 56, 64)))
-            size = 24
+            size = 16
         elif draw < 0.9:
-            tokens, size = int(rng.choice((81, 100, 121, 144, 196))), 14
+            tokens, size = int(rng.choice((81, 100, 121, 144, 196))), 10
         else:
-            tokens, size = L, 6
+            tokens, size = L, 5
         chosen = rng.integers(0, len(self.cards), size)
         kept = views(rng, tokens, size)
         pairs = [lesson(self.cards[i], view, rng) for i, view in zip(chosen, kept, strict=True)]
@@ -247,20 +293,30 @@ class Lessons:
         return packed, torch.from_numpy(shown).float().to(self.device)
 
 
-def loss(model: nn.Module, writer: Writer, packed: dict, features: torch.Tensor
-         ) -> tuple[torch.Tensor, dict[str, float]]:  # fmt: skip
+def loss(
+    model: nn.Module, writer: Writer, packed: dict, features: torch.Tensor
+) -> tuple[torch.Tensor, dict[str, float]]:
     scores = logits(model, writer, packed, features).float()
-    each = F.cross_entropy(scores.flatten(0, 1), packed["target"].flatten(), reduction="none",
-                           ignore_index=-100)  # fmt: skip
+    each = F.cross_entropy(
+        scores.flatten(0, 1), packed["target"].flatten(), reduction="none", ignore_index=-100
+    )
     weight = packed["weight"].flatten() * (packed["target"].flatten() != -100)
     total = (each * weight).sum() / weight.sum()
     return total, {"answers": float(total.detach())}
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, writer: Writer, features: np.ndarray, cards: list[Card],
-             device: torch.device, *, tokens: int = L, tasks: tuple[str, ...] = TASKS,
-             seed: int = 0) -> dict[str, float]:  # fmt: skip
+def accuracy(
+    model: nn.Module,
+    writer: Writer,
+    features: np.ndarray,
+    cards: list[Card],
+    device: torch.device,
+    *,
+    tokens: int = L,
+    tasks: tuple[str, ...] = TASKS,
+    seed: int = 0,
+) -> dict[str, float]:
     """Share of questions whose every answer token ranks first given the ones before (equal to
     greedy decoding being right), by task, over the scenes at hand."""
     rng = np.random.default_rng(seed)
@@ -278,13 +334,14 @@ def accuracy(model: nn.Module, writer: Writer, features: np.ndarray, cards: list
 
 
 @torch.no_grad()
-def single_tokens(model: nn.Module, writer: Writer, features: np.ndarray, cards: list[Card],
-                  scenes_with_masks: list[Scene], device: torch.device) -> dict[str, float]:  # fmt: skip
+def single_tokens(
+    model: nn.Module, writer: Writer, features: np.ndarray, found: list[Scene], device: torch.device
+) -> dict[str, float]:
     """The single-token probe in short: share of covered patches whose best word is their noun,
     and the mean top-1 probability on covered and on bare patches."""
     right, high, low = [], [], []
     nouns = np.array([writer.ids(noun)[0] for noun in NOUNS])
-    for i, scene in enumerate(scenes_with_masks):
+    for i, scene in enumerate(found):
         cover = scene.coverage()
         covered = np.flatnonzero(cover.max(0) >= 0.8)[::3]
         bare = np.flatnonzero((cover.max(0) == 0) & (scene.word_coverage() == 0))[::24]
@@ -300,5 +357,8 @@ def single_tokens(model: nn.Module, writer: Writer, features: np.ndarray, cards:
         right += list(nouns[p[:n][:, nouns].argmax(1)] == truth) if n else []
         high += list(p[:n].max(1))
         low += list(p[n:].max(1))
-    return {"probe noun": float(np.mean(right)), "top1 covered": float(np.mean(high)),
-            "top1 bare": float(np.mean(low))}  # fmt: skip
+    return {
+        "probe noun": float(np.mean(right)),
+        "top1 covered": float(np.mean(high)),
+        "top1 bare": float(np.mean(low)),
+    }

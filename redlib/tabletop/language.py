@@ -64,18 +64,25 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     tokens = vocabulary()
     backend = Tokenizer(models.WordLevel({t: i for i, t in enumerate(tokens)}, unk_token="<unk>"))
     backend.normalizer = normalizers.Lowercase()
-    backend.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.WhitespaceSplit(),
-        pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
-    ])
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.WhitespaceSplit(),
+            pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
+        ]
+    )
     backend.post_processor = processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", tokens.index("<s>"))]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="<pad>", unk_token="<unk>", bos_token="<s>",
-        eos_token="</s>", additional_special_tokens=["<image>"], padding_side="left",
+        tokenizer_object=backend,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        additional_special_tokens=["<image>"],
+        padding_side="left",
         model_max_length=2048,
-    )  # fmt: skip
+    )
 
 
 def make_processor() -> LlavaProcessor:
@@ -98,13 +105,23 @@ def make_config(tokenizer: PreTrainedTokenizerFast) -> LlavaConfig:
     end = tokenizer.convert_tokens_to_ids("</s>")
     return LlavaConfig(
         vision_config=CLIPVisionConfig(
-            hidden_size=192, intermediate_size=768, num_hidden_layers=6, num_attention_heads=3,
-            image_size=SIDE, patch_size=PATCH,
+            hidden_size=192,
+            intermediate_size=768,
+            num_hidden_layers=6,
+            num_attention_heads=3,
+            image_size=SIDE,
+            patch_size=PATCH,
         ),
         text_config=LlamaConfig(
-            vocab_size=len(tokenizer), hidden_size=192, intermediate_size=512,
-            num_hidden_layers=6, num_attention_heads=6, num_key_value_heads=6,
-            max_position_embeddings=2048, pad_token_id=ids["pad"], bos_token_id=ids["s"],
+            vocab_size=len(tokenizer),
+            hidden_size=192,
+            intermediate_size=512,
+            num_hidden_layers=6,
+            num_attention_heads=6,
+            num_key_value_heads=6,
+            max_position_embeddings=2048,
+            pad_token_id=ids["pad"],
+            bos_token_id=ids["s"],
             eos_token_id=end,
         ),
         image_token_id=ids["image"],
@@ -112,10 +129,12 @@ def make_config(tokenizer: PreTrainedTokenizerFast) -> LlavaConfig:
         vision_feature_select_strategy="default",
         image_seq_length=(SIDE // PATCH) ** 2,
         pad_token_id=ids["pad"],
-    )  # fmt: skip
+    )
 
 
-def make_model(tokenizer: PreTrainedTokenizerFast, *, seed: int = 0) -> LlavaForConditionalGeneration:
+def make_model(
+    tokenizer: PreTrainedTokenizerFast, *, seed: int = 0
+) -> LlavaForConditionalGeneration:
     """The untrained checkpoint, random weights of a seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

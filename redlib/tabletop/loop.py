@@ -56,10 +56,16 @@ def rate(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / WARM_UP, (steps - step) / max(1.0, FALL * steps))
 
 
-def run(stage: Stage, folder: Path, modules: dict[str, nn.Module], *,
-        loss: Callable[[int], tuple[torch.Tensor, dict[str, float]]],
-        check: Callable[[], dict[str, float]], checks: int = 10,
-        scale: float = 1.0) -> list[dict]:  # fmt: skip
+def run(
+    stage: Stage,
+    folder: Path,
+    modules: dict[str, nn.Module],
+    *,
+    loss: Callable[[int], tuple[torch.Tensor, dict[str, float]]],
+    check: Callable[[], dict[str, float]],
+    checks: int = 10,
+    scale: float = 1.0,
+) -> list[dict]:
     """Train the modules through one stage, or load them where the stage is already done.
 
     Args:
@@ -87,10 +93,15 @@ def run(stage: Stage, folder: Path, modules: dict[str, nn.Module], *,
     def save() -> None:
         temporary = path.with_suffix(".tmp")
         torch.save(
-            {"step": step, "log": json.dumps(log), "seconds": spent,
-             "modules": {name: module.state_dict() for name, module in modules.items()},
-             "optimizers": [opt.state_dict() for opt in opts] if step < stage.steps else []},
-            temporary)  # fmt: skip
+            {
+                "step": step,
+                "log": json.dumps(log),
+                "seconds": spent,
+                "modules": {name: module.state_dict() for name, module in modules.items()},
+                "optimizers": [opt.state_dict() for opt in opts] if step < stage.steps else [],
+            },
+            temporary,
+        )
         os.replace(temporary, path)
 
     started = saved_at = time.monotonic()

@@ -30,15 +30,26 @@ import numpy as np
 from redlib.errors import RedlibError
 from redlib.tabletop.world import COLOURS, NOUNS, Scene, Thing, article, scenes
 
-ONE_WORD = ("What does this image show? "
-            "You must provide a single word that best describes the image.")  # fmt: skip
+ONE_WORD = (
+    "What does this image show? You must provide a single word that best describes the image."
+)
 DESCRIBE = "Describe the provided image in one sentence."
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven")
 LETTERS = ("A", "B", "C", "D")
 
 POPE = ("pope-random", "pope-popular", "pope-adversarial")
-TASKS = (*POPE, "mme", "choice", "colour", "position", "count", "word", "naming", "article",
-         "caption")  # fmt: skip
+TASKS = (
+    *POPE,
+    "mme",
+    "choice",
+    "colour",
+    "position",
+    "count",
+    "word",
+    "naming",
+    "article",
+    "caption",
+)
 
 
 @dataclass(frozen=True)
@@ -99,8 +110,9 @@ def _unique(scene: Scene) -> list[tuple[int, Thing]]:
 
 
 def pope_text(noun: str) -> str:
-    return (f"Is there {article(noun)} {noun} in the image? "
-            "Please answer this question with one word.")  # fmt: skip
+    return (
+        f"Is there {article(noun)} {noun} in the image? Please answer this question with one word."
+    )
 
 
 def _ask(scene: Scene, task: str) -> list[Question]:
@@ -110,11 +122,15 @@ def _ask(scene: Scene, task: str) -> list[Question]:
         return Question(task, scene.id, text, answer, group, asked)
 
     if task in POPE:
-        return [ask(pope_text(noun), answer, asked=asked)
-                for noun, answer, asked in _pope(scene, task, rng)]  # fmt: skip
+        return [
+            ask(pope_text(noun), answer, asked=asked)
+            for noun, answer, asked in _pope(scene, task, rng)
+        ]
     if task == "mme":
-        return [ask(text, answer, group=f"{scene.id}/{kind}", asked=asked)
-                for kind, text, answer, asked in _pairs(scene, rng)]  # fmt: skip
+        return [
+            ask(text, answer, group=f"{scene.id}/{kind}", asked=asked)
+            for kind, text, answer, asked in _pairs(scene, rng)
+        ]
     if task == "choice":
         return [ask(*_choice(scene, rng))]
     if task == "naming":
@@ -128,10 +144,15 @@ def _ask(scene: Scene, task: str) -> list[Question]:
     if task == "colour":
         return [ask(f"What color is the {o.noun}?", o.colour, asked=i) for i, o in _unique(scene)]
     if task == "article":
-        once = [(i, o) for i, o in enumerate(scene.objects)
-                if [t.colour for t in scene.objects].count(o.colour) == 1]  # fmt: skip
-        return [ask(f"What is the {o.colour} thing?", f"{article(o.noun)} {o.noun}", asked=i)
-                for i, o in once]  # fmt: skip
+        once = [
+            (i, o)
+            for i, o in enumerate(scene.objects)
+            if [t.colour for t in scene.objects].count(o.colour) == 1
+        ]
+        return [
+            ask(f"What is the {o.colour} thing?", f"{article(o.noun)} {o.noun}", asked=i)
+            for i, o in once
+        ]
     return [ask(text, answer, asked=i) for i, text, answer in _positions(scene)]
 
 
@@ -160,8 +181,10 @@ def _pairs(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str, str, 
     absent = [noun for noun in NOUNS if noun not in nouns]
     other = absent[rng.integers(len(absent))]
     tail = "Please answer yes or no."
-    rows = [("existence", f"Is there {article(n)} {n} in this image? {tail}", a, k)
-            for n, a, k in ((nouns[i], "yes", i), (other, "no", -1))]  # fmt: skip
+    rows = [
+        ("existence", f"Is there {article(n)} {n} in this image? {tail}", a, k)
+        for n, a, k in ((nouns[i], "yes", i), (other, "no", -1))
+    ]
     once = _unique(scene)
     if once:
         k, thing = once[rng.integers(len(once))]
@@ -179,8 +202,10 @@ def _choice(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
     options += [absent[i] for i in rng.permutation(len(absent))[:3]]
     order = rng.permutation(4)
     listing = "\n".join(f"{LETTERS[k]}. {options[i]}" for k, i in enumerate(order))
-    text = (f"Which object is in the image?\n{listing}\n"
-            "Answer with the option's letter from the given choices directly.")  # fmt: skip
+    text = (
+        f"Which object is in the image?\n{listing}\n"
+        "Answer with the option's letter from the given choices directly."
+    )
     return text, LETTERS[int(np.flatnonzero(order == 0)[0])].lower()
 
 
@@ -192,9 +217,19 @@ def _positions(scene: Scene) -> list[tuple[int, str, str]]:
     for i, thing in _unique(scene):
         dx, dy = thing.centre[0] - width / 2, thing.centre[1] - height / 2
         if abs(dx) > side / 10:
-            rows.append((i, f"Is the {thing.noun} on the left or on the right?",
-                         "left" if dx < 0 else "right"))  # fmt: skip
+            rows.append(
+                (
+                    i,
+                    f"Is the {thing.noun} on the left or on the right?",
+                    "left" if dx < 0 else "right",
+                )
+            )
         if abs(dy) > side / 10:
-            rows.append((i, f"Is the {thing.noun} at the top or at the bottom?",
-                         "top" if dy < 0 else "bottom"))  # fmt: skip
+            rows.append(
+                (
+                    i,
+                    f"Is the {thing.noun} at the top or at the bottom?",
+                    "top" if dy < 0 else "bottom",
+                )
+            )
     return rows

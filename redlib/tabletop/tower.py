@@ -48,8 +48,10 @@ class Example:
 
 def example(scene: Scene) -> Example:
     cover = scene.coverage()
-    phrases = [(NOUNS.index(o.noun), list(COLOURS).index(o.colour), list(SIZES).index(o.size))
-               for o in scene.objects]  # fmt: skip
+    phrases = [
+        (NOUNS.index(o.noun), list(COLOURS).index(o.colour), list(SIZES).index(o.size))
+        for o in scene.objects
+    ]
     if scene.word:
         cover = np.vstack((cover, scene.word_coverage()))
         phrases.append((len(NOUNS) + WORDS.index(scene.word), len(COLOURS), len(SIZES)))
@@ -60,8 +62,13 @@ def example(scene: Scene) -> Example:
     labels[2][labels[2] == len(SIZES) + 1] = 0
     labels[:, share < FAINT] = 0
     labels[:, (share >= FAINT) & (share < CLEAR)] = IGNORE
-    return Example(scene.pixels, labels.reshape(3, GRID, GRID), phrases,
-                   cover.reshape(-1, GRID, GRID), GROUNDS.index(scene.ground))  # fmt: skip
+    return Example(
+        scene.pixels,
+        labels.reshape(3, GRID, GRID),
+        phrases,
+        cover.reshape(-1, GRID, GRID),
+        GROUNDS.index(scene.ground),
+    )
 
 
 class Heads(nn.Module):
@@ -91,8 +98,9 @@ class Heads(nn.Module):
         return total.index_add(0, torch.as_tensor(owner, device=device), each.to(total.dtype))
 
 
-def forward(tower: nn.Module, pixels: torch.Tensor, rows: torch.Tensor, cols: torch.Tensor
-            ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+def forward(
+    tower: nn.Module, pixels: torch.Tensor, rows: torch.Tensor, cols: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Run a CLIP vision model on windows.
 
     Args:
@@ -147,8 +155,12 @@ class Windows:
             rows[i] = np.clip(r - rng.integers(side), 0, room - 1)
             cols[i] = np.clip(c - rng.integers(side), 0, room - 1)
         cut = [np.s_[r : r + side, c : c + side] for r, c in zip(rows, cols, strict=True)]
-        pixels = np.stack([e.pixels[r * PATCH : (r + side) * PATCH, c * PATCH : (c + side) * PATCH]
-                           for e, r, c in zip(chosen, rows, cols, strict=True)])  # fmt: skip
+        pixels = np.stack(
+            [
+                e.pixels[r * PATCH : (r + side) * PATCH, c * PATCH : (c + side) * PATCH]
+                for e, r, c in zip(chosen, rows, cols, strict=True)
+            ]
+        )
         phrases = []
         for e, window in zip(chosen, cut, strict=True):
             seen = np.array([c[window].sum() / max(c.sum(), 1e-9) for c in e.cover])
@@ -184,8 +196,9 @@ def losses(tower: nn.Module, heads: Heads, batch: dict) -> tuple[torch.Tensor, d
     text = F.normalize(heads.text(batch["phrases"], batch["grounds"]).float(), dim=-1)
     scores = image @ text.T * heads.temperature.exp().clamp(max=50)
     # Windows that show the same phrases are no negatives of each other.
-    keys = [(g, tuple(map(tuple, p))) for g, p in zip(batch["grounds"], batch["phrases"],
-                                                      strict=True)]  # fmt: skip
+    keys = [
+        (g, tuple(map(tuple, p))) for g, p in zip(batch["grounds"], batch["phrases"], strict=True)
+    ]
     index = {key: i for i, key in enumerate(dict.fromkeys(keys))}
     key = torch.tensor([index[k] for k in keys], device=device)
     same = (key[:, None] == key[None, :]) & ~torch.eye(len(keys), dtype=torch.bool, device=device)
@@ -197,8 +210,14 @@ def losses(tower: nn.Module, heads: Heads, batch: dict) -> tuple[torch.Tensor, d
 
 
 @torch.no_grad()
-def accuracy(tower: nn.Module, heads: Heads, device: torch.device, *, images: int = 48,
-             split: str = "calibration") -> dict[str, float]:  # fmt: skip
+def accuracy(
+    tower: nn.Module,
+    heads: Heads,
+    device: torch.device,
+    *,
+    images: int = 48,
+    split: str = "calibration",
+) -> dict[str, float]:
     """Held-out, on whole scenes: share of clearly covered patches whose thing (colour) the dense
     head names, of bare patches called bare, and of scenes matched to their own phrases among
     `images`."""
@@ -209,8 +228,7 @@ def accuracy(tower: nn.Module, heads: Heads, device: torch.device, *, images: in
     for e in found:
         x = torch.from_numpy(e.pixels).to(device).permute(2, 0, 1)[None].float() / 255
         with torch.autocast(device.type, torch.bfloat16):
-            features, pooled = forward(
-                tower, (x - MEAN.to(device)) / STD.to(device), zero, zero)  # fmt: skip
+            features, pooled = forward(tower, (x - MEAN.to(device)) / STD.to(device), zero, zero)
             shown = heads.norm(features)
             thing, colour = (heads.dense[k](shown)[0].argmax(-1).cpu().numpy() for k in (0, 1))
             pooled_all.append(heads.image(pooled).float())

@@ -11,28 +11,31 @@ happens to be stored in.
 """
 
 import json
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
 
 from redlib.errors import RedlibError
-from redlib.models import choose_device
-from redlib.tabletop import decoder, language, loop, tower
+from redlib.models import _device as choose_device
+from redlib.tabletop import decoder, evaluation, language, loop, tower
 from redlib.tabletop.world import scenes
 
 NAMES = ("tiny-llava-1.5",)
-WINDOW_STEPS = 3000
-SCENE_STEPS = 500
-LESSON_STEPS = 6000
-TRAINING_SCENES = 10_000
+STEPS = {"tower-windows": 3000, "tower-scenes": 300, "decoder": 3500}
+TRAINING_SCENES = 8_000
 TOWER_SEED, DECODER_SEED = 0, 1
-CHECK_SCENES = 100
+CHECK_SCENES = 60
 
 
-def train(name: str, folder: Path, *, device: str = "auto", share: float = 1.0,
-          export_to: Path | None = None) -> Path:  # fmt: skip
+def train(
+    name: str,
+    folder: Path,
+    *,
+    device: str = "auto",
+    share: float = 1.0,
+    export_to: Path | None = None,
+) -> Path:
     """Train a checkpoint, going on from where an earlier run of the same folder stopped.
 
     Args:
@@ -53,18 +56,27 @@ def train(name: str, folder: Path, *, device: str = "auto", share: float = 1.0,
     processor = language.make_processor()
     model = language.make_model(processor.tokenizer).to(where)
     model.set_attn_implementation({"vision_config": "eager", "text_config": "sdpa"})
-    steps = {key: max(4, int(n * share)) for key, n in (
-        ("tower-windows", WINDOW_STEPS), ("tower-scenes", SCENE_STEPS), ("decoder", LESSON_STEPS))}  # fmt: skip
-    log = _train_tower(model, work, where, steps)
-    log += _train_decoder(model, processor, work, where, steps["decoder"],
-                          max(16, int(TRAINING_SCENES * share)))  # fmt: skip
+    steps = {stage: max(4, int(n * share)) for stage, n in STEPS.items()}
+    checked = max(4, int(CHECK_SCENES * share))
+    log = _train_tower(model, work, where, steps, checked)
+    log += _train_decoder(
+        model,
+        processor,
+        work,
+        where,
+        steps["decoder"],
+        max(16, int(TRAINING_SCENES * share)),
+        checked,
+    )
     target = export_to or work / "checkpoint"
     export(model, processor, target)
     (target / "training_log.json").write_text(json.dumps(log, indent=1) + "\n")
     return target
 
 
-def _train_tower(model, work: Path, where: torch.device, steps: dict[str, int]) -> list[dict]:
+def _train_tower(
+    model, work: Path, where: torch.device, steps: dict[str, int], checked: int
+) -> list[dict]:
     vision = model.model.vision_tower
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(TOWER_SEED)
@@ -79,33 +91,59 @@ def _train_tower(model, work: Path, where: torch.device, steps: dict[str, int]) 
     def on_scenes(step: int):
         return tower.losses(vision, heads, windows.batch(steps["tower-windows"] + step, 8, 24))
 
-    check = partial(tower.accuracy, vision, heads, where)
-    log = loop.run(loop.Stage("tower-windows", steps["tower-windows"]), work, modules,
-                   loss=on_windows, check=check, checks=15)  # fmt: skip
-    return log + loop.run(loop.Stage("tower-scenes", steps["tower-scenes"]), work, modules,
-                          loss=on_scenes, check=check, checks=5, scale=0.4)  # fmt: skip
+    check = partial(tower.accuracy, vision, heads, where, images=checked)
+    log = loop.run(
+        loop.Stage("tower-windows", steps["tower-windows"]),
+        work,
+        modules,
+        loss=on_windows,
+        check=check,
+        checks=15,
+    )
+    return log + loop.run(
+        loop.Stage("tower-scenes", steps["tower-scenes"]),
+        work,
+        modules,
+        loss=on_scenes,
+        check=check,
+        checks=5,
+        scale=0.4,
+    )
 
 
-def _train_decoder(model, processor, work: Path, where: torch.device, steps: int,
-                   n: int) -> list[dict]:  # fmt: skip
+def _train_decoder(
+    model, processor, work: Path, where: torch.device, steps: int, n: int, checked: int
+) -> list[dict]:
     model.model.vision_tower.requires_grad_(False).eval()
     writer = decoder.Writer(processor)
     features, cards = decoder.compute_features(model, work, n, where)
     held_features, held_cards = decoder.compute_features(
-        model, work, CHECK_SCENES, where, split="calibration")  # fmt: skip
-    masked = scenes("calibration", CHECK_SCENES // 2)
+        model, work, checked, where, split="calibration"
+    )
+    masked = scenes("calibration", checked // 2)
     lessons = decoder.Lessons(writer, features, cards, DECODER_SEED, where)
 
     def check() -> dict[str, float]:
-        measure: Callable = partial(decoder.accuracy, model, writer, held_features, held_cards, where)
-        return {**measure(tokens=576), **measure(tokens=64),
-                **decoder.single_tokens(model, writer, held_features, held_cards, masked, where)}  # fmt: skip
+        held = (model, writer, held_features, held_cards)
+        return {
+            **decoder.accuracy(*held, where, tokens=576),
+            **decoder.accuracy(*held, where, tokens=64),
+            **decoder.single_tokens(model, writer, held_features, masked, where),
+        }
 
-    modules = {"projector": model.model.multi_modal_projector,
-               "decoder": model.model.language_model, "head": model.lm_head}  # fmt: skip
-    return loop.run(loop.Stage("decoder", steps), work, modules,
-                    loss=lambda step: decoder.loss(model, writer, *lessons.batch(step)),
-                    check=check, checks=12)  # fmt: skip
+    modules = {
+        "projector": model.model.multi_modal_projector,
+        "decoder": model.model.language_model,
+        "head": model.lm_head,
+    }
+    return loop.run(
+        loop.Stage("decoder", steps),
+        work,
+        modules,
+        loss=lambda step: decoder.loss(model, writer, *lessons.batch(step)),
+        check=check,
+        checks=8,
+    )
 
 
 def export(model, processor, target: Path) -> None:
@@ -123,3 +161,12 @@ def export(model, processor, target: Path) -> None:
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
+def main(name: str, folder: Path) -> int:
+    """Train, measure on held-out scenes, and write the model card beside the weights."""
+    where = train(name, folder)
+    log = json.loads((where / "training_log.json").read_text())
+    table = evaluation.measure(str(where))
+    evaluation.write_card(name, where, log, table)
+    print(evaluation.table_text(table))
+    print(where)
+    return 0

@@ -165,8 +165,15 @@ def article(word: str) -> str:
     return "an" if word[0] in "aeiou" else "a"
 
 
-def scenes(split: str, n: int, *, start: int = 0, width: int = SIDE, height: int = SIDE,
-           objects: int | None = None) -> list[Scene]:  # fmt: skip
+def scenes(
+    split: str,
+    n: int,
+    *,
+    start: int = 0,
+    width: int = SIDE,
+    height: int = SIDE,
+    objects: int | None = None,
+) -> list[Scene]:
     """The n scenes of a split from its `start`-th on.
 
     Args:
@@ -189,8 +196,14 @@ def scenes(split: str, n: int, *, start: int = 0, width: int = SIDE, height: int
     ]
 
 
-def draw(number: int, *, split: str = "train", width: int = SIDE, height: int = SIDE,
-         objects: int | None = None) -> Scene:  # fmt: skip
+def draw(
+    number: int,
+    *,
+    split: str = "train",
+    width: int = SIDE,
+    height: int = SIDE,
+    objects: int | None = None,
+) -> Scene:
     """Draw the scene of a number; at most 5 ms at 336 x 336 once the glyphs are cached."""
     rng = np.random.default_rng(number)
     ground = GROUNDS[rng.integers(len(GROUNDS))]
@@ -235,21 +248,28 @@ def draw(number: int, *, split: str = "train", width: int = SIDE, height: int = 
         # Black needs light lines, every other colour dark ones.
         area[lines] = (paint * 0.45) if thing.colour != "black" else (150, 150, 156)
         instance[y0:y1, x0:x1][solid] = k
-    return Scene(
-        f"{split}-{number}", pixels, tuple(t[0] for t in things), word, ground, instance
-    )  # fmt: skip
+    return Scene(f"{split}-{number}", pixels, tuple(t[0] for t in things), word, ground, instance)
 
 
-def _place(rng: np.random.Generator, width: int, height: int, side: int, left: int, top: int,
-           taken: list[tuple[int, int, int, int]]) -> tuple[int, int, int, int] | None:  # fmt: skip
+def _place(
+    rng: np.random.Generator,
+    width: int,
+    height: int,
+    side: int,
+    left: int,
+    top: int,
+    taken: list[tuple[int, int, int, int]],
+) -> tuple[int, int, int, int] | None:
     """A free box in the centre square with a margin of 5 pixels to the others, or None after 40
     tries (only later objects of a crowded scene; the first always fits)."""
     for _ in range(40):
         x0 = left + int(rng.integers(2, side - width - 1))
         y0 = top + int(rng.integers(2, side - height - 1))
         box = (x0, y0, x0 + width, y0 + height)
-        if all(box[0] > b[2] + 5 or box[2] < b[0] - 5 or box[1] > b[3] + 5 or box[3] < b[1] - 5
-               for b in taken):  # fmt: skip
+        if all(
+            box[0] > b[2] + 5 or box[2] < b[0] - 5 or box[1] > b[3] + 5 or box[3] < b[1] - 5
+            for b in taken
+        ):
             taken.append(box)
             return box
     return None
@@ -365,7 +385,11 @@ def _card(word: str, height: int) -> np.ndarray:
     left, top, right, bottom = font.getbbox(word.upper())
     card = Image.new("RGB", (right - left + height // 2, height), (255, 250, 225))
     pen = ImageDraw.Draw(card)
-    pen.text((height // 4 - left, (height - bottom - top) // 2), word.upper(), font=font,
-             fill=(20, 20, 20))  # fmt: skip
+    pen.text(
+        (height // 4 - left, (height - bottom - top) // 2),
+        word.upper(),
+        font=font,
+        fill=(20, 20, 20),
+    )
     pen.rectangle((0, 0, card.width - 1, height - 1), outline=(120, 110, 90))
     return np.asarray(card)

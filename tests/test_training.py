@@ -1,0 +1,141 @@
+"""The shipped checkpoint is stock, and the training that made it runs, resumes and learns."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from redlib.errors import RedlibError
+from redlib.tabletop import decoder, language, loop, questions, scenes, training
+from redlib.tabletop.questions import DESCRIBE, ONE_WORD, TASKS
+
+CHECKPOINT = Path(training.__file__).parents[1] / "checkpoints" / "tiny-llava-1.5"
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return language.make_processor()
+
+
+def test_every_word_of_the_world_is_one_token(processor):
+    unknown = processor.tokenizer.unk_token_id
+    found = scenes("calibration", 40, start=9_000)
+    for task in TASKS:
+        for q in questions(found, task):
+            ids = processor.tokenizer(f"{q.text} {q.answer}").input_ids
+            assert unknown not in ids, q
+
+
+def test_packed_questions_do_not_see_each_other(processor):
+    """Logits of a question packed with others equal those of the question alone, through the
+    stock model."""
+    model = language.make_model(processor.tokenizer).eval()
+    writer = decoder.Writer(processor)
+    pairs = [(ONE_WORD, "cup"), ("What color is the cup?", "red"), (DESCRIBE, "a small red cup")]
+    features = torch.randn(1, 20, 192, generator=torch.Generator().manual_seed(0))
+    device = torch.device("cpu")
+    packed = decoder.batch(writer, [pairs], 20, device)
+    with torch.no_grad():
+        embeds = model.get_input_embeddings()
+        visual = model.model.multi_modal_projector(features)
+        x = torch.cat((embeds(torch.tensor([writer.prefix])), visual, embeds(packed["ids"])), 1)
+        together = model.model.language_model(
+            inputs_embeds=x, attention_mask=packed["mask"], position_ids=packed["positions"],
+            use_cache=False).last_hidden_state[0, -packed["ids"].shape[1] :]  # fmt: skip
+        for k, (question, answer) in enumerate(pairs):
+            asked, said = writer.pair(question, answer)
+            ids = torch.tensor([(asked + said)[:-1]])
+            alone = torch.cat((embeds(torch.tensor([writer.prefix])), visual, embeds(ids)), 1)
+            expected = model.model.language_model(inputs_embeds=alone).last_hidden_state[0, 23:]
+            mine = together[packed["part"][0] == k + 1]
+            assert torch.allclose(mine, expected, atol=1e-4)
+            assert expected.std() > 0.1
+
+
+def test_lessons_never_show_fewer_than_the_stated_number_of_tokens():
+    rng = np.random.default_rng(0)
+    for tokens in (16, 20, 25, 49, 144, 576):
+        kept = decoder.views(rng, tokens, 40)
+        assert kept.shape == (40, tokens) and tokens >= decoder.MIN_TOKENS
+        assert all(len(set(row)) == tokens and (np.diff(row) > 0).all() for row in kept)
+
+
+def test_one_word_answers_name_what_the_tokens_show():
+    scene = next(s for s in scenes("calibration", 50) if len(s.objects) >= 3)
+    c = decoder.card(scene)
+    rng = np.random.default_rng(0)
+    for k, thing in enumerate(scene.objects):
+        view = np.flatnonzero(c.seen[k])
+        answers = {decoder.one_word(c, view, rng).split()[-1] for _ in range(30)}
+        assert answers == {thing.noun}
+    bare = np.flatnonzero(scene.coverage().max(0) == 0)[:16]
+    assert len({decoder.one_word(c, bare, rng).split()[-1] for _ in range(100)}) > 1
+
+
+def test_a_killed_stage_goes_on_where_it_was(tmp_path):
+    """A run that dies and goes on ends with the weights of one that never died."""
+
+    def job(folder: Path, dies_at: int | None) -> torch.nn.Linear:
+        torch.manual_seed(0)
+        layer = torch.nn.Linear(4, 4)
+
+        def loss(step: int):
+            if step == dies_at:
+                raise KeyboardInterrupt
+            x = torch.randn(8, 4, generator=torch.Generator().manual_seed(step))
+            value = (layer(x) - 2 * x).square().mean()
+            return value, {"loss": float(value.detach())}
+
+        stage = loop.Stage("toy", 30, every=0)
+        loop.run(stage, folder, {"layer": layer}, loss=loss, check=dict, checks=2)
+        return layer
+
+    whole = job(tmp_path / "whole", None)
+    with pytest.raises(KeyboardInterrupt):
+        job(tmp_path / "killed", 17)
+    resumed = job(tmp_path / "killed", None)
+    assert torch.equal(whole.weight, resumed.weight)
+    assert not torch.equal(whole.weight, torch.nn.Linear(4, 4).weight)
+
+
+def test_a_hundredth_of_the_training_runs_end_to_end(tmp_path):
+    where = training.train("tiny-llava-1.5", tmp_path, device="cpu", share=0.002)
+    log = json.loads((where / "training_log.json").read_text())
+    assert {row["stage"] for row in log} == {"tower-windows", "tower-scenes", "decoder"}
+    answers = [row["answers"] for row in log if row["stage"] == "decoder"]
+    assert answers[-1] < answers[0]
+    model = transformers.LlavaForConditionalGeneration.from_pretrained(where)
+    assert model.dtype == torch.float32
+
+
+def test_training_an_unknown_name(tmp_path):
+    with pytest.raises(RedlibError, match="tiny-llava-1.5"):
+        training.train("tiny-llava-9", tmp_path)
+
+
+def test_plain_transformers_loads_the_checkpoint_and_answers():
+    """Without redlib: stock classes, float32 by default, chat template, generate."""
+    model = transformers.LlavaForConditionalGeneration.from_pretrained(CHECKPOINT)
+    processor = transformers.AutoProcessor.from_pretrained(CHECKPOINT)
+    assert model.dtype == torch.float32
+    assert model.config.vision_feature_layer == -2
+    assert model.config.text_config.num_hidden_layers >= 6
+    right = 0
+    found = scenes("test", 10, start=700, objects=1)
+    for scene in found:
+        chat = [{"role": "user", "content": [{"type": "image"},
+                                             {"type": "text", "text": ONE_WORD}]}]  # fmt: skip
+        text = processor.apply_chat_template(chat, add_generation_prompt=True)
+        inputs = processor(images=scene.image, text=text, return_tensors="pt")
+        assert (inputs["input_ids"] == model.config.image_token_id).sum() == 576
+        out = model.generate(**inputs, max_new_tokens=4)
+        said = processor.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        right += said.split()[-1] == scene.objects[0].noun
+    assert right >= 6  # the card says how often; this only tells a trained model from a broken one
+
+
+def test_the_checkpoint_is_small():
+    assert sum(path.stat().st_size for path in CHECKPOINT.iterdir()) <= 16_000_000

@@ -26,8 +26,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import functional
 
 from redlib.errors import RedlibError
 from redlib.models import VLM
@@ -202,7 +202,7 @@ def _decode(
             mask = mask[last][:, None, None]  # (B, 1, 1, P + n)
         query = rotate(_heads(attention.q_proj(normed), attention.head_dim), cos, sin)
         groups = attention.num_key_value_groups
-        mixed = F.scaled_dot_product_attention(
+        mixed = functional.scaled_dot_product_attention(
             query,
             spread(key, groups),
             spread(value, groups),
@@ -217,7 +217,7 @@ def _decode(
 def _head(vlm: VLM, state: Tensor) -> Tensor:
     """Logits (B, V) of last states (B, D)."""
     state = vlm.decoder.norm(state.to(reading_dtype(state)))
-    return F.linear(state, vlm.model.lm_head.weight.to(state.dtype))
+    return functional.linear(state, vlm.model.lm_head.weight.to(state.dtype))
 
 
 def reading_dtype(tensor: Tensor) -> torch.dtype:

@@ -12,8 +12,10 @@ that the paper starts from: one token ablated in the whole image.
 The change is a Jensen-Shannon divergence between the distributions before (M) and after (N), both
 renormalised over the candidates that lead before: `jsd`. Two definitions of it exist:
 
-    paper      half of KL(M||Q) + KL(N||Q) with Q = (M + N) / 2, summed over 20 candidates (eq. 7-10)
+    paper      half of KL(M||Q) + KL(N||Q), summed over 20 candidates (eq. 7-10)
     released   half of KL(Q||M) + KL(Q||N), averaged over 10 candidates
+
+where Q is the mean of M and N.
 
 Both sides are read at the same step. If the intact run begins with an article, that article is fed
 to both runs and the step after it is read, whatever the ablated run would have said first.
@@ -41,9 +43,7 @@ TOP_RELEASED = 10
 WEIGHTS = (1.0, 16.0)
 
 
-def jsd(
-    intact: Tensor, ablated: Tensor, *, top: int = TOP, definition: str = "paper"
-) -> Tensor:
+def jsd(intact: Tensor, ablated: Tensor, *, top: int = TOP, definition: str = "paper") -> Tensor:
     """Divergence (...) between the readings of two runs, in nats, float64 on the CPU.
 
     Args:
@@ -65,8 +65,10 @@ def jsd(
     q = (m + n) / 2
     log_q = q.log()
     if definition == "paper":
-        return (m * (log_m - log_q) + n * (log_n - log_q)).sum(dim=-1) / 2
-    return (q * (2 * log_q - log_m - log_n)).mean(dim=-1) / 2
+        value = (m * (log_m - log_q) + n * (log_n - log_q)).sum(dim=-1) / 2
+    else:
+        value = (q * (2 * log_q - log_m - log_n)).mean(dim=-1) / 2
+    return value.clamp(min=0)  # rounding alone can bring it below
 
 
 def cascade(
@@ -160,9 +162,7 @@ class Runs:
     patches, and the text before the image by everything.
     """
 
-    def __init__(
-        self, vlm: VLM, tokens: Tensor, *, prompt: str, batch: int | None = None
-    ) -> None:
+    def __init__(self, vlm: VLM, tokens: Tensor, *, prompt: str, batch: int | None = None) -> None:
         if len(tokens) != vlm.grid.size:
             raise RedlibError(
                 f"leave-one-out needs all {vlm.grid.size} tokens of the image; got {len(tokens)}"

@@ -187,7 +187,7 @@ def load(
         RedlibError: nothing of that name, not a LLaVA-1.5, or unreadable files.
     """
     source = _locate(name)
-    place = _device(device)
+    place = choose_device(device)
     with _quiet():
         try:
             config = transformers.AutoConfig.from_pretrained(source, revision=revision)
@@ -314,16 +314,15 @@ def _check(name: str, config: transformers.PretrainedConfig) -> None:
         )
 
 
-def _device(name: str) -> torch.device:
+def choose_device(name: str) -> torch.device:
     if name == "auto":
         if torch.cuda.is_available():
             name = "cuda"
         else:
             name = "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise RedlibError(f"device must be auto, cpu, cuda or mps; got {name!r}") from error
+    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
+        raise RedlibError(f"device must be auto, cpu, cuda or mps; got {name!r}")
+    device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise RedlibError(f"device {name!r} asked for, but this torch finds no CUDA; write cpu")
     if device.type == "mps" and not torch.backends.mps.is_available():

@@ -23,8 +23,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 from redlib.engine import reading_dtype, rotate, spread
 from redlib.errors import RedlibError
@@ -184,7 +184,7 @@ def _attend(
     moved = weights[..., None] * value[0, :, visual]  # (heads, L, head width)
     moved = moved.transpose(0, 1).flatten(1)  # (L, heads * head width)
     # The bias of the output projection, if there is one, belongs to no token.
-    added = F.linear(moved, module.o_proj.weight.to(precise))  # (L, D)
+    added = functional.linear(moved, module.o_proj.weight.to(precise))  # (L, D)
     return weights.mean(dim=0), added.norm(dim=-1)
 
 

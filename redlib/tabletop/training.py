@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from redlib.errors import RedlibError
-from redlib.models import _device as choose_device
+from redlib.models import choose_device
 from redlib.tabletop import decoder, evaluation, language, loop, tower
 from redlib.tabletop.world import scenes
 

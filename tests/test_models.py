@@ -1,0 +1,217 @@
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import literal
+import numpy as np
+import pytest
+import torch
+from conftest import PROMPT, random_image
+from PIL import Image
+
+import redlib
+from redlib.errors import RedlibError
+from redlib.models import VLM, _dtype, load, open_image, relative_layers
+
+
+def test_facts_about_the_checkpoint(tiny_vlm: VLM, tiny_folder: Path):
+    assert (tiny_vlm.grid.height, tiny_vlm.grid.width, tiny_vlm.width) == (5, 5, 48)
+    assert (tiny_vlm.repeats, tiny_vlm.newline, tiny_vlm.side) == (1, None, 70)
+    assert not tiny_vlm.model.training
+    weights = (tiny_folder / "model.safetensors").read_bytes()
+    assert tiny_vlm.revision == hashlib.sha256(weights).hexdigest()
+
+
+def test_encode_equals_the_stock_stages(vlm: VLM, bars: dict[str, float]):
+    images = [random_image(seed, width=90 + 10 * seed) for seed in range(9)]  # more than one batch
+    encoded = vlm.encode(images)
+    assert encoded.tokens.shape == (9, 25, 48)
+    for image, tokens, cosine, norm in zip(
+        images, encoded.tokens, encoded.cls_similarity, encoded.norms, strict=True
+    ):
+        expected, state = literal.visual_tokens(vlm.model, vlm.processor, image)
+        torch.testing.assert_close(tokens, expected, atol=bars["logits"], rtol=0)
+        cls, patches = state[0].double(), state[1:].double()
+        by_hand = (patches @ cls) / (patches.norm(dim=1) * cls.norm())
+        assert by_hand.std() > 0.01
+        torch.testing.assert_close(cosine.double(), by_hand, atol=1e-6, rtol=0)
+        torch.testing.assert_close(norm.double(), patches.norm(dim=1), rtol=1e-5, atol=0)
+
+
+def test_prompt_is_what_the_processor_feeds_the_model(tiny_vlm: VLM):
+    text = f"USER: <image>\n{PROMPT} ASSISTANT:"
+    ids = tiny_vlm.processor(text=text, images=random_image(0), return_tensors="pt")["input_ids"][0]
+    image = tiny_vlm.model.config.image_token_id
+    before, after = tiny_vlm.prompt(PROMPT)
+    assert before.tolist() == ids[: ids.tolist().index(image)].tolist()
+    assert after.tolist() == ids[(ids == image).nonzero()[-1] + 1 :].tolist()
+    assert (ids == image).sum() == tiny_vlm.grid.size
+    assert len(before) == 2 and len(after) == 7
+
+
+def test_embeddings_words_and_pad(tiny_vlm: VLM):
+    table = tiny_vlm.model.get_input_embeddings().weight
+    tokenizer = tiny_vlm.processor.tokenizer
+    assert torch.equal(tiny_vlm.embed([5, 7]), table[[5, 7]])
+    assert torch.equal(tiny_vlm.pad, table[tokenizer.pad_token_id])
+    assert tiny_vlm.pad.norm() > 0
+    assert tiny_vlm.word(tokenizer.convert_tokens_to_ids("cup")) == "cup"
+
+
+def test_pad_token_can_be_named(tiny_folder: Path):
+    vlm = load(str(tiny_folder), device="cpu", pad_token_id=0)
+    assert torch.equal(vlm.pad, vlm.model.get_input_embeddings().weight[0])
+
+
+@pytest.mark.parametrize(
+    ("depth", "layers"), [(32, (1, 16, 30)), (28, (1, 14, 26)), (6, (0, 3, 5)), (3, (0, 1, 2))]
+)
+def test_layers_lie_at_the_relative_depth_of_the_paper(depth: int, layers: tuple[int, ...]):
+    assert relative_layers(depth) == layers
+
+
+def test_half_precision_checkpoints_stay_out_of_bfloat16():
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert _dtype("auto", cpu, torch.bfloat16) == torch.float32
+    assert _dtype("auto", cuda, torch.bfloat16) == torch.float16
+    assert _dtype("auto", cuda, torch.float32) == torch.float32
+    assert _dtype("bfloat16", cuda, torch.float32) == torch.bfloat16
+
+
+def test_view_shows_the_crop_of_the_model(tiny_vlm: VLM):
+    wide = Image.new("RGB", (210, 70), "red")
+    wide.paste("blue", (70, 0, 140, 70))  # the middle third is all that a centre crop keeps
+    view = np.asarray(tiny_vlm.view(wide))
+    assert view.shape == (70, 70, 3)
+    assert (view[:, 5:-5] == (0, 0, 255)).all()
+
+
+def test_loading_says_nothing(tiny_folder: Path):
+    code = f"import redlib; redlib.load({str(tiny_folder)!r}, device='cpu')"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=1800
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_import_is_light():
+    code = "import redlib, sys; print('torch' in sys.modules, 'transformers' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
+    assert done.stdout.split() == ["False", "False"]
+
+
+def test_top_level_names(tiny_vlm: VLM):
+    assert redlib.load is load and redlib.VLM is VLM
+    assert redlib.geometry.Grid is redlib.Grid
+    assert "load" in dir(redlib)
+    with pytest.raises(AttributeError, match="nonsense"):
+        redlib.nonsense  # noqa: B018
+
+
+def broken(folder: Path, target: Path, name: str) -> Path:
+    """A copy of a checkpoint with one thing wrong."""
+    shutil.copytree(folder, target)
+    config = json.loads((target / "config.json").read_text())
+    if name == "other family":
+        config["model_type"] = "llava_next"
+    elif name == "other decoder":
+        config["text_config"] = {"model_type": "mistral", "hidden_size": 48}
+    elif name == "features with cls":
+        config["vision_feature_select_strategy"] = "full"
+    elif name == "config is not JSON":
+        (target / "config.json").write_text("{")
+        return target
+    elif name == "damaged weights":
+        (target / "model.safetensors").write_bytes(b"\x00" * 64)
+        return target
+    elif name == "no weights":
+        (target / "model.safetensors").unlink()
+        return target
+    elif name == "no config":
+        (target / "config.json").unlink()
+        return target
+    elif name == "no template":
+        (target / "chat_template.jinja").unlink()
+        return target
+    (target / "config.json").write_text(json.dumps(config))
+    return target
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("other family", "is a 'llava_next', not a LLaVA-1.5"),
+        ("other decoder", "decodes with 'mistral'"),
+        ("features with cls", "strategy 'full'"),
+        ("config is not JSON", "cannot load model"),
+        ("damaged weights", "cannot load model"),
+        ("no weights", "cannot load model"),
+        ("no config", "holds no config.json"),
+        ("no template", "no chat template"),
+    ],
+)
+def test_broken_checkpoints_are_refused_in_one_line(
+    name: str, words: str, tiny_folder: Path, tmp_path: Path
+):
+    folder = broken(tiny_folder, tmp_path / "checkpoint", name)
+    with pytest.raises(RedlibError, match=words) as error:
+        load(str(folder), device="cpu")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"name": "no such model"}, "no model 'no such model'"),
+        ({"device": "gpu"}, "device must be auto, cpu, cuda or mps; got 'gpu'"),
+        ({"dtype": "int8"}, "dtype must be auto, .*; got 'int8'"),
+        ({"pad_token_id": 10_000}, "pad token id 10000"),
+    ],
+)
+def test_wrong_arguments_are_named(changes: dict, words: str, tiny_folder: Path):
+    arguments = {"name": str(tiny_folder), "device": "cpu", **changes}
+    with pytest.raises(RedlibError, match=words):
+        load(arguments.pop("name"), **arguments)
+
+
+def test_prompt_must_not_bring_its_own_image(tiny_vlm: VLM):
+    with pytest.raises(RedlibError, match="2 image placeholders"):
+        tiny_vlm.prompt("what <image> ?")
+    with pytest.raises(RedlibError, match="at least one image"):
+        tiny_vlm.encode([])
+
+
+def test_images_are_converted(tmp_path: Path):
+    Image.new("CMYK", (8, 6), (0, 255, 255, 0)).save(tmp_path / "cmyk.jpg")
+    Image.new("RGBA", (8, 6), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+    Image.new("I;16", (8, 6), 40_000).save(tmp_path / "deep.png")
+    upright = Image.Exif()
+    upright[0x0112] = 6  # turned by a quarter
+    Image.new("RGB", (8, 6)).save(tmp_path / "turned.jpg", exif=upright)
+    red = np.asarray(open_image(tmp_path / "cmyk.jpg"), int)[3, 3]
+    assert red[0] > 200 and red[1] < 60 and red[2] < 60
+    assert (np.asarray(open_image(tmp_path / "clear.png")) == 255).all()
+    assert open_image(tmp_path / "deep.png").mode == "RGB"
+    assert open_image(tmp_path / "turned.jpg").size == (6, 8)
+
+
+def test_bad_images_are_refused_in_one_line(tmp_path: Path):
+    random_image(0, width=300, height=300).save(tmp_path / "whole.png")
+    whole = (tmp_path / "whole.png").read_bytes()
+    (tmp_path / "truncated.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "text.png").write_text("not an image")
+    cases = {
+        "missing.png": "does not exist",
+        ".": "not a file",
+        "truncated.png": "truncated or damaged",
+        "empty.png": "empty",
+        "text.png": "not an image",
+    }
+    for name, words in cases.items():
+        with pytest.raises(RedlibError, match=words) as error:
+            open_image(tmp_path / name)
+        assert str(tmp_path) in str(error.value)

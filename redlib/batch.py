@@ -176,10 +176,11 @@ def _run_one(
     if not force and _is_done(state_file, inputs, one):
         say(f"{source.stem}: unchanged")
         return
-    if force:
-        with writing(base):
+    with writing(base):
+        base.mkdir(parents=True, exist_ok=True)
+        if force:
             shutil.rmtree(base / "store" / number, ignore_errors=True)
-    state_file.unlink(missing_ok=True)
+        state_file.unlink(missing_ok=True)
     executed = base / "notebooks" / source.name
     given = base / "notebooks" / f"{number}.yaml"
     write_text(given, yaml.safe_dump(one.model_dump(), sort_keys=False, allow_unicode=True))

@@ -243,6 +243,26 @@ def relative_layers(depth: int) -> tuple[int, int, int]:
     return shallow, middle, deep
 
 
+def choose_device(name: str) -> torch.device:
+    """The device of a name; "auto" takes CUDA, then Apple's MPS, then the CPU.
+
+    Raises RedlibError for a name that torch does not know or a device that it does not find.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            name = "cuda"
+        else:
+            name = "mps" if torch.backends.mps.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
+        raise RedlibError(f"device must be auto, cpu, cuda or mps; got {name!r}")
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise RedlibError(f"device {name!r} asked for, but this torch finds no CUDA; write cpu")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise RedlibError(f"device {name!r} asked for, but this torch finds no MPS; write cpu")
+    return device
+
+
 def open_image(path: str | Path) -> Image.Image:
     """Read an image file as RGB, upright, with transparency laid on white.
 
@@ -312,22 +332,6 @@ def _check(name: str, config: transformers.PretrainedConfig) -> None:
             f"model {name!r} must take its features from one layer without [cls]; got layer"
             f" {config.vision_feature_layer!r}, strategy {config.vision_feature_select_strategy!r}"
         )
-
-
-def choose_device(name: str) -> torch.device:
-    if name == "auto":
-        if torch.cuda.is_available():
-            name = "cuda"
-        else:
-            name = "mps" if torch.backends.mps.is_available() else "cpu"
-    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
-        raise RedlibError(f"device must be auto, cpu, cuda or mps; got {name!r}")
-    device = torch.device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise RedlibError(f"device {name!r} asked for, but this torch finds no CUDA; write cpu")
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise RedlibError(f"device {name!r} asked for, but this torch finds no MPS; write cpu")
-    return device
 
 
 def _dtype(name: str, device: torch.device, stored: torch.dtype | None) -> torch.dtype:

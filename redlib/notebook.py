@@ -32,7 +32,7 @@ from typing import Any
 
 import pandas as pd
 
-from redlib import report
+from redlib import __version__, report
 from redlib.errors import RedlibError
 from redlib.params import NOTEBOOKS, Params, check
 from redlib.store import Store, atomic, code_version, read_json, write_json, writing
@@ -41,7 +41,7 @@ from redlib.store import Store, atomic, code_version, read_json, write_json, wri
 MEASURING: tuple[str, ...] = ("engine", "geometry", "leave_one_out", "models", "probe", "states")
 
 _KERNEL_NAMES = {"In", "Out", "exit", "quit", "get_ipython", "open"}
-_VERSIONS = ("redlib", "torch", "transformers", "numpy", "pandas", "matplotlib", "scikit-learn")
+_VERSIONS = ("torch", "transformers", "numpy", "pandas", "matplotlib", "scikit-learn")
 
 
 def begin(notebook: str, names: Mapping[str, Any]) -> "Session":
@@ -283,7 +283,7 @@ class Session:
         return {name: value for name, value in values.items() if name in own}
 
     def _versions(self) -> dict[str, str]:
-        versions = {"python": platform.python_version()}
+        versions = {"python": platform.python_version(), "redlib": __version__}
         for package in _VERSIONS:
             try:
                 versions[package] = metadata.version(package).split("+")[0]

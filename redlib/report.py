@@ -58,7 +58,7 @@ figcaption, .summary { margin: .75rem 0; }
 .reading { border-left: .25rem solid var(--mark); padding-left: .75rem; margin: .75rem 0; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .95rem; font-variant-numeric: tabular-nums; }
-caption { text-align: left; font-weight: 600; padding: .25rem 0 .5rem; }
+caption { text-align: left; padding: .25rem 0 .75rem; max-width: 46rem; }
 th, td { border-bottom: 1px solid var(--line); padding: .3rem .75rem .3rem 0; text-align: left;
   vertical-align: top; }
 tbody th { font-weight: 400; }
@@ -96,7 +96,7 @@ def write(page: str | Path, folders: Mapping[str, str | Path], *, title: str) ->
     ]
     for run, (folder, notes) in runs.items():
         body.append(f'<section aria-labelledby="{_id(run)}">')
-        body.append(f'<h2 id="{_id(run)}">Run {_text(run)}{_model(notes)}</h2>')
+        body.append(f'<h2 id="{_id(run)}">Run {_text(run)}{_model(run, notes)}</h2>')
         body.append(_claims(claims(folder), run))
         for notebook in _notebooks(notes):
             body.append(f'<h3 id="{_id(run, notebook)}">{_text(_heading(notebook))}</h3>')
@@ -192,20 +192,19 @@ def _item(note: Mapping[str, Any], run: str, folder: Path, start: Path) -> str:
     link = f"{quote(Path(os.path.relpath(folder, start)).as_posix())}/{note['name']}"
     link = link.removeprefix("./")
     key = _id(run, note["name"])
-    caption = _text(note["caption"])
     lines = [f'<article class="item" aria-labelledby="{key}"><h4 id="{key}">{_head(note)}</h4>']
     if note["kind"] == "table":
-        cells = table(folder / f"{note['name']}.csv", caption=note["title"])
+        cells = table(folder / f"{note['name']}.csv", caption=note["caption"])
         lines.append(f'<div class="scroll" role="region" aria-labelledby="{key}" tabindex="0">')
-        lines.append(f'{cells}</div><p class="summary">{caption}</p>')
-        lines.append(f'<p class="summary">{_text(note["alt"])}</p>')
+        lines.append(f'{cells}</div><p class="summary">{_text(note["alt"])}</p>')
     else:
         size = f'width="{note["width"]}" height="{note["height"]}"'
         lines.append(f'<figure><img src="{link}.png" alt="{_text(note["alt"])}" {size}>')
-        lines.append(f"<figcaption>{caption}</figcaption></figure>")
+        lines.append(f"<figcaption>{_text(note['caption'])}</figcaption></figure>")
     reading, title = _text(note["reading"]), _text(note["title"])
     lines.append(f'<p class="reading"><strong>How to read it.</strong> {reading}</p>')
-    lines.append(f'<p><a href="{link}.csv">Numbers of “{title}” as CSV</a></p>')
+    picture = "" if note["kind"] == "table" else f'<a href="{link}.png">Picture at full size</a> · '
+    lines.append(f'<p>{picture}<a href="{link}.csv">Numbers of “{title}” as CSV</a></p>')
     lines.append(f"<details><summary>Parameters and versions of “{title}”</summary>")
     lines.append(_pairs(note["parameters"]))
     lines.append(_pairs(note["versions"]))
@@ -260,16 +259,17 @@ def _title(note: Mapping[str, Any]) -> str:
 
 
 def _heading(notebook: str) -> str:
-    words = NOTEBOOKS.get(notebook, notebook).removesuffix(".ipynb").split("_")
-    return f"Notebook {words[0]}: {' '.join(words[1:])}" if words[1:] else f"Notebook {notebook}"
+    words = NOTEBOOKS[notebook].removesuffix(".ipynb").replace("vqav2", "VQAv2").split("_")
+    return f"Notebook {notebook}: {' '.join(words[1:])}"
 
 
 def _notebooks(notes: list[dict[str, Any]]) -> list[str]:
     return list(dict.fromkeys(note["notebook"] for note in notes))
 
 
-def _model(notes: list[dict[str, Any]]) -> str:
-    models = sorted({str(note["parameters"]["model"]) for note in notes} - {""})
+def _model(run: str, notes: list[dict[str, Any]]) -> str:
+    """Names the model where the run's own name does not."""
+    models = sorted({str(note["parameters"]["model"]) for note in notes} - {run})
     return f", drawn with {_text(' and '.join(models))}" if models else ""
 
 

@@ -90,7 +90,7 @@ def _explained(name: str) -> str:
 def _train(chosen: argparse.Namespace) -> int | None:
     from redlib.tabletop import training  # torch, only for who needs it
 
-    return training.train(chosen.name)
+    return training.main(chosen.name, root() / "runs" / "train")
 
 
 def _evaluate(chosen: argparse.Namespace) -> int | None:

@@ -1,0 +1,123 @@
+"""Bad input on the command line: one clear line, exit code 2, nothing half-written."""
+
+import subprocess
+import sys
+
+import pytest
+from throwaway import project
+
+from redlib.__main__ import main
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("REDLIB_ROOT", str(tmp_path))
+    monkeypatch.setenv("REDLIB_RUNS", str(tmp_path / "runs"))
+    monkeypatch.chdir(tmp_path)
+    project(tmp_path, {"02": ["seed: int = 0\ntau_prob = None"]})
+    return tmp_path
+
+
+def refuse(capsys, *arguments):
+    """Run the command line; returns its one line of complaint without the program's name."""
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("redlib: ")
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+    return err.removeprefix("redlib: ").strip()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("tau_porb: 0.1", "unknown parameter 'tau_porb'; did you mean 'tau_prob'?"),
+        ('tau_prob: "1e-1x"', "tau_prob must be a number from 0 to 1"),
+        ("seed: no", "seed must be a whole number"),
+        ("budgets: [0]", "budgets must be"),
+        ("budgets: [577]", "budgets must be from 1 to 576"),
+        ("tau_out: -1", "tau_out must be a number of at least 0"),
+        ("", "empty"),
+        ("{", "not YAML"),
+        ("image: nowhere.jpg", "image: no such file 'nowhere.jpg'"),
+        ("model: tiny-lava", "model: no folder, Hugging Face id or embedded model 'tiny-lava'"),
+        ("model: ./nowhere/model", "model: no folder, Hugging Face id or embedded"),
+    ],
+)
+def test_parameter_files(home, capsys, text, words):
+    (home / "params" / "bad.yaml").write_text(text)
+    line = refuse(capsys, "run", "params/bad.yaml")
+    assert words in line
+    assert not (home / "runs").exists()
+    assert not (home / "figures").exists()
+
+
+def test_binary_and_missing_files(home, capsys):
+    (home / "params" / "bad.yaml").write_bytes(b"\x89PNG\x00\xff")
+    assert "not a text file" in refuse(capsys, "run", "params/bad.yaml")
+    assert "params/none.yaml: no such parameter file; there are bad.yaml, one.yaml" in refuse(
+        capsys, "run", "params/none.yaml"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "the following arguments are required: COMMAND"),
+        (["rum"], "invalid choice: 'rum'"),
+        (["run"], "required: FILE"),
+        (["run", "params/one.yaml", "--fast"], "unrecognized arguments: --fast"),
+        (["run", "params/one.yaml", "--only", "2"], "--only: no notebook '2'; there are 01, 02"),
+        (["run", "params/one.yaml", "--only", "02,09"], "--only: no notebook '09'"),
+        (["run", "params/one.yaml", "--only", "03"], "03_cascaded_leave_one_out.ipynb: no such"),
+        (["params", "7"], "no notebook '7'"),
+        (["params", "03"], "03_cascaded_leave_one_out.ipynb: no such notebook"),
+    ],
+)
+def test_command_lines(home, capsys, arguments, words):
+    assert words in refuse(capsys, *arguments)
+
+
+def test_a_results_folder_that_is_none(home, capsys, monkeypatch):
+    (home / "file").write_text("")
+    monkeypatch.setenv("REDLIB_RUNS", str(home / "file"))
+    assert "cannot be written" in refuse(capsys, "run", "params/one.yaml", "--only", "02")
+
+
+def test_a_project_that_is_none(home, capsys, monkeypatch):
+    monkeypatch.setenv("REDLIB_ROOT", str(home / "params"))
+    assert "no folder with notebooks/ and params/" in refuse(capsys, "run", "params/one.yaml")
+
+
+def test_help_and_params_explain(home, capsys):
+    assert main(["params", "02"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("seed\n    start of every random choice.")
+    assert "Presets: paper 0.1, released 0.15, calibrated calibrated." in " ".join(text.split())
+    assert main(["params"]) == 0
+    assert "n_questions" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stop:
+        main(["run", "--help"])
+    assert stop.value.code == 0
+
+
+def test_as_a_program(home):
+    (home / "params" / "bad.yaml").write_text("seed: no\n")
+    command = [sys.executable, "-m", "redlib", "run", "params/bad.yaml"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("redlib: params/bad.yaml: seed must be a whole number")
+    assert done.stderr.count("\n") == 1
+
+
+def test_plain_papermill_stops_at_a_misspelt_name(home):
+    """papermill itself only warns; the notebook's first cell stops."""
+    (home / "bad.yaml").write_text("tau_porb: 0.1\n")
+    source = home / "notebooks" / "02_single_token_probe.ipynb"
+    command = [sys.executable, "-m", "papermill", str(source), "out.ipynb", "-f", "bad.yaml"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0
+    assert "unknown parameter 'tau_porb'; did you mean 'tau_prob'?" in done.stderr
+    assert not (home / "runs").exists()

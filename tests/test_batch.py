@@ -1,0 +1,217 @@
+"""Batch runs: order, resume, publishing, failure, interrupt; on notebooks that take no time."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import nbformat
+import pytest
+from throwaway import TABLE, project, write_notebook
+
+from redlib import batch
+from redlib.errors import RedlibError
+from redlib.notebook import declared
+from redlib.params import NOTEBOOKS
+
+PARAMETERS = "# kept\nseed: int = 0  # start\nbudgets = [144, 64]"
+NOISE = (
+    "import sys\nprint('one')\nsys.stdout.flush()\nprint('two')\n"
+    "print('to stderr', file=sys.stderr)\nsession.params.seed"
+)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A published run of two notebooks, run three times: at first, again, and by force."""
+    folder = tmp_path_factory.mktemp("project")
+    second = [PARAMETERS, TABLE, NOISE, "session.finish(n=1)"]
+    cells = {"01": [PARAMETERS, "session.finish()"], "02": second}
+    project(folder, cells, publish=True, seed=6, tau_jsd=1e-5)
+    (folder / "params" / "both.yaml").write_text("set: [one]\n")
+    said, results, states = [], [], []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REDLIB_ROOT", str(folder))
+        patch.delenv("REDLIB_RUNS", raising=False)
+        patch.chdir(folder)
+        patch.setattr(batch, "code_version", lambda: "this")  # it may be edited meanwhile
+        for options in ({}, {}, {"force": True, "only": ["02"]}):
+            options = {"only": ["01", "02"]} | options
+            results.append(batch.run(folder / "params/both.yaml", say=said.append, **options))
+            kept = [*(folder / "figures").rglob("*.*"), *(folder / "notebooks").iterdir()]
+            states.append({path: path.read_bytes() for path in kept})
+    return SimpleNamespace(folder=folder, said=said, results=results, states=states)
+
+
+def test_the_table_and_the_page(finished):
+    rows, page = finished.results[0]
+    assert [(row.item, row.file) for row in rows] == [
+        ("Table 9: Scores", os.path.join("figures", "one", "scores.csv"))
+    ]
+    assert float(rows[0].seconds) > 0
+    assert page == finished.folder / "figures" / "both" / "index.html"
+    assert "../one/scores.csv" in page.read_text()
+    assert (finished.folder / "figures" / "one" / "index.html").is_file()
+
+
+def test_what_has_not_changed_is_not_run_again(finished):
+    kinds = [line.split(": ")[1] for line in finished.said]
+    assert re.fullmatch(r"\d+ s", kinds[0])
+    assert kinds[2:4] == ["unchanged", "unchanged"]
+    assert re.fullmatch(r"\d+ s", kinds[4])
+
+
+def test_running_again_and_by_force_changes_no_byte(finished):
+    first, again, forced = finished.states
+    assert len(first) == 6
+    assert first == again == forced
+
+
+def test_parameters_arrive(finished):
+    assert (finished.folder / "figures/one/scores.csv").read_text() == "patch,score\n1,0.1\n2,2\n"
+    note = json.loads((finished.folder / "figures/one/scores.json").read_text())
+    assert note["parameters"]["seed"] == 6
+    assert set(note["parameters"]) == {"seed", "budgets", "model", "preset"}
+
+
+def test_outputs_are_published_and_nothing_else(finished):
+    path = finished.folder / "notebooks" / NOTEBOOKS["02"]
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == [1, 2, 3, 4, 5]
+    assert declared(path) == {"seed": 0, "budgets": [144, 64]}
+    assert [o.output_type for o in code[3].outputs] == ["stream", "execute_result"]
+    assert code[3].outputs[0].text == "one\ntwo\n"
+    assert code[3].outputs[1].execution_count == 4
+    assert code[3].outputs[1].data["text/plain"] == "6"
+    assert "<table>" in code[2].outputs[0].data["text/html"]
+    assert "papermill" not in path.read_text()
+
+
+def test_working_files(finished):
+    runs = finished.folder / "runs" / "one"
+    times = json.loads((runs / "timing.json").read_text())
+    assert set(times) == {"01", "02"}
+    assert times["02"]["seconds"] > 0
+    assert times["02"]["calibration_gflops"] > 0
+    assert (runs / "notebooks" / NOTEBOOKS["02"]).is_file()
+    assert json.loads((runs / "results" / "02.json").read_text()) == {"n": 1}
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("REDLIB_ROOT", str(tmp_path))
+    monkeypatch.delenv("REDLIB_RUNS", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_inputs_that_count(home):
+    file = project(home, {"05": [PARAMETERS], "06": [PARAMETERS]}, run_name="one")
+    (one,) = batch.params.load_set(file)
+    folder = home / "notebooks"
+    hashes = [batch._inputs(one, "06", folder)]
+
+    def now():
+        hashes.append(batch._inputs(one, "06", folder))
+        return hashes[-1]
+
+    assert now() == hashes[0]
+    (home / "model" / "weights").write_text("1")
+    assert now() not in hashes[:-1]
+    write_notebook(home, "05", [PARAMETERS, "1"])
+    assert now() not in hashes[:-1], "06 reads what 05 made"
+    executed = nbformat.read(folder / NOTEBOOKS["06"], as_version=4)
+    executed.cells[1].execution_count = 7
+    nbformat.write(executed, folder / NOTEBOOKS["06"])
+    assert now() == hashes[-2], "outputs are no input"
+    one = one.model_copy(update={"seed": 9})
+    assert now() not in hashes[:-1]
+
+
+def test_a_notebook_that_fails(home):
+    wrong = 'raise redlib.RedlibError("keep must be\\nfrom 1 to 576; got 0")'
+    file = project(home, {"03": ["seed = 0", wrong], "04": ["seed = 0", "1 / 0"]})
+    source = home / "notebooks" / NOTEBOOKS["03"]
+    before = source.read_bytes()
+    with pytest.raises(RedlibError) as caught:
+        batch.run(file, only=["03"])
+    line = "03_cascaded_leave_one_out.ipynb: keep must be from 1 to 576; got 0"
+    assert str(caught.value) == line
+    executed = nbformat.read(home / "runs/one/notebooks" / NOTEBOOKS["03"], as_version=4)
+    (error,) = [o for c in executed.cells for o in c.get("outputs", []) if o.output_type == "error"]
+    assert error.traceback == ["redlib: keep must be from 1 to 576; got 0"]
+    with pytest.raises(batch.NotebookFailed, match="ZeroDivisionError: division by zero; see"):
+        batch.run(file, only=["04"])
+    assert source.read_bytes() == before
+    assert not (home / "runs/one/state/03.json").exists()
+
+
+def test_an_edited_notebook_is_not_overwritten(home):
+    project(home, {"03": ["seed = 0"]})
+    source = home / "notebooks" / NOTEBOOKS["03"]
+    executed = home / "done.ipynb"
+    executed.write_bytes(source.read_bytes())
+    write_notebook(home, "03", ["seed = 1"])
+    before = source.read_bytes()
+    with pytest.raises(RedlibError, match="was edited while it ran"):
+        batch.publish(executed, source)
+    assert source.read_bytes() == before
+
+
+def test_ctrl_c_says_what_is_kept_and_the_next_run_goes_on(home):
+    measure = (
+        "import time\nfrom redlib.store import Store\n"
+        "table = Store(session.folder / 'store/01/t', {'k': 1})\n"
+        "def slow(unit):\n"
+        "    if unit == 2 and not (session.folder / 'go').exists():\n"
+        "        time.sleep(300)\n"
+        "    return pd.DataFrame({'unit': [unit]})\n"
+        "units = table.compute(range(4), slow)['unit'].tolist()\n"
+        "session.finish(units=units)"
+    )
+    file = project(home, {"01": ["seed = 0", measure]})
+    command = [sys.executable, "-m", "redlib", "run", str(file), "--only", "01"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    parts = home / "runs/one/store/01/t"
+    while not (parts / "1.parquet").exists() and process.poll() is None:
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 2, err
+    assert err.startswith("redlib: interrupted in notebook 01 of run 'one'; kept: ")
+    assert "2 part files" in err
+    assert err.count("\n") == 1
+    assert "Traceback" not in out + err
+    assert sorted(p.name for p in parts.iterdir()) == ["0.parquet", "1.parquet", "key.json"]
+    (home / "runs/one/go").touch()
+    written = (parts / "0.parquet").stat().st_mtime_ns
+    assert subprocess.run(command, capture_output=True, timeout=300).returncode == 0
+    assert (parts / "0.parquet").stat().st_mtime_ns == written
+    result = json.loads((home / "runs/one/results/01.json").read_text())
+    assert result == {"units": [0, 1, 2, 3]}
+
+
+def test_force_throws_stored_tables_away(home, monkeypatch):
+    file = project(home, {"01": ["seed = 0"]})
+    old = home / "runs/one/store/01/t"
+    other = home / "runs/one/store/02/t"
+    for folder in (old, other):
+        folder.mkdir(parents=True)
+    monkeypatch.setattr(batch, "_execute", lambda *_: 0)
+    batch.run(file, only=["01"])
+    assert old.is_dir()
+    batch.run(file, only=["01"], force=True)
+    assert not old.exists()
+    assert other.is_dir()
+
+
+def test_calibration_takes_a_moment():
+    assert 0 < batch.calibration_seconds(size=64, repeats=2) < 10

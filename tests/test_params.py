@@ -1,0 +1,267 @@
+"""Parameters: what is accepted, what is refused, and the line that says so."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from redlib.errors import RedlibError
+from redlib.params import (
+    FAMILIES,
+    NOTEBOOKS,
+    PRESETS,
+    Params,
+    check,
+    describe,
+    family,
+    is_set,
+    load_file,
+    load_set,
+    preset_value,
+)
+
+SHIPPED = Path(__file__).parents[1] / "params"
+
+
+def write(tmp_path, text, name="one.yaml"):
+    path = tmp_path / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def error_of(call, *arguments, **keywords):
+    with pytest.raises(RedlibError) as caught:
+        call(*arguments, **keywords)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_defaults_are_complete_and_read_only():
+    params = Params()
+    unset = {name for name, value in params.model_dump().items() if value is None}
+    assert unset == {"image", "revision"}
+    with pytest.raises(ValidationError):
+        params.seed = 1
+
+
+def test_every_parameter_says_what_it_means():
+    for name, field in Params.model_fields.items():
+        assert field.description
+        assert describe(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "expected"),
+    [
+        ("tau_prob", "tiny-llava-1.5", 0.1),
+        ("tau_prob", "tiny-llava-onevision", 0.08),
+        ("tau_out", "tiny-llava-next", 8),
+        ("tau_out", "llava-hf/llava-onevision-qwen2-7b-ov-hf", 3),
+        ("tau_in", "llava-hf/llava-1.5-7b-hf", 64),
+        ("tau_in", "tiny-llava-onevision", 16),
+        ("tau_jsd", "llava-hf/llama3-llava-next-8b-hf", 2e-3),
+        ("tau_jsd", "tiny-llava-onevision", 1.5e-3),
+        ("top_prob", "tiny-llava-1.5", 50),
+        ("top_jsd", "tiny-llava-1.5", 20),
+        ("k_region", "tiny-llava-1.5", 1),
+        ("k_global", "tiny-llava-1.5", 16),
+        ("repeats", "tiny-llava-1.5", 1),
+        ("repeats", "tiny-llava-next", 24),
+        ("repeats", "tiny-llava-onevision", 27),
+        ("codebook_images", "tiny-llava-1.5", 500),
+        ("study_images", "tiny-llava-1.5", 100),
+        ("study_patches", "tiny-llava-1.5", 64),
+        ("r_threshold", "tiny-llava-1.5", 0.5),
+        ("rule_keep", "tiny-llava-1.5", "at-most"),
+        ("random_seeds", "tiny-llava-1.5", 3),
+        ("rule_in", "tiny-llava-1.5", "size"),
+        ("rule_out", "tiny-llava-1.5", "below"),
+        ("dpc_neighbours_image", "tiny-llava-1.5", 16),
+        ("dpc_neighbours_candidates", "tiny-llava-onevision", 24),
+    ],
+)
+def test_preset_paper(name, model, expected):
+    asked = {"model": model, "preset": "paper", name: None}
+    assert getattr(check(asked), name) == preset_value("paper", name, model) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "expected"),
+    [
+        ("tau_prob", "llava-1.5-7b-hf", 0.15),
+        ("tau_prob", "llama3-llava-next-8b-hf", 0.1),
+        ("tau_prob", "llava-onevision-qwen2-7b-ov-hf", 0.08),
+        ("tau_jsd", "llava-1.5-7b-hf", 2e-3),
+        ("tau_jsd", "llava-onevision-qwen2-7b-ov-hf", 1.8e-3),
+        ("top_jsd", "llava-1.5-7b-hf", 10),
+        ("jsd_definition", "llava-1.5-7b-hf", "released"),
+        ("repeats", "llava-onevision-qwen2-7b-ov-hf", 1),
+        ("rule_in", "llava-1.5-7b-hf", "images"),
+        ("rule_out", "llava-1.5-7b-hf", "at-most"),
+        ("rule_keep", "llava-1.5-7b-hf", "below"),
+        ("r_threshold", "llava-1.5-7b-hf", 0.45),
+        ("r_threshold", "llama3-llava-next-8b-hf", 0.11),
+        ("codebook_images", "llava-onevision-qwen2-7b-ov-hf", 1200),
+        ("codebook_ranks", "llava-1.5-7b-hf", "release"),
+    ],
+)
+def test_preset_released(name, model, expected):
+    assert getattr(check({"model": model, "preset": "released", name: None}), name) == expected
+
+
+def test_presets_hold_the_same_definitions_and_a_file_wins_over_them():
+    assert {frozenset(values) for values in PRESETS.values()} == {frozenset(PRESETS["paper"])}
+    for preset in PRESETS:
+        for each in FAMILIES:
+            check({"preset": preset, "model": each} | dict.fromkeys(PRESETS[preset]))
+    assert check({"preset": "released", "tau_prob": 0.2}).tau_prob == 0.2
+    assert check({"preset": "paper", "top_jsd": 10}).top_jsd == 10
+
+
+def test_resolving_twice_changes_nothing():
+    once = check({"preset": "released", "budgets": [64], "tau_jsd": None})
+    assert check(once.model_dump()) == once
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ("tiny-llava-1.5", "llava-1.5"),
+        ("/data/llava-1.5-7b-hf", "llava-1.5"),
+        ("llava-hf/llava-v1.6-vicuna-7b-hf", "llava-next"),
+        ("llava-hf/llama3-llava-next-8b-hf", "llava-next"),
+        ("lmms-lab/llava-ov", "llava-onevision"),
+        ("llava-hf/llava-onevision-qwen2-7b-ov-hf", "llava-onevision"),
+    ],
+)
+def test_family(model, expected):
+    assert family(model) == expected
+
+
+@pytest.mark.parametrize("text", ["1e-4", "1.0e-4", "1.e-4", "1E-4", "+1e-4"])
+def test_exponents_are_numbers_whatever_yaml_says(tmp_path, text):
+    assert load_file(write(tmp_path, f"tau_jsd: {text}\n")).tau_jsd == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "quoted"),
+    [
+        ('tau_prob: "1e-1x"', "tau_prob", "'1e-1x'"),
+        ('tau_prob: "0.1"', "tau_prob", "'0.1'"),
+        ("tau_prob: yes", "tau_prob", "True"),
+        ("tau_prob: -0.1", "tau_prob", "-0.1"),
+        ("tau_prob: 1.5", "tau_prob", "1.5"),
+        ("tau_jsd: -1e-9", "tau_jsd", "-1e-9"),
+        ("tau_jsd: .nan", "tau_jsd", "nan"),
+        ("tau_in: .inf", "tau_in", "inf"),
+        ("seed: no", "seed", "put a word in quotes"),
+        ("seed: 1.0", "seed", "1.0"),
+        ("seed: -1", "seed", "-1"),
+        ("model: no", "model", "put a word in quotes"),
+        ("model: 7", "model", "7"),
+        ("budgets: [0]", "budgets", "[0]"),
+        ("budgets: [64, 577]", "budgets", "577"),
+        ("budgets: []", "budgets", "[]"),
+        ("budgets: 64", "budgets", "64"),
+        ("budgets: [64.0]", "budgets", "[64.0]"),
+        ("preset: papers", "preset", "'papers'"),
+        ("preset: 3", "preset", "3"),
+        ("publish: 1", "publish", "1"),
+        ("run_name: ../elsewhere", "run_name", "'../elsewhere'"),
+        ("attention_positions: 199", "attention_positions", "199"),
+        ("dtype: float8", "dtype", "'float8'"),
+    ],
+)
+def test_a_bad_value_is_named_and_quoted(tmp_path, text, name, quoted):
+    path = write(tmp_path, text + "\n")
+    message = error_of(load_file, path)
+    assert message.startswith(f"{path}: {name} must be ")
+    assert quoted in message
+
+
+def test_an_unknown_name_brings_the_nearest_one(tmp_path):
+    message = error_of(load_file, write(tmp_path, "tau_porb: 0.1\n"))
+    assert "unknown parameter 'tau_porb'" in message
+    assert "did you mean 'tau_prob'?" in message
+    assert "redlib params" in error_of(check, {"xyzzy": 1})
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "empty"),
+        (b"# only a comment\n", "empty"),
+        (b"\x89PNG\r\n\x1a\n\x00\x00", "not a text file"),
+        (b"seed: 1\x00\n", "not a text file"),
+        (b"seed: [1\n", "not YAML"),
+        (b"seed: 1\n  model: x\n", "not YAML at line 2"),
+        (b"seed: !!python/object/apply:os.getcwd []\n", "not YAML"),
+        (b"just words\n", "one `name: value` per line"),
+        (b"- seed\n", "one `name: value` per line"),
+        (b"seed: 1\nseed: 2\n", "'seed' is given twice"),
+        (b"? [a]\n: 1\n", "cannot be the name"),
+        (b"1: 2\n", "unknown parameter '1'"),
+        (b"set: [one]\n", "set of parameter files"),
+    ],
+)
+def test_a_file_that_is_no_parameter_file(tmp_path, content, words):
+    path = write(tmp_path, content)
+    message = error_of(load_file, path)
+    assert message.startswith(f"{path}: ")
+    assert words in message
+
+
+def test_a_missing_file_lists_its_neighbours(tmp_path):
+    write(tmp_path, "seed: 1\n", "small.yaml")
+    message = error_of(load_file, tmp_path / "smal.yaml")
+    assert "no such parameter file; there are small.yaml" in message
+    assert "cannot be read" in error_of(load_file, tmp_path)
+
+
+def test_the_run_is_named_after_its_file(tmp_path):
+    assert load_file(write(tmp_path, "seed: 3\n", "mine.yaml")).run_name == "mine"
+    assert load_file(write(tmp_path, "run_name: other\n", "mine.yaml")).run_name == "other"
+
+
+def test_sets(tmp_path):
+    write(tmp_path, "seed: 1\n", "a.yaml")
+    write(tmp_path, "seed: 2\n", "b.yaml")
+    both = write(tmp_path, "set: [a, b.yaml]\n", "both.yaml")
+    assert [(p.run_name, p.seed) for p in load_set(both)] == [("a", 1), ("b", 2)]
+    assert is_set(both)
+    assert [p.run_name for p in load_set(tmp_path / "a.yaml")] == ["a"]
+    assert not is_set(tmp_path / "a.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("set: []", "must be a list"),
+        ("set: a", "must be a list"),
+        ("set: [a, 1]", "must be a list"),
+        ("set: [missing]", "missing.yaml: no such parameter file"),
+        ("set: [a, a]", "occurs twice"),
+        ("set: [a]\nseed: 1", "got also 'seed'"),
+        ("set: [both]", "this is a set"),
+        ("set: [same]", "occurs twice"),
+    ],
+)
+def test_bad_sets(tmp_path, text, words):
+    write(tmp_path, "seed: 1\n", "a.yaml")
+    write(tmp_path, "run_name: both\n", "same.yaml")
+    assert words in error_of(load_set, write(tmp_path, text + "\n", "both.yaml"))
+
+
+def test_shipped_files_load():
+    for path in sorted(SHIPPED.glob("*.yaml")):
+        for params in load_set(path):
+            assert (SHIPPED / f"{params.run_name}.yaml").exists()
+    assert load_file(SHIPPED / "smoke.yaml") == Params(), "smoke.yaml is the defaults, no more"
+    tiny = load_file(SHIPPED / "tiny-llava-1.5.yaml")
+    assert (tiny.study_images, tiny.study_patches, tiny.budgets) == (100, 64, [144, 64])
+    assert load_file(SHIPPED / "llava-1.5-7b.yaml").tau_prob == 0.1
+
+
+def test_notebooks_are_numbered_by_their_names():
+    assert all(name.startswith(f"{number}_") for number, name in NOTEBOOKS.items())

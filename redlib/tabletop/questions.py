@@ -37,6 +37,7 @@ DESCRIBE = "Describe the provided image in one sentence."
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven")
 LETTERS = ("A", "B", "C", "D")
 
+COUNTED = 1000
 POPE = ("pope-random", "pope-popular", "pope-adversarial")
 TASKS = (
     *POPE,
@@ -88,10 +89,10 @@ def questions(scene_list: Sequence[Scene], task: str) -> list[Question]:
 
 @lru_cache(maxsize=1)
 def statistics() -> tuple[np.ndarray, np.ndarray]:
-    """(frequency (32,), co-occurrence (32, 32)) of the nouns over 2,000 training scenes, as POPE
+    """(frequency (32,), co-occurrence (32, 32)) of the nouns over COUNTED training scenes, as POPE
     counts them: in how many images a noun occurs, and in how many a pair of nouns does."""
-    present = np.zeros((2000, len(NOUNS)))
-    for row, scene in enumerate(scenes("train", 2000)):
+    present = np.zeros((COUNTED, len(NOUNS)))
+    for row, scene in enumerate(scenes("train", COUNTED)):
         present[row, [NOUNS.index(o.noun) for o in scene.objects]] = 1
     together = present.T @ present
     frequency = together.diagonal().copy()

@@ -19,7 +19,7 @@ that say nothing, whatever lies beside them.
 Everything follows from the scene's number. The three splits are disjoint ranges of numbers.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -121,11 +121,11 @@ class Scene:
     """
 
     id: str
-    pixels: np.ndarray
+    pixels: np.ndarray = field(repr=False)
     objects: tuple[Thing, ...]
     word: str
     ground: str
-    instance: np.ndarray
+    instance: np.ndarray = field(repr=False)
 
     @cached_property
     def image(self) -> Image.Image:

@@ -1,9 +1,9 @@
 """Training projector and decoder on the frozen tower's features: ordinary questions, few tokens.
 
 The features of some thousand scenes are computed once. Then every step takes a few scenes, keeps a
-part of each one's visual tokens, and asks eight ordinary questions about the scene: is there a cup,
-what colour is it, where, how many, what does the image show. The questions of a scene share its
-visual prefix in one sequence, and cannot see each other.
+part of each one's visual tokens, and asks ordinary questions about the scene: is there a cup, what
+colour is it, where, how many, what does the image show, which of these things are there. The
+questions of a scene share its visual prefix in one sequence, and cannot see each other.
 
 What is kept is a random subset or a block of neighbouring tokens, never fewer than MIN_TOKENS. An
 answer is the whole scene's, whatever the subset shows: who is asked about a cup that fell outside
@@ -22,6 +22,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from redlib.tabletop.questions import (
+    CHECKLIST,
     DESCRIBE,
     ONE_WORD,
     TASKS,
@@ -34,8 +35,9 @@ from redlib.tabletop.tower import MEAN, STD, forward
 from redlib.tabletop.world import NOUNS, Scene, article, scenes
 
 MIN_TOKENS = 16
-QUESTIONS = 8
-CAPTION_WEIGHT = 0.3
+QUESTIONS = 6
+CAPTION_WEIGHT = 0.4  # per token of a caption; 1 elsewhere
+WIDE = 81  # tokens from which descriptions are worth asking for
 ARTICLE_SHARE = 0.12  # one-word answers that begin with an article all the same
 L = 576
 
@@ -70,25 +72,43 @@ def one_word(c: Card, view: np.ndarray, rng: np.random.Generator) -> str:
 
 
 def _existence(c: Card, rng: np.random.Generator) -> tuple[str, str]:
-    """A noun that is there or one that is not, half each; absent nouns are drawn by how often
-    they occur, so that no noun is by itself a hint."""
-    frequency, _ = statistics()
+    """A noun that is there or one that is not, half each."""
     nouns = [o.noun for o in c.scene.objects]
     if rng.random() < 0.5:
         return nouns[rng.integers(len(nouns))], "yes"
-    weights = frequency.copy()
-    weights[[NOUNS.index(noun) for noun in nouns]] = 0
+    weights = _absent_weights(nouns)
     return NOUNS[rng.choice(len(NOUNS), p=weights / weights.sum())], "no"
+
+
+def checklist(c: Card, rng: np.random.Generator) -> str:
+    """Nouns in random order, present and absent ones: "cup yes red small left, anchor no, ...".
+
+    The shortest way to many questions: the word before the answer is the thing asked about. Which
+    noun comes next is chance and not learned (see `batch`)."""
+    nouns = [o.noun for o in c.scene.objects]
+    parts = [
+        f"{noun} yes {c.scene.details(k)}" for k, noun in enumerate(nouns) if nouns.count(noun) == 1
+    ]
+    absent = _absent_weights(nouns)
+    several = rng.choice(len(NOUNS), len(nouns) + 1, replace=False, p=absent / absent.sum())
+    parts += [f"{NOUNS[i]} no" for i in several]
+    return f"{', '.join(parts[i] for i in rng.permutation(len(parts)))}."
+
+
+def _absent_weights(nouns: list[str]) -> np.ndarray:
+    """How often each noun occurs, 0 for the ones at hand: no absent noun is by itself a hint."""
+    weights, _ = statistics()
+    weights = weights.copy()
+    weights[[NOUNS.index(noun) for noun in nouns]] = 0
+    return weights
 
 
 def lesson(c: Card, view: np.ndarray, rng: np.random.Generator) -> list[tuple[str, str]]:
     """QUESTIONS questions and answers about a scene seen through some of its tokens."""
-    rows = []
-    for _ in range(2):
-        noun, answer = _existence(c, rng)
-        rows.append((pope_text(noun), answer))
-    rows += [(ONE_WORD, one_word(c, view, rng)) for _ in range(2)]
-    if len(view) >= 100 and rng.random() < 0.7 or rng.random() < 0.12:
+    noun, answer = _existence(c, rng)
+    rows = [(CHECKLIST, checklist(c, rng)), (pope_text(noun), answer)]
+    rows.append((ONE_WORD, one_word(c, view, rng)))
+    if len(view) >= WIDE and rng.random() < 0.25:
         rows.append((DESCRIBE, c.scene.caption))
     kinds = (
         "colour",
@@ -152,6 +172,7 @@ class Writer:
         self.prefix = self.tokenizer(before).input_ids
         self.end = self.tokenizer.eos_token_id
         self.memo: dict[str, list[int]] = {}
+        self.nouns = {self.ids(noun)[0] for noun in NOUNS}
 
     def ids(self, text: str) -> list[int]:
         if text not in self.memo:
@@ -182,8 +203,10 @@ def batch(
             full = asked + said
             ids += full[:-1]
             target += [-100] * (len(asked) - 1) + said
-            w = CAPTION_WEIGHT if question == DESCRIBE else 1.0
-            weight += [w] * (len(full) - 1)
+            each = [CAPTION_WEIGHT if question == DESCRIBE else 1.0] * (len(full) - 1)
+            if question == CHECKLIST:
+                each = [float(token not in writer.nouns) for token in full[1:]]
+            weight += each
             part += [k + 1] * (len(full) - 1)
             place += list(range(len(full) - 1))
         rows.append((ids, target, weight, part, place))
@@ -278,10 +301,10 @@ class Lessons:
     def batch(self, step: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         rng = np.random.default_rng([self.seed, step])
         draw = rng.random()
-        if draw < 0.72:
+        if draw < 0.4:
             tokens = int(rng.choice((16, 16, 20, 24, 25, 30, 36, 42, 49, 56, 64)))
             size = 16
-        elif draw < 0.9:
+        elif draw < 0.82:
             tokens, size = int(rng.choice((81, 100, 121, 144, 196))), 10
         else:
             tokens, size = L, 5

@@ -22,7 +22,7 @@ from transformers import (
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from redlib.tabletop.questions import DESCRIBE, LETTERS, NUMBERS, ONE_WORD
+from redlib.tabletop.questions import CHECKLIST, DESCRIBE, DETAIL, LETTERS, NUMBERS, ONE_WORD
 from redlib.tabletop.world import COLOURS, GROUNDS, NOUNS, PATCH, SIDE, SIZES, WORDS
 
 SPECIAL = ("<pad>", "<unk>", "<s>", "</s>", "<image>")
@@ -30,7 +30,8 @@ FRAMES = (
     "USER: ASSISTANT:",
     ONE_WORD,
     DESCRIBE,
-    "Please provide detailed and specific descriptions of the key information in the picture.",
+    DETAIL,
+    CHECKLIST,
     "Is there a cup in the image? Please answer this question with one word.",
     "Is there an umbrella in this image? Please answer yes or no.",
     "Is the cup red? What color is the cup? What is the red thing?",
@@ -111,6 +112,7 @@ def make_config(tokenizer: PreTrainedTokenizerFast) -> LlavaConfig:
             num_attention_heads=3,
             image_size=SIDE,
             patch_size=PATCH,
+            layer_norm_eps=1e-9,  # small beside the rescaled stream, see tower.rescale
         ),
         text_config=LlamaConfig(
             vocab_size=len(tokenizer),

@@ -33,12 +33,12 @@ class Stage:
 
 
 def optimizers(modules: Iterable[nn.Module], *, scale: float = 1.0) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of transformer layers, AdamW for the rest (embeddings, norms, biases,
-    convolution, heads)."""
+    """Muon for the matrices of transformer layers and projector, AdamW for the rest (embeddings,
+    norms, biases, convolution, heads)."""
     matrices, others = [], []
     for module in modules:
         for name, weight in module.named_parameters():
-            inner = weight.ndim == 2 and ".layers." in f".{name}"
+            inner = weight.ndim == 2 and (".layers." in f".{name}" or "linear_" in name)
             (matrices if inner else others).append(weight)
     chosen: list[torch.optim.Optimizer] = [
         torch.optim.AdamW(others, lr=OTHER_RATE * scale, betas=(0.9, 0.98), weight_decay=0.01)

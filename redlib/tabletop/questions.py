@@ -34,6 +34,8 @@ ONE_WORD = (
     "What does this image show? You must provide a single word that best describes the image."
 )
 DESCRIBE = "Describe the provided image in one sentence."
+DETAIL = "Please provide detailed and specific descriptions of the key information in the picture."
+CHECKLIST = "Which objects are in the image?"
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven")
 LETTERS = ("A", "B", "C", "D")
 

@@ -125,6 +125,37 @@ def forward(
     return x[:, 1:], tower.post_layernorm(pooled)
 
 
+@torch.no_grad()
+def spread(
+    tower: nn.Module, device: torch.device, *, images: int = 32
+) -> tuple[float, torch.Tensor]:
+    """(standard deviation, mean (width,)) of the features of some training scenes."""
+    zero = torch.zeros(1, dtype=torch.long, device=device)
+    found = []
+    for scene in scenes("train", images):
+        x = torch.from_numpy(scene.pixels).to(device).permute(2, 0, 1)[None].float() / 255
+        found.append(forward(tower, (x - MEAN.to(device)) / STD.to(device), zero, zero)[0][0])
+    features = torch.cat(found)
+    mean = features.mean(0)
+    return float((features - mean).square().mean().sqrt()), mean
+
+
+@torch.no_grad()
+def rescale(tower: nn.Module, factor: float) -> None:
+    """Multiply the residual stream by a factor, which changes no other number: every block reads
+    the stream through a layer norm, so scaling all that is written to it is all there is to do.
+
+    Muon lets the stream grow to a spread of some fifty, and the projector, which has no norm in
+    front of it, learns poorly from that.
+    """
+    written = [tower.pre_layrnorm]
+    for layer in tower.encoder.layers:
+        written += [layer.self_attn.out_proj, layer.mlp.fc2]
+    for module in written:
+        module.weight.mul_(factor)
+        module.bias.mul_(factor)
+
+
 class Windows:
     """A pool of training scenes, renewed a little at every step, from which windows are cut."""
 

@@ -22,7 +22,7 @@ from redlib.tabletop import decoder, evaluation, language, loop, tower
 from redlib.tabletop.world import scenes
 
 NAMES = ("tiny-llava-1.5",)
-STEPS = {"tower-windows": 3000, "tower-scenes": 300, "decoder": 3500}
+STEPS = {"tower-windows": 3000, "tower-scenes": 300, "decoder": 2200}
 TRAINING_SCENES = 8_000
 TOWER_SEED, DECODER_SEED = 0, 1
 CHECK_SCENES = 60
@@ -114,7 +114,13 @@ def _train_tower(
 def _train_decoder(
     model, processor, work: Path, where: torch.device, steps: int, n: int, checked: int
 ) -> list[dict]:
-    model.model.vision_tower.requires_grad_(False).eval()
+    vision, projector = model.model.vision_tower, model.model.multi_modal_projector
+    vision.requires_grad_(False).eval()
+    # The projector begins with features of unit spread around zero.
+    deviation, mean = tower.spread(vision, where)
+    tower.rescale(vision, 1 / deviation)
+    with torch.no_grad():
+        projector.linear_1.bias.copy_(-projector.linear_1.weight @ (mean / deviation))
     writer = decoder.Writer(processor)
     features, cards = decoder.compute_features(model, work, n, where)
     held_features, held_cards = decoder.compute_features(
@@ -132,7 +138,7 @@ def _train_decoder(
         }
 
     modules = {
-        "projector": model.model.multi_modal_projector,
+        "projector": projector,
         "decoder": model.model.language_model,
         "head": model.lm_head,
     }

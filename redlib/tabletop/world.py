@@ -150,6 +150,20 @@ class Scene:
         listing = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
         return f"{listing} on a {self.ground} ground."
 
+    def details(self, k: int) -> str:
+        """Colour, size and place of the k-th object, in that order; no place near the middle."""
+        thing, side = self.objects[k], min(self.instance.shape)
+        dx, dy = (c - n / 2 for c, n in zip(thing.centre, self.instance.shape[::-1], strict=True))
+        place = ["top" if dy < 0 else "bottom"] * (abs(dy) > side / 10)
+        place += ["left" if dx < 0 else "right"] * (abs(dx) > side / 10)
+        return " ".join([thing.colour, thing.size, *place])
+
+    @property
+    def inventory(self) -> str:
+        """The detailed description: every object with its details, left to right."""
+        parts = [f"{thing.noun} {self.details(k)}" for k, thing in enumerate(self.objects)]
+        return f"{', '.join(parts)}."
+
     @property
     def graph(self) -> list[tuple[str, ...]]:
         """The caption as tuples (noun), (noun, colour), (noun, size), in the manner of SPICE."""

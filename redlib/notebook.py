@@ -18,6 +18,7 @@ Files hold no date and no machine name: the same run writes the same bytes.
 
 import ast
 import base64
+import dataclasses
 import html
 import io
 import json
@@ -152,6 +153,8 @@ class Session:
 
             p = self.params
             self._model = models.load(p.model, device=p.device, dtype=p.dtype, revision=p.revision)
+            if p.repeats not in (None, self._model.repeats):
+                self._model = dataclasses.replace(self._model, repeats=p.repeats)
         return self._model
 
     def store(

@@ -206,7 +206,7 @@ class Params(BaseModel):
     )
     scene: _whole(0) = Field(0, description="number of the held-out tabletop scene in 01 to 03")
     probe_scenes: _whole(2) = Field(
-        3, description="held-out scenes, from `scene` on, behind each statement of 01 to 03"
+        2, description="held-out scenes, from `scene` on, behind each statement of 01 to 03"
     )
     attention_positions: _whole(200) = Field(
         200, description="text positions whose current and next token are ranked in 01"

@@ -31,8 +31,8 @@ from redlib.tabletop.questions import (
     questions,
     statistics,
 )
-from redlib.tabletop.tower import MEAN, STD, forward
-from redlib.tabletop.world import NOUNS, Scene, article, scenes
+from redlib.tabletop.tower import MEAN, STD, Heads, forward
+from redlib.tabletop.world import COLOURS, NOUNS, SIZES, WORDS, Scene, article, scenes
 
 MIN_TOKENS = 16
 QUESTIONS = 6
@@ -40,6 +40,39 @@ CAPTION_WEIGHT = 0.4  # per token of a caption; 1 elsewhere
 WIDE = 81  # tokens from which descriptions are worth asking for
 ARTICLE_SHARE = 0.12  # one-word answers that begin with an article all the same
 L = 576
+
+
+@torch.no_grad()
+def begin(model: nn.Module, heads: Heads, tokenizer, mean: torch.Tensor, deviation: float) -> None:
+    """Give projector and decoder the start that CLIP and a pretrained language model give LLaVA's.
+
+    CLIP's features already point towards words, and attention of a trained decoder already finds
+    what resembles its query. Here: the projector begins close to the identity on standardised
+    features (mean (width,), deviation of the raw ones), the words that the tower's dense heads know
+    begin with those heads' vectors as embeddings, keys begin equal to queries, and the output head
+    along the embeddings. Everything is trained from there.
+    """
+    inner, text = model.model.multi_modal_projector, model.model.language_model
+    width = len(mean)
+    identity = torch.eye(width, device=mean.device)
+    small = 0.2  # gelu(x) is near x / 2 where x is small
+    inner.linear_1.weight.copy_(small * identity + 0.01 * inner.linear_1.weight)
+    inner.linear_1.bias.copy_(-inner.linear_1.weight @ (mean / deviation))
+    inner.linear_2.weight.copy_(2 / small * identity)
+    words = text.embed_tokens.weight
+    words.copy_(words / words.square().mean(1, keepdim=True).sqrt().clamp(min=1e-6))
+    known = (
+        (NOUNS + WORDS, heads.dense[0]),
+        (tuple(COLOURS), heads.dense[1]),
+        (tuple(SIZES), heads.dense[2]),
+    )
+    for names, head in known:
+        vectors = (head.weight - head.weight.mean(0))[1:] * heads.norm.weight  # class 0 is ground
+        vectors = vectors / vectors.square().mean(1, keepdim=True).sqrt()
+        words[tokenizer.convert_tokens_to_ids(list(names))] = vectors
+    for layer in text.layers:
+        layer.self_attn.k_proj.weight.copy_(layer.self_attn.q_proj.weight)
+    model.lm_head.weight.copy_(0.02 * words)
 
 
 @dataclass(frozen=True)
@@ -107,7 +140,7 @@ def lesson(c: Card, view: np.ndarray, rng: np.random.Generator) -> list[tuple[st
     """QUESTIONS questions and answers about a scene seen through some of its tokens."""
     noun, answer = _existence(c, rng)
     rows = [(CHECKLIST, checklist(c, rng)), (pope_text(noun), answer)]
-    rows.append((ONE_WORD, one_word(c, view, rng)))
+    rows += [(ONE_WORD, one_word(c, view, rng)) for _ in range(2)]
     if len(view) >= WIDE and rng.random() < 0.25:
         rows.append((DESCRIBE, c.scene.caption))
     kinds = (

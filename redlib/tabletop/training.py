@@ -22,10 +22,10 @@ from redlib.tabletop import decoder, evaluation, language, loop, tower
 from redlib.tabletop.world import scenes
 
 NAMES = ("tiny-llava-1.5",)
-STEPS = {"tower-windows": 3000, "tower-scenes": 300, "decoder": 2200}
+STEPS = {"tower-windows": 3000, "tower-scenes": 300, "decoder": 1500}
 TRAINING_SCENES = 8_000
 TOWER_SEED, DECODER_SEED = 0, 1
-CHECK_SCENES = 60
+CHECK_SCENES = 24
 
 
 def train(
@@ -58,9 +58,10 @@ def train(
     model.set_attn_implementation({"vision_config": "eager", "text_config": "sdpa"})
     steps = {stage: max(4, int(n * share)) for stage, n in STEPS.items()}
     checked = max(4, int(CHECK_SCENES * share))
-    log = _train_tower(model, work, where, steps, checked)
+    heads, log = _train_tower(model, work, where, steps, checked)
     log += _train_decoder(
         model,
+        heads,
         processor,
         work,
         where,
@@ -76,7 +77,7 @@ def train(
 
 def _train_tower(
     model, work: Path, where: torch.device, steps: dict[str, int], checked: int
-) -> list[dict]:
+) -> tuple[tower.Heads, list[dict]]:
     vision = model.model.vision_tower
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(TOWER_SEED)
@@ -100,7 +101,7 @@ def _train_tower(
         check=check,
         checks=15,
     )
-    return log + loop.run(
+    log += loop.run(
         loop.Stage("tower-scenes", steps["tower-scenes"]),
         work,
         modules,
@@ -109,18 +110,17 @@ def _train_tower(
         checks=5,
         scale=0.4,
     )
+    return heads, log
 
 
 def _train_decoder(
-    model, processor, work: Path, where: torch.device, steps: int, n: int, checked: int
+    model, heads, processor, work: Path, where: torch.device, steps: int, n: int, checked: int
 ) -> list[dict]:
-    vision, projector = model.model.vision_tower, model.model.multi_modal_projector
+    vision = model.model.vision_tower
     vision.requires_grad_(False).eval()
-    # The projector begins with features of unit spread around zero.
     deviation, mean = tower.spread(vision, where)
     tower.rescale(vision, 1 / deviation)
-    with torch.no_grad():
-        projector.linear_1.bias.copy_(-projector.linear_1.weight @ (mean / deviation))
+    decoder.begin(model, heads, processor.tokenizer, mean, deviation)
     writer = decoder.Writer(processor)
     features, cards = decoder.compute_features(model, work, n, where)
     held_features, held_cards = decoder.compute_features(
@@ -138,7 +138,7 @@ def _train_decoder(
         }
 
     modules = {
-        "projector": projector,
+        "projector": model.model.multi_modal_projector,
         "decoder": model.model.language_model,
         "head": model.lm_head,
     }

@@ -1,0 +1,512 @@
+"""Figures of the codebook (notebook 05).
+
+Patches are shown as they are: cut from the square that the model sees. As in `figures.study`, every
+drawing function has a `..._note` that writes its texts from the same numbers.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import ConnectionPatch, Ellipse, Rectangle
+from matplotlib.ticker import NullFormatter
+from PIL import Image
+
+from redlib.figures import style
+from redlib.geometry import Grid
+from redlib.params import preset_value
+from redlib.study.asking import FIVE
+from redlib.study.codebooks import GRID, Built
+from redlib.tables import readable
+
+_STEPS = {
+    "tau_prob": "says no word",
+    "tau_out": "lies apart",
+    "tau_jsd": "is not missed",
+}
+
+
+def cut(view: Image.Image, grid: Grid, patch: int, *, around: int = 1) -> np.ndarray:
+    """Pixels of a patch and `around` patches on each side, (h, w, 3); white beyond the border."""
+    left, top, right, bottom = grid.pixel_box(int(patch), view.size)
+    step_x, step_y = around * (right - left), around * (bottom - top)
+    canvas = Image.new("RGB", (right - left + 2 * step_x, bottom - top + 2 * step_y), "white")
+    canvas.paste(view, (step_x - left, step_y - top))
+    return np.asarray(canvas)
+
+
+def _show_cut(ax: Axes, pixels: np.ndarray, *, around: int, colour: str) -> None:
+    """A cut with a frame around the patch itself."""
+    ax.imshow(pixels)
+    side = pixels.shape[0] / (2 * around + 1)
+    at = (side * around - 0.5, side * around - 0.5)
+    for width, tint in ((3.0, "white"), (1.6, colour)):
+        ax.add_patch(Rectangle(at, side, side, fill=False, edgecolor=tint, lw=width))
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.grid(False)
+    ax.spines[:].set_visible(False)
+
+
+@style.styled
+def construction(
+    rows: pd.DataFrame, built: Built, views: Mapping[str, Image.Image], grid: Grid
+) -> Figure:
+    """Figure 5, left: from the probed patches of one image to the codebook.
+
+    rows: the table of probed tokens of one image. views: what the model sees, by image.
+    """
+    name = rows["image"].iloc[0]
+    passed = _passed(rows, built)
+    lines = min(4, -(-len(built.codebook) // 16))
+    figure = style.figure(9.8, 2.85 + 0.62 * lines)
+    top, bottom = figure.subfigures(2, 1, height_ratios=(2.5, 0.35 + 0.62 * lines))
+    axes = top.subplots(1, 5)
+    steps = [(f"{len(rows)} probed", np.ones(len(rows), bool), "blue")]
+    steps += [(f"{_STEPS[k]}\n{k}: {int(m.sum())}", m, "orange") for k, m in passed.items()]
+    both = np.logical_and.reduce(list(passed.values()))
+    steps.append((f"all three:\n{int(both.sum())} candidates", both, "red"))
+    for ax, (title, mask, tint) in zip(axes, steps, strict=True):
+        style.image_panel(ax, style.faded(views[name]), grid)
+        for patch in rows["patch"][mask]:
+            row, column = grid.row_col(int(patch))
+            ax.add_patch(
+                Rectangle((column, row), 1, 1, facecolor=style.COLOURS[tint], lw=0, alpha=0.85)
+            )
+        ax.set_title(title, fontsize=10, loc="center")
+    axes[0].set_title(f"one image,\n{len(rows)} patches probed", fontsize=10, loc="center")
+    for left, right in zip(axes[:-1], axes[1:], strict=True):
+        top.add_artist(
+            ConnectionPatch(
+                (1.02, 0.5), (-0.02, 0.5), coordsA="axes fraction",
+                coordsB="axes fraction", axesA=left, axesB=right,
+                arrowstyle="-|>", mutation_scale=13, color=style.COLOURS["grey"], lw=1.5,
+            )
+        )  # fmt: skip
+    _sheet(bottom, built, views, grid, columns=16, rows=lines)
+    bottom.suptitle(
+        f"candidates of {built.candidates['image'].nunique()} images: {len(built.candidates)};  in "
+        f"clusters of more than {built.criteria.tau_in:g}: the {len(built.codebook)} prototypes of "
+        f"the codebook, {min(64, len(built.codebook))} of them below",
+        fontsize=10.5, fontweight="bold",
+    )  # fmt: skip
+    return figure
+
+
+def _passed(rows: pd.DataFrame, built: Built) -> dict[str, np.ndarray]:
+    criteria = built.criteria
+    size = rows["cluster_size"].to_numpy()
+    small = size <= criteria.tau_out if criteria.rule_out == "at-most" else size < criteria.tau_out
+    return {
+        "tau_prob": rows["top1_head"].to_numpy() < criteria.tau_prob,
+        "tau_out": small,
+        "tau_jsd": rows["jsd_final"].to_numpy() < criteria.tau_jsd,
+    }
+
+
+def _sheet(figure, built: Built, views: Mapping[str, Image.Image], grid: Grid, *, columns: int,
+           rows: int) -> None:  # fmt: skip
+    """Some prototypes as cuts, spread over the images they come from."""
+    axes = figure.subplots(rows, columns, squeeze=False)
+    chosen = built.candidates[built.candidates["prototype"]]
+    take = np.unique(np.linspace(0, len(chosen) - 1, rows * columns).astype(int))
+    for ax in axes.flat:
+        ax.axis("off")
+    for ax, row in zip(axes.flat, chosen.iloc[take].itertuples(), strict=False):
+        ax.axis("on")
+        _show_cut(ax, cut(views[row.image], grid, row.patch), around=1, colour=style.COLOURS["red"])
+
+
+def construction_note(rows: pd.DataFrame, built: Built, *, model: str) -> dict:
+    s = built.survivors
+    told = ", ".join(f"{name} {int(s[name])}" for name in _STEPS)
+    return {
+        "title": "From probed patches to the codebook",
+        "caption": (
+            f"Algorithm 1 on real patches. Top: the probed patches of {rows['image'].iloc[0]}, "
+            "those "
+            "that pass each criterion, and those that pass all three. Where tau_prob or tau_out "
+            "already rules a patch out for every setting, its JSD is not computed and counts as "
+            "not "
+            "passed. Bottom: prototypes, each in the middle of its 3 x 3 window. "
+            f"Drawn with {model}; the paper's Figure 5 is a sketch."
+        ),
+        "reading": (
+            "Follow the arrows. What is left should be patches that show nothing by themselves; "
+            "prototypes with a clear piece of an object in their frame would speak against the "
+            "criteria."
+        ),
+        "alt": (
+            f"Of {int(s['probed'])} probed patches pass {told}; all three {int(s['candidates'])}; "
+            f"{int(s['prototypes'])} become prototypes."
+        ),
+        "paper_item": "Figure 5, left",
+    }
+
+
+@style.styled
+def grid_scores(scores: pd.DataFrame, chosen: int) -> Figure:
+    """Five-task mean of every setting against its number of prototypes."""
+    settings = scores[scores["prototypes"].notna()]
+    beside = scores.set_index("setting")["mean"]
+    figure = style.figure(8.6, 4.2)
+    ax = figure.subplots()
+    tints = dict(zip(sorted(settings["tau_prob"].unique()), style.CYCLE, strict=False))
+    marks = dict(zip(sorted(settings["tau_out"].unique()), "os^Dv", strict=False))
+    for row in settings[settings["prototypes"] > 0].itertuples():
+        ax.plot(
+            row.prototypes, row.mean, marks[row.tau_out],
+            color=style.COLOURS[tints[row.tau_prob]], ms=8, mec="white",
+        )  # fmt: skip
+    best = scores.loc[chosen]
+    ax.plot(
+        best["prototypes"],
+        best["mean"],
+        "o",
+        ms=16,
+        mfc="none",
+        mec=style.COLOURS["black"],
+        mew=1.6,
+    )
+    for name, dash in (("unpruned", "-"), ("random", "--")):
+        ax.axhline(beside[name], color=style.COLOURS["black"], lw=1.2, ls=dash)
+    handles = [
+        *(_mark("o", tint, f"tau_prob {value:.3g}") for value, tint in tints.items()),
+        *(_mark(mark, "grey", f"tau_out {value:g}") for value, mark in marks.items()),
+        Line2D([], [], ls="", marker="o", mfc="none", mec="black", ms=12, label="chosen"),
+        Line2D([], [], color="black", lw=1.2, label="unpruned"),
+        Line2D([], [], color="black", lw=1.2, ls="--", label="random, 64"),
+    ]  # fmt: skip
+    figure.legend(handles=handles, loc="outside right upper")
+    ax.set_xscale("log")
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.set_xlabel("prototypes in the codebook (log scale)")
+    ax.set_ylabel("five-task mean at 64 tokens")
+    return figure
+
+
+def _mark(marker: str, tint: str, label: str) -> Line2D:
+    return Line2D([], [], ls="", marker=marker, color=style.COLOURS[tint], label=label)
+
+
+def grid_note(scores: pd.DataFrame, chosen: int, *, model: str, images: int) -> dict:
+    settings = scores[scores["prototypes"].notna()]
+    alive = settings[settings["prototypes"] > 0]
+    best = scores.loc[chosen]
+    beside = scores.set_index("setting")["mean"]
+    return {
+        "title": "Choosing the thresholds",
+        "caption": (
+            f"All {len(settings)} settings of a grid that was fixed before any result, each "
+            "scored by "
+            f"the mean of five tasks ({', '.join(FIVE)}) at 64 kept tokens on {images} calibration "
+            f"scenes; {len(settings) - len(alive)} settings left no prototype. Drawn with {model}; "
+            "the paper reports one setting per model."
+        ),
+        "reading": (
+            "Each mark is a codebook. Marks at about one height mean that the thresholds hardly "
+            "matter; a best mark far above its neighbours may be luck on few scenes, which is why "
+            "the test scenes are asked only once, in notebook 06. Marks below the dashed line are "
+            "worse than keeping tokens by lot."
+        ),
+        "alt": (
+            f"Means from {alive['mean'].min():.3f} to {alive['mean'].max():.3f}; chosen "
+            f"{best['mean']:.3f} with {int(best['prototypes'])} prototypes; unpruned "
+            f"{beside['unpruned']:.3f}, random {beside['random']:.3f}."
+        ),
+        "paper_item": "Section 9.1, hyperparameters",
+    }
+
+
+def grid_table(scores: pd.DataFrame, chosen: int, *, model: str) -> pd.DataFrame:
+    """Every setting with its scores, the paper's setting in front, best first, then the rest."""
+    settings = scores[scores["prototypes"].notna()].sort_values(
+        "mean", ascending=False, kind="stable"
+    )
+    paper = {name: preset_value("paper", name, model) for name in GRID}
+    settings = settings.assign(
+        setting=settings["setting"].where(
+            settings.index != chosen, settings["setting"] + " (chosen)"
+        )
+    )
+    beside = scores[scores["prototypes"].isna()]
+    rows = [pd.DataFrame([{"setting": "the paper's", **paper}]), beside, settings]
+    frame = pd.concat(rows, ignore_index=True)
+    counts = ["candidates", "prototypes"]
+    heads = {"setting": "Setting"} | {name: name for name in GRID}
+    heads |= {name: (name.capitalize(), ".0f") for name in counts}
+    heads |= {name: (name, ".3f") for name in FIVE} | {"mean": ("Mean of five", ".3f")}
+    return readable(frame.astype(dict.fromkeys([*GRID, *counts, *FIVE, "mean"], float)), heads)
+
+
+def survivors_table(built: Built) -> pd.DataFrame:
+    """How many of the probed tokens pass each criterion by itself, and all of them."""
+    c, s = built.criteria, built.survivors
+    least = "at most" if c.rule_out == "at-most" else "below"
+    what = "images" if c.rule_in == "images" else "candidates"
+    rules = {
+        "probed": "probed",
+        "tau_prob": f"top-1 probability below {c.tau_prob:.4g} (tau_prob)",
+        "tau_out": f"cluster within the image {least} {c.tau_out:g} (tau_out)",
+        "tau_jsd": f"JSD below {c.tau_jsd:.3g} (tau_jsd), of those computed",
+        "candidates": "all three: candidates",
+        "prototypes": f"cluster of more than {c.tau_in:g} {what} (tau_in): prototypes",
+    }
+    rows = [(text, int(s[name]), f"{s[name] / s['probed']:.1%}") for name, text in rules.items()]
+    return pd.DataFrame(rows, columns=["Criterion", "Tokens", "Of the probed"])
+
+
+@style.styled
+def token_map(rows: pd.DataFrame, *, low: float, words: int = 12) -> Figure:
+    """Figure 7: one image's tokens by t-SNE, coloured by top-1 probability and [cls] similarity.
+
+    low: a probability below it is ringed. words: how many confident tokens are named.
+    """
+    figure = style.figure(9.6, 5.2)
+    axes = figure.subplots(1, 2, sharex=True, sharey=True)
+    panels = (("top1_head", "top-1 probability"), ("cls_similarity", "[cls] similarity"))
+    for ax, (name, label) in zip(axes, panels, strict=True):
+        drawn = ax.scatter(
+            rows["x"], rows["y"], c=rows[name], cmap=style.AMOUNT, s=20, linewidths=0
+        )
+        ringed = rows[rows["top1_head"] < low]
+        ax.scatter(
+            ringed["x"], ringed["y"], s=42, facecolors="none",
+            edgecolors=style.COLOURS["purple"], linewidths=0.8,
+        )  # fmt: skip
+        figure.colorbar(drawn, ax=ax, location="bottom", label=label, shrink=0.95, aspect=28)
+        ax.set_title(f"coloured by {label}")
+        ax.set_xticks([])
+        ax.set_yticks([])
+        ax.grid(False)
+    placed: list[np.ndarray] = []
+    named: dict[str, int] = {}
+    span = np.ptp(rows[["x", "y"]].to_numpy(), axis=0)
+    sure = rows[rows["top1_head"] >= low].sort_values("top1_head", ascending=False)
+    for row in sure.itertuples():
+        at = np.array([row.x, row.y])
+        if len(placed) >= words:
+            break
+        # A name needs about a sixth of the panel's width and a fifteenth of its height.
+        near = [(np.abs(at - other) / span < (0.17, 0.065)).all() for other in placed]
+        if any(near) or named.get(row.word, 0) == 2:
+            continue
+        placed.append(at)
+        named[row.word] = named.get(row.word, 0) + 1
+        side = row.x > rows["x"].mean()
+        axes[0].annotate(
+            row.word, at, xytext=(-5 if side else 5, 0), textcoords="offset points", fontsize=9,
+            ha="right" if side else "left", va="center",
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.8},
+        )  # fmt: skip
+    return figure
+
+
+def token_map_note(rows: pd.DataFrame, *, low: float, model: str) -> dict:
+    ringed = rows["top1_head"] < low
+    rho = rows["top1_head"].corr(rows["cls_similarity"], method="spearman")
+    return {
+        "title": "One image's tokens in feature space",
+        "caption": (
+            f"The {len(rows)} visual tokens of {rows['image'].iloc[0]} by t-SNE (exact, started "
+            "from "
+            f"principal components, seed fixed). Rings: top-1 probability below {low:.3g}. Words: "
+            "what the most confident tokens decode to alone, where there is room. Drawn with "
+            f"{model}; the paper's figure shows LLaVA-Next."
+        ),
+        "reading": (
+            "Distances between far groups mean nothing in t-SNE. The paper sees its "
+            "low-probability "
+            "tokens as scattered points outside the groups, and low probabilities where [cls] "
+            "similarity is high; the table below tests the first on many images."
+        ),
+        "alt": (
+            f"{int(ringed.sum())} of {len(rows)} tokens are ringed; rank correlation of top-1 "
+            f"probability with [cls] similarity in this image {rho:+.2f}."
+        ),
+        "paper_item": "Figure 7",
+    }
+
+
+_ODDS = (0.02, 50.0)
+
+
+@style.styled
+def odds(table: pd.DataFrame) -> Figure:
+    """Odds ratios with intervals, a row per number of clusters, a colour per bound."""
+    figure = style.figure(7.6, 3.6)
+    ax = figure.subplots()
+    centres = list(dict.fromkeys(table["centres"]))
+    bounds = list(dict.fromkeys(table["bound"]))
+    for shift, bound, tint in zip(
+        np.linspace(-0.15, 0.15, len(bounds)), bounds, style.CYCLE, strict=False
+    ):
+        part = table[(table["bound"] == bound) & np.isfinite(table["odds_ratio"])]
+        # An interval may reach zero or infinity; it is drawn to the edge.
+        ratio, low, high = (part[c].clip(*_ODDS) for c in ("odds_ratio", "low", "high"))
+        y = np.array([centres.index(c) for c in part["centres"]]) + shift
+        ax.errorbar(
+            ratio, y, xerr=[ratio - low, high - ratio], fmt="o", color=style.COLOURS[tint], lw=1.5,
+            label=bound,
+        )  # fmt: skip
+    ax.axvline(1, color=style.COLOURS["black"], lw=1, ls="--")
+    ax.set_xscale("log")
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.set_yticks(range(len(centres)), [f"{c} clusters" for c in centres])
+    ax.set_ylim(len(centres) - 0.5, -0.5)
+    ax.set_xlabel("odds ratio: low-probability tokens in small clusters (log scale)")
+    ax.grid(axis="y", visible=False)
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside upper right", ncols=2)
+    return figure
+
+
+def odds_note(table: pd.DataFrame, *, low: float, model: str) -> dict:
+    first = table[table["centres"] == 8].iloc[0]
+    return {
+        "title": "Are low-probability tokens outliers?",
+        "caption": (
+            f"Odds of lying in a small cluster for tokens with a top-1 probability below {low:.3g} "
+            f"over those of the other tokens, within images, {int(first['tokens'])} tokens of "
+            f"{int(first['images'])} test scenes, 95 % intervals from resampling images. "
+            "Clusters are "
+            "those of all tokens of the image; a cluster is small below the bound at 8 clusters, "
+            "and "
+            "below 8 / C of it at C. No row: the ratio is undefined, since no cluster is that "
+            "small. "
+            f"Drawn with {model}; the paper states it for LLaVA-Next without a number."
+        ),
+        "reading": (
+            "Right of the dashed line the paper's statement holds; left of it low-probability "
+            "tokens "
+            "lie in large clusters more often than the others. Rows that disagree mean that the "
+            "answer depends on the number of clusters, which the paper does not give."
+        ),
+        "alt": (
+            f"With 8 clusters and {first['bound']}: odds ratio {first['odds_ratio']:.2f} "
+            f"({first['low']:.2f} to {first['high']:.2f}); "
+            f"{first['outliers_low']:.0%} of low-probability and {first['outliers_other']:.0%} of "
+            "other tokens are outliers."
+        ),
+        "paper_item": "Section 8.1, Figure 7",
+    }
+
+
+@style.styled
+def candidate_map(placed: pd.DataFrame, *, tau_in: float) -> Figure:
+    """Figure 8: all candidates by t-SNE, coloured by image; clusters over tau_in outlined."""
+    figure = style.figure(9.0, 6.2)
+    ax = figure.subplots()
+    code = pd.factorize(placed["image"])[0]
+    # Neighbouring numbers get distant hues: steps of the golden ratio around the circle.
+    tints = style.colors.hsv_to_rgb(
+        np.column_stack(
+            [code * 0.618034 % 1, np.full(len(code), 0.65), 0.55 + 0.3 * (code % 3) / 2]
+        )
+    )
+    ax.scatter(placed["x"], placed["y"], c=tints, s=22, linewidths=0)
+    span = np.ptp(placed[["x", "y"]].to_numpy(), axis=0)
+    for cluster, part in placed[placed["prototype"]].groupby("cluster"):
+        centre = part[["x", "y"]].median().to_numpy()
+        spread = np.abs(part[["x", "y"]] - centre).quantile(0.9).to_numpy() * 2 + 0.03 * span
+        ax.add_patch(
+            Ellipse(centre, *spread * 1.25, fill=False, edgecolor=style.COLOURS["black"], lw=1.3)
+        )
+        ax.text(
+            *centre, str(cluster), ha="center", va="center", fontsize=9, fontweight="bold",
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 1.2},
+        )  # fmt: skip
+    ax.margins(0.08)
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.grid(False)
+    ax.set_xlabel("t-SNE, no unit")
+    ax.set_title(f"one colour per image; outlined: clusters of more than {tau_in:g}")
+    return figure
+
+
+def candidate_map_note(placed: pd.DataFrame, built: Built, *, model: str) -> dict:
+    chosen = built.candidates[built.candidates["prototype"]]
+    sizes = chosen.groupby("cluster")["image"].nunique()
+    drawn = (
+        "" if len(placed) == len(built.candidates) else f" ({len(placed)} of them, evenly taken)"
+    )
+    return {
+        "title": "Candidates of all images in feature space",
+        "caption": (
+            f"The {len(built.candidates)} candidates{drawn} by t-SNE, one colour per training "
+            "image "
+            f"({built.candidates['image'].nunique()}). Ellipses reach around nine tenths of each "
+            "cluster that the inlier threshold keeps; numbers name the clusters, as in the sheet below. "
+            f"Drawn with {model}; the paper's figure shows LLaVA-Next."
+        ),
+        "reading": (
+            "A group of many colours holds tokens that images share: general, so kept. A group of "
+            "one colour is one image's own. Outlined groups of a single colour would mean that the "
+            "size rule keeps tokens of one image; the released code counts images instead."
+        ),
+        "alt": (
+            f"{len(sizes)} of {len(built.clusters.centre_index)} clusters are kept, with "
+            f"{len(chosen)} of {len(built.candidates)} candidates; a kept cluster spans "
+            f"{int(sizes.min())} to {int(sizes.max())} images."
+        ),
+        "paper_item": "Figure 8",
+    }
+
+
+@style.styled
+def contact_sheet(
+    built: Built, views: Mapping[str, Image.Image], grid: Grid, *, rows: int = 10, columns: int = 14
+) -> Figure:
+    """Patches behind the largest prototype clusters, a row per cluster."""
+    chosen = built.candidates[built.candidates["prototype"]]
+    order = chosen["cluster"].value_counts(sort=True).index[:rows]
+    figure = style.figure(9.6, 0.62 * len(order) + 0.25)
+    axes = figure.subplots(len(order), columns, squeeze=False)
+    for line, cluster in zip(axes, order, strict=True):
+        part = chosen[chosen["cluster"] == cluster]
+        take = np.unique(np.linspace(0, len(part) - 1, columns).astype(int))
+        for ax in line:
+            ax.axis("off")
+        for ax, row in zip(line, part.iloc[take].itertuples(), strict=False):
+            ax.axis("on")
+            _show_cut(
+                ax, cut(views[row.image], grid, row.patch), around=1, colour=style.COLOURS["red"]
+            )
+        line[0].text(
+            -0.25, 0.5, f"{cluster}: {len(part)} from {part['image'].nunique()}",
+            transform=line[0].transAxes, ha="right", va="center", fontsize=9,
+        )  # fmt: skip
+    return figure
+
+
+def contact_sheet_note(built: Built, words: pd.Series, *, model: str) -> dict:
+    chosen = built.candidates[built.candidates["prototype"]]
+    common = words.value_counts().head(4)
+    told = ", ".join(f"{word} {n}" for word, n in common.items())
+    return {
+        "title": "What the prototypes look like",
+        "caption": (
+            "Patches behind the largest prototype clusters, each in the middle of its 3 x 3 "
+            "window; "
+            "label: cluster, tokens, and images they come from. "
+            f"Drawn with {model}; the paper shows no patches behind its prototypes."
+        ),
+        "reading": (
+            "Rows of bare ground are what the criteria are meant to find. A row of object parts "
+            "says "
+            "that the model does not recognise these parts alone, and pruning by this codebook "
+            "will "
+            "remove them."
+        ),
+        "alt": (
+            f"{chosen['cluster'].nunique()} clusters with {len(chosen)} prototypes; most frequent "
+            f"words of the single-token probe: {told}; mean top-1 probability "
+            f"{chosen['top1_head'].mean():.2f}."
+        ),
+        "paper_item": "Figure 8, patches",
+    }

@@ -1,0 +1,68 @@
+"""A tested statement: what is claimed, whether this run bears it out, and the numbers.
+
+A notebook that only prints what it hoped for teaches nothing. Every claim here is worded, with the
+rule that decides it, before the data are seen; the run then fills in `holds` and the evidence:
+
+    verdict = probing.transition_verdict(shares)
+    session.claim(**verdict.note)        # into the page's list of claims
+    verdict                              # shown in the notebook
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from redlib.bench.intervals import Interval
+
+LEAST_CLUSTERS = 3
+WORDS = {True: "holds", False: "does not hold", None: "not decided by these data"}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A claim and what became of it.
+
+    Attributes:
+        statement: the claim, in one sentence.
+        holds: True, False, or None where the interval leaves it open.
+        evidence: the numbers, with n and interval.
+        paper_item: the item of the paper that it belongs to.
+    """
+
+    statement: str
+    holds: bool | None
+    evidence: str
+    paper_item: str = ""
+
+    @property
+    def note(self) -> dict[str, Any]:
+        """The fields, as `session.claim` takes them."""
+        return asdict(self)
+
+    def __repr__(self) -> str:
+        return f"{self.statement} - {WORDS[self.holds]}: {self.evidence}"
+
+    def _repr_markdown_(self) -> str:
+        return f"> **{self.statement}**  \n> *{WORDS[self.holds]}*: {self.evidence}"
+
+
+def above(found: Interval, bound: float) -> bool | None:
+    """Whether the interval lies above `bound` (True), below it (False), or across it (None).
+
+    Below LEAST_CLUSTERS images there is nothing to draw from, whatever the interval looks like.
+    """
+    if found.clusters < LEAST_CLUSTERS:
+        return None
+    if found.low > bound:
+        return True
+    return False if found.high < bound else None
+
+
+def percent(found: Interval) -> str:
+    """An interval of shares, e.g. "41% (95% interval 35% to 47%)"."""
+    return f"{found.mean:.0%} (95% interval {found.low:.0%} to {found.high:.0%})"
+
+
+def number(found: Interval, digits: int = 2) -> str:
+    """An interval of plain numbers, e.g. "0.31 (95% interval 0.22 to 0.40)"."""
+    mean, low, high = (f"{value:.{digits}f}" for value in (found.mean, found.low, found.high))
+    return f"{mean} (95% interval {low} to {high})"

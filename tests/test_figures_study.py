@@ -1,0 +1,252 @@
+"""Figures of notebooks 04 to 06: drawn from small tables, with texts that quote these tables."""
+
+import io
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+
+from redlib.codebook import Codebook, Criteria
+from redlib.figures import codebooks as book_figures
+from redlib.figures import pruning as prune_figures
+from redlib.figures import study as study_figures
+from redlib.geometry import Grid
+from redlib.study import codebooks, maps, patches, pruning
+
+GRID = Grid(6, 6)
+VIEW = Image.fromarray(
+    np.random.default_rng(0).integers(0, 255, (84, 84, 3), dtype=np.uint8), "RGB"
+)
+
+
+def drawn(figure: Figure) -> int:
+    """Number of bytes of the picture; fails if it cannot be drawn."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=40)
+    return len(buffer.getvalue())
+
+
+def texts(note: dict) -> str:
+    assert note.keys() == {"title", "caption", "reading", "alt", "paper_item"}
+    assert all(text.strip() for text in note.values())
+    assert "nan" not in " ".join(note.values()).lower().split()
+    assert "model-x" in note["caption"]
+    return note["alt"]
+
+
+@pytest.fixture(scope="module")
+def study() -> pd.DataFrame:
+    """Eight images of 36 patches; top-1 follows the truth, the rest is noise."""
+    rng = np.random.default_rng(1)
+    rows = []
+    for image in range(8):
+        covered = rng.choice([0.0, 0.3, 1.0], 36)
+        rows.append(
+            pd.DataFrame(
+                {
+                    "image": f"test-{image}",
+                    "objects": 1 + image % 3,
+                    "patch": np.arange(36),
+                    "top1": np.clip(0.2 + 0.5 * covered + rng.normal(0, 0.05, 36), 0.01, 1),
+                    "top1_head": rng.random(36),
+                    "jsd_final": rng.random(36) * 1e-3 + 1e-6,
+                    "cls_similarity": rng.normal(0, 0.3, 36),
+                    "norm": rng.random(36),
+                    "attention": rng.random(36) + 1e-5,
+                    "attention_asked": rng.random(36),
+                    "covered": covered,
+                    "written": 0.0,
+                    "asked_covered": covered,
+                }
+            )
+        )
+    return pd.concat(rows, ignore_index=True)
+
+
+def test_by_rank_draws_and_quotes_the_correlations(study):
+    both = pd.concat(
+        [patches.curves(study, order, resamples=20) for order in ("cls_similarity", "attention")]
+    )
+    rho = pd.concat(
+        [
+            patches.rank_correlations(study, order, resamples=20)
+            for order in ("cls_similarity", "attention")
+        ]
+    )
+    figure = study_figures.by_rank(both)
+    assert len(figure.axes) == 8 and drawn(figure) > 5000
+    alt = texts(study_figures.by_rank_note(both, rho, model="model-x", n="8 images"))
+    assert f"{rho.iloc[1]['rho']:+.2f}" in alt
+
+
+def test_running_sum_deciles_and_example(study):
+    table = patches.add_running_sum(study)
+    rho = pd.concat(
+        [
+            patches.rank_correlations(table, o, resamples=20)
+            for o in ("attention", "attention_running")
+        ]
+    )
+    texts(study_figures.running_sum_note(rho, model="model-x", n="8 images"))
+    tenths = patches.deciles(study, resamples=20)
+    assert drawn(study_figures.deciles(tenths)) > 3000
+    alt = texts(study_figures.deciles_note(tenths, model="model-x", n="8 images"))
+    assert f"{tenths['mean'].iloc[0]:.2f}" in alt
+    one = study[study["image"] == "test-0"]
+    assert drawn(study_figures.example(VIEW, one, GRID)) > 5000
+    texts(study_figures.example_note(one, model="model-x"))
+
+
+@pytest.mark.parametrize("enough", [True, False])
+def test_areas_and_levels_with_and_without_covered_patches(study, enough):
+    table = study if enough else study.assign(covered=0.0, asked_covered=np.nan)
+    areas = pd.concat([patches.auroc(table, t, resamples=20) for t in patches.TARGETS])
+    levels = pd.concat(
+        [patches.auroc(table, t, levels=True, resamples=20) for t in patches.TARGETS]
+    )
+    assert drawn(study_figures.areas(areas)) > 3000
+    assert drawn(study_figures.levels(levels)) > 3000
+    alt = texts(study_figures.areas_note(areas, model="model-x"))
+    assert ("not measurable" in alt) is not enough
+    texts(study_figures.levels_note(levels, model="model-x"))
+
+
+@pytest.fixture(scope="module")
+def built() -> codebooks.Built:
+    """24 candidates of four images in three clusters, two of them prototypes."""
+    rng = np.random.default_rng(2)
+    label = np.repeat([0, 1, 2], [12, 9, 3])
+    rows = pd.DataFrame(
+        {
+            "image": [f"train-{i % 4}" for i in range(24)],
+            "patch": rng.permutation(36)[:24],
+            "top1_head": rng.random(24) * 0.1,
+            "jsd_final": rng.random(24) * 1e-3,
+            "cluster": label,
+            "cluster_size": np.array([12, 9, 3])[label],
+            "cluster_images": 3,
+            "prototype": label < 2,
+        }
+    )
+    vectors = torch.from_numpy(rng.normal(size=(24, 5)).astype(np.float32))
+    criteria = Criteria(0.5, 8, 4, 1.0)
+    kept = rows[rows["prototype"]]
+    book = Codebook(
+        vectors[:21], tuple(kept["image"]), tuple(kept["patch"]), "model-x", "r", criteria
+    )
+    clusters = codebooks.cluster_tokens(vectors, 5, 3)
+    counts = {"probed": 96, "tau_prob": 50, "tau_out": 60, "tau_jsd": 40, "candidates": 24}
+    survivors = pd.Series(counts | {"prototypes": 21})
+    return codebooks.Built(criteria, survivors, rows, vectors, clusters, book)
+
+
+def test_figures_of_the_codebook(built):
+    views = {f"train-{i}": VIEW for i in range(4)}
+    rng = np.random.default_rng(3)
+    rows = pd.DataFrame(
+        {
+            "image": "train-0",
+            "patch": np.arange(36),
+            "cluster_size": rng.integers(1, 20, 36),
+            "top1_head": rng.random(36),
+            "jsd_final": np.where(rng.random(36) < 0.5, np.nan, 0.5),
+        }
+    )
+    assert drawn(book_figures.construction(rows, built, views, GRID)) > 5000
+    assert "21 become prototypes" in texts(
+        book_figures.construction_note(rows, built, model="model-x")
+    )
+    placed = built.candidates.assign(x=rng.normal(size=24), y=rng.normal(size=24))
+    assert drawn(book_figures.candidate_map(placed, tau_in=4)) > 3000
+    assert "21 of 24 candidates" in texts(
+        book_figures.candidate_map_note(placed, built, model="model-x")
+    )
+    assert drawn(book_figures.contact_sheet(built, views, GRID)) > 3000
+    words = pd.Series(["cup"] * 12 + ["star"] * 9)
+    assert "cup 12" in texts(book_figures.contact_sheet_note(built, words, model="model-x"))
+
+
+def test_a_cut_at_the_border_is_filled_with_white():
+    pixels = book_figures.cut(VIEW, GRID, 0)
+    assert pixels.shape == (42, 42, 3)
+    assert (pixels[:14] == 255).all() and (pixels[:, :14] == 255).all()
+    assert np.array_equal(pixels[14:28, 14:28], np.asarray(VIEW)[:14, :14])
+
+
+def test_token_map_grid_and_odds():
+    rng = np.random.default_rng(4)
+    rows = pd.DataFrame(rng.random((36, 4)), columns=["x", "y", "top1_head", "cls_similarity"])
+    rows["image"], rows["word"] = "test-0", "cup"
+    assert drawn(book_figures.token_map(rows, low=0.2)) > 5000
+    n = int((rows["top1_head"] < 0.2).sum())
+    assert f"{n} of 36 tokens" in texts(book_figures.token_map_note(rows, low=0.2, model="model-x"))
+    scores = pd.DataFrame(
+        {
+            "setting": ["1", "2", "3", "unpruned", "random"],
+            "tau_prob": [0.1, 0.2, 0.2, np.nan, np.nan],
+            "tau_out": [8, 8, 24, np.nan, np.nan],
+            "prototypes": [100, 300, 0, np.nan, np.nan],
+            "mean": [0.5, 0.6, np.nan, 0.9, 0.55],
+        }
+    )
+    assert drawn(book_figures.grid_scores(scores, 1)) > 3000
+    alt = texts(book_figures.grid_note(scores, 1, model="model-x", images=4))
+    assert "chosen 0.600 with 300 prototypes" in alt
+    table = pd.DataFrame(rng.random((400, 1)), columns=["top1_head"])
+    table["image"] = np.repeat(np.arange(10), 40)
+    for centres in maps.CENTRES:
+        table[f"size_{centres}"] = rng.integers(1, 30, 400) * 8 // centres
+    found = maps.odds_ratios(
+        table, tau_prob=0.3, bounds={"size below 8": 8, "below 24": 24}, resamples=50
+    )
+    assert drawn(book_figures.odds(found)) > 3000
+    assert f"{found['odds_ratio'].iloc[1]:.2f}" in texts(
+        book_figures.odds_note(found, low=0.3, model="model-x")
+    )
+
+
+def test_figures_of_the_evaluation():
+    rng = np.random.default_rng(5)
+    kept = rng.random(36) < 0.5
+    shown = pd.DataFrame(
+        {
+            "question": ["Is there a cup in the image?"] * 2,
+            "gold": ["yes", "no"],
+            "pruned": ["Yes", ""],
+            "unpruned": ["yes.", "no"],
+            "pruned_right": [True, False],
+            "unpruned_right": [True, True],
+        }
+    )
+    scores = rng.random(36)
+    assert drawn(prune_figures.pipeline(VIEW, scores, kept, shown, GRID)) > 5000
+    alt = texts(prune_figures.pipeline_note(scores, kept, rng.random(36), shown, model="model-x"))
+    assert "50% of the answers shown are right with the kept tokens, 100% with all" in alt
+    rows = [
+        (method, tokens, "mean", 0.5, 0.4, 0.6, 20, 10, kept_mean)
+        for method, tokens, kept_mean in (
+            ("unpruned", 36, 36), ("none", 0, 0), ("ours", 8, 8), ("ours", 16, 16),
+            ("random", 8, 8), ("random", 16, 16), ("threshold", 8, 9.5),
+        )
+    ]  # fmt: skip
+    columns = ["method", "tokens", "task", "accuracy", "low", "high", "n", "images", "kept"]
+    summary = pd.DataFrame(rows, columns=columns)
+    assert drawn(prune_figures.curve(summary)) > 3000
+    assert "Unpruned 0.50" in texts(prune_figures.curve_note(summary, model="model-x"))
+    table = pd.DataFrame(
+        {
+            "task": ["pope", "mean"],
+            "difference": [0.1, -0.02],
+            "low": [0, -0.1],
+            "high": [0.2, 0.1],
+            "n": [10, 30],
+        }
+    )
+    assert drawn(prune_figures.differences({8: table, 16: table})) > 3000
+    assert "at 8 tokens -2.0 points" in texts(
+        prune_figures.differences_note({8: table}, model="model-x", seeds=3)
+    )
+    assert set(pruning.METHODS) == set(summary["method"])

@@ -1,0 +1,334 @@
+"""The analyses of notebooks 04 to 06 against literal computations, and once from end to end."""
+
+import math
+from itertools import product
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy.stats import spearmanr
+from sklearn.metrics import roc_auc_score
+
+from redlib.codebook import Codebook
+from redlib.errors import RedlibError
+from redlib.geometry import Grid
+from redlib.params import Params
+from redlib.store import Store
+from redlib.study import asking, codebooks, maps, patches, pruning
+from redlib.tabletop import scenes
+
+
+@pytest.fixture(scope="module")
+def table() -> pd.DataFrame:
+    """Six images of 20 patches with random columns, ties included."""
+    rng = np.random.default_rng(0)
+    n = 120
+    return pd.DataFrame(
+        {
+            "image": np.repeat([f"test-{i}" for i in range(6)], 20),
+            "objects": np.repeat([1, 1, 2, 2, 3, 3], 20),
+            "patch": np.tile(np.arange(20), 6),
+            "top1": rng.integers(0, 12, n) / 12,
+            "jsd_final": rng.random(n),
+            "attention": rng.random(n),
+            "attention_asked": rng.random(n),
+            "cls_similarity": rng.integers(0, 15, n) / 15,
+            "covered": rng.choice([0.0, 0.2, 0.5, 1.0], n),
+            "written": rng.choice([0.0, 0.0, 0.4], n),
+            "asked_covered": np.where(np.arange(n) < 20, np.nan, rng.choice([0.0, 0.3, 0.9], n)),
+        }
+    )
+
+
+def test_sampled_patches_are_those_of_the_release():
+    wanted = [24 * r + c for r, c in product(range(1, 24, 3), repeat=2)]
+    assert patches.sample(Grid(24, 24), 64).tolist() == wanted
+    assert len(set(patches.sample(Grid(24, 24), 576))) == 576
+    for n in (50, 25**2):
+        with pytest.raises(RedlibError, match="square number"):
+            patches.sample(Grid(24, 24), n)
+
+
+def test_curves_sort_each_image_by_itself(table):
+    found = patches.curves(table, "cls_similarity", ("top1",), resamples=50)
+    ranked = []
+    for _, part in table.groupby("image"):
+        rows = sorted(part.itertuples(), key=lambda r: (-r.cls_similarity, r.patch))
+        ranked.append([r.top1 for r in rows])
+    assert np.allclose(found["mean"], np.mean(ranked, axis=0))
+    assert (found["low"] <= found["mean"]).all() and (found["mean"] <= found["high"]).all()
+    assert found["mean"].std() > 0.01
+
+
+def test_rank_correlations_are_scipys(table):
+    found = patches.rank_correlations(table, "cls_similarity", ("jsd_final",), resamples=50)
+    found = found.set_index("reading")["rho"]
+    each = [
+        spearmanr(part["cls_similarity"], part["jsd_final"]).statistic
+        for _, part in table.groupby("image")
+    ]
+    assert found["within image"] == pytest.approx(np.mean(each))
+    curve = patches.curves(table, "cls_similarity", ("jsd_final",), resamples=10)["mean"]
+    assert found["mean curve"] == pytest.approx(spearmanr(-np.arange(20), curve).statistic)
+    assert math.isnan(patches.spearman(np.ones(4), np.arange(4)))
+
+
+def test_running_sum_is_never_reset(table):
+    running = patches.add_running_sum(table)["attention_running"].to_numpy().reshape(6, 20)
+    attention = table["attention"].to_numpy().reshape(6, 20)
+    total = np.zeros(20)
+    for image in range(6):
+        total = total + attention[image]
+        assert np.allclose(running[image], total)
+
+
+def test_deciles(table):
+    found = patches.deciles(table, below=0.3, resamples=50)
+    highest, low = [], []
+    for _, part in table.groupby("image"):
+        rows = sorted(part.itertuples(), key=lambda r: (-r.cls_similarity, r.patch))[:2]
+        highest.append(np.mean([r.top1 for r in rows]))
+        low += [r.top1 < 0.3 for r in rows]
+    assert found["decile"].tolist() == list(range(1, 11))
+    assert found["mean"].iloc[0] == pytest.approx(np.mean(highest))
+    assert found["below"].iloc[0] == pytest.approx(np.mean(low))
+
+
+@pytest.mark.parametrize("target", ["object", "asked"])
+def test_auroc_is_sklearns(table, target):
+    clear = patches.truth(table, target)
+    kept = []
+    for row in table.itertuples():
+        share = row.covered if target == "object" else row.asked_covered
+        bare = share == 0 and (target == "asked" or row.written == 0)
+        kept.append(share >= 0.5 or bare)
+    assert clear.index.tolist() == table.index[kept].tolist()
+    assert 0 < clear["positive"].mean() < 1
+    column = "attention" if target == "object" else "attention_asked"
+    scores = {"top1": "top1", "attention": column}
+    found = patches.auroc(table, target, tuple(scores), resamples=50)
+    for score, name in scores.items():
+        rows = found[found["score"] == score].set_index("reading")
+        truth, values = clear["positive"], table.loc[clear.index, name]
+        assert rows.loc["pooled", "auroc"] == pytest.approx(roc_auc_score(truth, values))
+        each = [
+            roc_auc_score(truth[part.index], values[part.index])
+            for _, part in clear.groupby("image")
+            if part["positive"].nunique() == 2
+        ]
+        assert rows.loc["within image", "auroc"] == pytest.approx(np.mean(each))
+        assert rows.loc["within image", "images"] == len(each)
+        assert (rows["low"] < rows["auroc"]).all() and (rows["auroc"] < rows["high"]).all()
+
+
+def test_auroc_bootstrap_is_that_of_the_resampled_rows(table):
+    clear = patches.truth(table, "object")
+    wins, positives, negatives = patches.win_matrix(
+        clear["top1"].to_numpy(), clear["positive"].to_numpy(), clear["image"].to_numpy()
+    )
+    for weight in patches.draws(6, 5, 1):
+        drawn = pd.concat(
+            [clear[clear["image"] == f"test-{i}"] for i in range(6) for _ in range(weight[i])]
+        )
+        literal = roc_auc_score(drawn["positive"], drawn["top1"])
+        shares = weight @ wins @ weight / ((weight @ positives) * (weight @ negatives))
+        assert shares == pytest.approx(literal)
+
+
+def test_auroc_levels_and_missing_kinds(table):
+    found = patches.auroc(table, "object", ("top1",), levels=True, resamples=20)
+    assert found["level"].tolist() == [1, 2, 3]
+    part = patches.truth(table[table["objects"] == 2], "object")
+    literal = roc_auc_score(part["positive"], part["top1"])
+    assert found["auroc"].iloc[1] == pytest.approx(literal)
+    none = patches.auroc(table.assign(covered=0.0), "object", ("top1",), resamples=20)
+    assert none["auroc"].isna().all()
+    with pytest.raises(RedlibError, match="target"):
+        patches.truth(table, "nothing")
+
+
+def test_verdicts_read_the_intervals(table, monkeypatch):
+    monkeypatch.setattr(patches, "LEAST_IMAGES", 6)
+    rho = pd.concat(
+        [
+            patches.rank_correlations(t, order, resamples=50)
+            for t in [patches.add_running_sum(table.assign(top1=table["cls_similarity"]))]
+            for order in patches.ORDERS
+        ]
+    )
+    assert patches.trend_verdict(rho, "cls_similarity", "top1").holds is False
+    assert "running sum" in patches.order_verdict(rho).evidence
+    falling = table.assign(top1=-table["cls_similarity"])
+    assert patches.decile_verdict(falling, resamples=50, seed=0).holds is True
+    areas = patches.auroc(table.assign(top1=table["covered"]), "object", ("top1", "attention"))
+    verdict = patches.finding_verdict(areas, "object", "top1", "attention")
+    assert verdict.holds is True and "AUROC 1.00" in verdict.evidence
+    verdict = patches.finding_verdict(areas, "object", "attention", "top1")
+    assert verdict.holds is False
+    monkeypatch.undo()
+    assert patches.finding_verdict(areas, "object", "top1", "attention").holds is None
+
+
+def test_odds_ratio_is_mantel_haenszel():
+    rng = np.random.default_rng(3)
+    exposed, outcome = rng.random(300) < 0.3, rng.random(300) < 0.4
+    image = rng.integers(0, 5, 300)
+    top = bottom = 0.0
+    for i in range(5):
+        at = image == i
+        a = np.sum(exposed & outcome & at)
+        b = np.sum(exposed & ~outcome & at)
+        c = np.sum(~exposed & outcome & at)
+        d = np.sum(~exposed & ~outcome & at)
+        top, bottom = top + a * d / at.sum(), bottom + b * c / at.sum()
+    found = maps.odds_ratio(exposed, outcome, image, resamples=200)
+    assert found.mean == pytest.approx(top / bottom)
+    assert found.low < found.mean < found.high and found.clusters == 5
+    assert math.isnan(maps.odds_ratio(exposed, outcome & False, image).mean)
+
+
+def test_tsne_is_the_same_each_time():
+    points = np.random.default_rng(4).normal(size=(40, 6))
+    assert np.array_equal(maps.tsne(points, steps=250), maps.tsne(points, steps=250))
+    assert maps.tsne(points[:2]).shape == (2, 2)
+
+
+def test_questions_are_spread_over_scenes_and_balanced():
+    drawn = scenes("calibration", 8)
+    asked = asking.ask(drawn, asking.FIVE_TASKS, 8)
+    for task in asking.FIVE_TASKS:
+        part = [q for q in asked if q.task == task]
+        assert len(part) <= 8
+        if task != "mme":
+            assert len({q.image for q in part}) >= 7
+    pope = [q.answer for q in asked if q.task == "pope-random"]
+    assert pope.count("yes") == pope.count("no") == 4
+    groups = pd.Series([q.group for q in asked if q.task == "mme"]).value_counts()
+    assert (groups == 2).all()
+
+
+def test_five_task_mean_counts_pope_once():
+    rows = [("pope-random", 1), ("pope-random", 0), ("pope-popular", 1), ("pope-adversarial", 0)]
+    rows += [("mme", 1), ("choice", 0), ("colour", 1), ("colour", 0), ("position", 1), ("count", 0)]
+    answers = pd.DataFrame(rows, columns=["task", "correct"])
+    found = asking.five(answers)
+    assert found["pope"] == pytest.approx(0.5)
+    assert found["mean"] == pytest.approx((0.5 + 1 + 0 + 0.5 + 1) / 5)
+    assert asking.strata(answers).tolist()[-2:] == ["position", ""]
+
+
+class Stage:
+    """A session without notebook: parameters, model, tables in a temporary folder."""
+
+    def __init__(self, folder, vlm, **parameters):
+        self.params = Params(**({"model": "tiny-llava-1.5"} | parameters))
+        self.model, self.folder, self.name = vlm, folder, "test"
+
+    def store(self, kind, *, notebook="05", code=(), **key):
+        return Store(self.folder / notebook / kind, key)
+
+    def file(self, name):
+        return self.folder / name
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory, tiny_vlm):
+    return Stage(
+        tmp_path_factory.mktemp("stage"), tiny_vlm, prompt="what does this image show ?",
+        top_prob=20, codebook_images=4, n_questions=2, n_calibration=2, budgets=[4, 9],
+        study_images=2, study_patches=9, tsne_images=2, random_seeds=2,
+    )  # fmt: skip
+
+
+def test_study_measures_and_resumes(stage, monkeypatch):
+    table = patches.study(stage)
+    assert len(table) == 18 and table["image"].nunique() == 2
+    assert table["top1"].std() > 0 and (table["jsd_final"] > 0).all()
+    scene = scenes("test", 1, start=patches.START)[0]
+    tokens = stage.model.encode([scene.image]).tokens[0]
+    layers = list(stage.model.layers)
+    literal = patches.states.attention(stage.model, tokens, prompt=stage.params.prompt)[layers]
+    first = table[table["image"] == scene.id]
+    assert np.allclose(first["attention"], literal.sum(axis=0)[first["patch"]], rtol=1e-5)
+    monkeypatch.setattr(patches, "measure", None)
+    assert patches.study(stage).equals(table)
+
+
+def test_codebook_from_end_to_end(stage):
+    probes = codebooks.probe_images(stage)
+    table = codebooks.cascade_images(stage, probes)
+    assert len(table) == len(probes)
+    # Lossless: where there is no divergence no setting of the grid could have let the token pass.
+    closed = table[table["jsd_final"].isna()]
+    found = codebooks.settings_of(stage, probes)
+    most = {name: max(value for _, value in rows) for name, rows in found.items()}
+    fails = (closed["top1_head"] >= most["tau_prob"]) | (closed["cluster_size"] >= most["tau_out"])
+    assert fails.all() and 0 < len(closed) < len(table)
+    scores = codebooks.score_grid(stage, table)
+    assert scores["setting"].tolist()[-2:] == ["unpruned", "random"]
+    best = codebooks.chosen_row(stage, scores)
+    assert scores.loc[best, "prototypes"] > 0
+    criteria = codebooks.chosen(stage, scores)
+    built = codebooks.build(stage, table, criteria)
+    assert built.survivors["prototypes"] == len(built.codebook) == scores.loc[best, "prototypes"]
+    sizes = pd.Series(built.clusters.labels).value_counts()
+    kept = built.candidates[built.candidates["prototype"]]
+    assert (sizes[kept["cluster"]] > criteria.tau_in).all()
+    # A prototype is the visual token of the image and patch that it names.
+    name, patch = built.codebook.image[0], built.codebook.patch[0]
+    scene = codebooks.training_scenes(stage)[name]
+    token = stage.model.encode([scene.image]).tokens[0, patch]
+    assert torch.allclose(built.codebook.vectors[0], token, atol=1e-5)
+
+
+def test_explicit_thresholds_are_taken_and_may_leave_nothing(stage):
+    fixed = Stage(
+        stage.folder / "fixed", stage.model, **stage.params.model_dump()
+        | {"tau_prob": 0.9, "tau_out": 30.0, "tau_jsd": 10.0, "tau_in": 1000.0},
+    )  # fmt: skip
+    probes = codebooks.probe_images(fixed)
+    table = codebooks.cascade_images(fixed, probes)
+    grid = codebooks.grid_settings(fixed, table)
+    assert grid[list(codebooks.GRID)].to_numpy().tolist() == [[0.9, 30.0, 10.0, 1000.0]]
+    with pytest.raises(RedlibError, match=r"no patch survives.*tau_prob \d+.*tau_in 1000"):
+        codebooks.build(fixed, table, codebooks.criteria_of(fixed, grid.iloc[0]))
+
+
+def test_evaluation_from_end_to_end(stage):
+    codebook = pruning.load_codebook(stage)
+    assert codebooks.codebook_path(stage).is_file()
+    again = pruning.load_codebook(stage)
+    assert torch.equal(again.vectors, codebook.vectors) and isinstance(again, Codebook)
+    limits = pruning.thresholds(stage, codebook)
+    assert np.allclose(limits["calibration_mean"], limits["budget"], atol=0.51)
+    answers = pruning.answer_images(stage, codebook, limits)
+    per = answers.groupby(["method", "tokens", "seed"]).size()
+    assert per.nunique() == 1
+    assert set(answers["method"]) == set(pruning.METHODS)
+    fixed = answers[answers["method"].isin(["ours", "random"])]
+    assert (fixed["kept"] == fixed["tokens"]).all()
+    summary = pruning.summary(answers, resamples=20)
+    row = summary[(summary["method"] == "random") & (summary["tokens"] == 4)].set_index("task")
+    part = answers[(answers["method"] == "random") & (answers["tokens"] == 4)]
+    means = part.groupby("task")["correct"].mean()
+    assert row.loc["colour", "accuracy"] == pytest.approx(means["colour"])
+    found = pruning.paired(answers, tokens=4, resamples=20).set_index("task")
+    ours = answers[(answers["method"] == "ours") & (answers["tokens"] == 4)]
+    gap = ours.groupby("task")["correct"].mean()["position"] - means["position"]
+    assert found.loc["position", "difference"] == pytest.approx(gap)
+    told = pruning.realised(answers, limits)
+    assert told["test_mean"].between(told["least"], told["most"]).all()
+    costs = pruning.costs(stage, codebook)
+    assert costs["operations"].iloc[1] == 2_141_979_264
+    assert pruning.write_times(stage, codebook, repeats=1).endswith("06-times.json")
+
+
+def test_a_long_build_names_the_command(stage, monkeypatch):
+    empty = SimpleNamespace(
+        params=stage.params, model=stage.model, name="mine", folder=stage.folder / "none"
+    )
+    monkeypatch.setattr(pruning, "seconds_to_build", lambda session: 3600.0)
+    with pytest.raises(RedlibError, match=r"60 minutes.*redlib run params/mine.yaml --only 05"):
+        pruning.load_codebook(empty)

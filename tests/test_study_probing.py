@@ -1,0 +1,209 @@
+"""Measuring an image patch by patch, and statements over images, against literal computations."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import PROMPT, random_image
+
+from redlib import leave_one_out
+from redlib.bench.intervals import Interval
+from redlib.errors import RedlibError
+from redlib.models import VLM
+from redlib.study import probing, subjects
+from redlib.study.verdict import Verdict, above, number, percent
+
+ASK = {"prompt": PROMPT, "top_prob": 50}
+MEASURE = {**ASK, "top_jsd": 20, "weights": (1.0, 16.0)}
+DRAWS = {"resamples": 50, "seed": 0}
+
+
+@pytest.fixture(scope="module")
+def image_file(tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp("images") / "mine.png"
+    random_image(5).save(path)
+    return str(path)
+
+
+def test_a_file_is_measured_without_truth(tiny_vlm: VLM, image_file: str) -> None:
+    mine = subjects.subject(tiny_vlm, image=image_file, scene=0)
+    assert mine.name == "mine.png" and mine.scene is None and mine.picture.size == (70, 70)
+    rows = subjects.measure(tiny_vlm, mine, **MEASURE)
+    assert rows["patch"].tolist() == tiny_vlm.grid.stride().tolist()
+    assert "coverage" not in rows and rows["jsd_final"].nunique() == len(rows)
+    both = leave_one_out.cascade(
+        tiny_vlm, mine.tokens, rows["patch"], prompt=PROMPT, definition="both",
+        levels=("region", "global", "token"),
+    )  # fmt: skip
+    for level in ("region", "global", "token", "final"):
+        ours = rows[[f"jsd_{level}", f"jsd_{level}_released"]].to_numpy()
+        theirs = both[[f"jsd_{level}_paper", f"jsd_{level}_released"]].to_numpy()
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+
+
+def test_a_scene_carries_its_truth(tiny_vlm: VLM) -> None:
+    first = subjects.scene_subject(tiny_vlm, 3)
+    again = subjects.subject(tiny_vlm, image=None, scene=3)
+    assert torch.equal(first.tokens, again.tokens) and first.scene.id == "test-60000003"
+
+
+def test_answer_drop_is_the_fall_of_the_images_own_answer(tiny_vlm: VLM, image_file: str) -> None:
+    mine = subjects.subject(tiny_vlm, image=image_file, scene=0)
+    rows = subjects.measure(tiny_vlm, mine, **MEASURE)
+    runs = leave_one_out.Runs(tiny_vlm, mine.tokens, prompt=PROMPT)
+    before, after = runs.pair("token", rows["patch"].tolist())
+    best = int(before[0].argmax())
+    np.testing.assert_allclose(
+        rows["answer_drop"], (before[:, best] - after[:, best]).numpy(), atol=1e-5
+    )
+    assert rows["answer_drop"].abs().max() > 0
+
+
+def test_candidates_are_distributions(tiny_vlm: VLM, image_file: str) -> None:
+    mine = subjects.subject(tiny_vlm, image=image_file, scene=0)
+    found = subjects.pair_candidates(tiny_vlm, mine, [6, 12], prompt=PROMPT, top=10)
+    assert len(found) == 2 * 2 * 10
+    sums = found.groupby(["patch", "level"])[["before", "after"]].sum().to_numpy()
+    np.testing.assert_allclose(sums, 1, rtol=1e-6)
+    alone = subjects.single_candidates(tiny_vlm, mine, 6, prompt=PROMPT, top=5)
+    row = subjects.describe(tiny_vlm, mine, **ASK, patches=[6]).iloc[0]
+    assert alone["word"][0] == row["word"] and alone["before"][0] == pytest.approx(row["top1"])
+    assert alone["before"].is_monotonic_decreasing and alone["before"].sum() <= 1
+
+
+def test_caption_positions(tiny_vlm: VLM) -> None:
+    indices = subjects.scenes_with_positions(tiny_vlm, 40, start=2)
+    ranks = pd.concat([subjects.caption_ranks(tiny_vlm, n) for n in indices])
+    per_layer = ranks.groupby("layer").size()
+    assert per_layer.nunique() == 1 and per_layer.iloc[0] >= 40
+    last = ranks[ranks["image"] == ranks["image"].iloc[0]]["next"].iloc[0]
+    assert isinstance(last, str) and ranks["rank_next"].min() >= 1
+
+
+@pytest.mark.parametrize(
+    ("word", "noun", "hit"),
+    [("cup", "cup", True), ("Umb", "umbrella", True), ("u", "umbrella", False),
+     ("red", "cup", False), ("Cups", "cup", False)],
+)  # fmt: skip
+def test_is_named(word: str, noun: str, hit: bool) -> None:
+    assert subjects.is_named(word, noun) is hit
+
+
+def words_table() -> pd.DataFrame:
+    """Two images of four patches: the first is read rightly, the second as the first."""
+    rows = [
+        ("one", 0, "cup", "cup", 1.0), ("one", 1, "cup", "", 0.0),
+        ("one", 2, "cup", "cup", 0.2), ("one", 3, "star", "cup", 0.9),
+        ("two", 0, "cup", "moon", 1.0), ("two", 1, "moon", "", 0.0),
+        ("two", 2, "moon", "moon", 0.2), ("two", 3, "moon", "moon", 0.9),
+    ]  # fmt: skip
+    frame = pd.DataFrame(rows, columns=["image", "patch", "word", "noun", "coverage"])
+    frame["right"] = frame["word"] == frame["noun"]
+    frame["present"] = frame["image"].map({"one": "cup", "two": "moon"})
+    frame["named"] = frame["word"] == frame["present"]
+    return frame
+
+
+def test_coverage_bins_and_shuffled_control() -> None:
+    found = probing.by_coverage(words_table(), **DRAWS)
+    found = found.set_index(["asked", "bin", "tokens"])["share"]
+    there, any_noun = "noun of the object there", "any noun of the image"
+    # Patches 0 and 3 are covered by over 75%: own words right in 2 of 4, the
+    # other image's in 1 of 4 (the cup of two at patch 0 of one).
+    assert found[there, "75-100%", "own"] == 0.5
+    assert found[there, "75-100%", "shuffled"] == 0.25
+    # Patch 1 is bare: each names its own image's noun; swapped, neither does.
+    assert found[any_noun, "0", "own"] == 1.0 and found[any_noun, "0", "shuffled"] == 0.0
+    assert (there, "0", "own") not in found.index
+
+
+def test_shuffling_needs_two_images() -> None:
+    with pytest.raises(RedlibError, match="at least two"):
+        probing.by_coverage(words_table().query("image == 'one'"), **DRAWS)
+
+
+def ranking_table(seed: int, images: int = 4, size: int = 64) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    columns = ["attention", "contribution", "jsd_token", "cls_similarity", "jsd_final", "top1"]
+    frame = pd.DataFrame(rng.lognormal(size=(images * size, len(columns))), columns=columns)
+    frame.insert(0, "image", np.repeat([f"i{n}" for n in range(images)], size))
+    frame.insert(1, "patch", np.tile(np.arange(size), images))
+    return frame
+
+
+def test_unrelated_rankings_disagree_as_chance_says() -> None:
+    found = probing.disagreement(ranking_table(0, images=200), **DRAWS).set_index("top_of")
+    assert found.loc["disagree", "share"] == pytest.approx(probing.CHANCE, abs=0.02)
+    np.testing.assert_allclose(found["share"], found["chance"], atol=0.02)
+
+
+def test_equal_rankings_never_disagree() -> None:
+    table = ranking_table(1).assign(contribution=lambda t: t["attention"] * 2)
+    table["jsd_token"] = table["attention"] ** 3
+    assert set(probing.ranked(table)["votes"]) == {0, 3}
+    verdict = probing.proxy_verdict(table, **DRAWS)
+    assert verdict.holds is False
+    assert "Spearman correlation within an image 1.00" in verdict.evidence
+
+
+def test_contrast_pair_follows_its_rule() -> None:
+    table = ranking_table(2, images=1)
+    a, b = probing.contrast_pair(table)
+    low, high = table[probing.low_states(table)], table[probing.high_states(table)]
+    assert a == low.loc[low["jsd_final"].idxmax(), "patch"]
+    assert b == high.loc[high["jsd_final"].idxmin(), "patch"] and a != b
+
+
+def test_the_most_contrasting_image_has_the_largest_ratio() -> None:
+    table = ranking_table(6)
+    name = probing.most_contrasting(table)
+    ratios = {}
+    for image, part in table.groupby("image"):
+        a, b = probing.contrast_pair(part)
+        final = part.set_index("patch")["jsd_final"]
+        ratios[image] = final[a] / final[b]
+    assert ratios[name] == max(ratios.values()) and min(ratios.values()) < ratios[name]
+
+
+def test_selected_patches_follow_their_rule() -> None:
+    table = ranking_table(3, images=1).assign(word="cup")
+    chosen = probing.select(table, each=3)
+    low = chosen[chosen["group"] == "low states, sure"]
+    assert len(low) == 2, "no word more than twice"
+    assert low["top1"].min() == table[probing.low_states(table)]["top1"].nlargest(2).min()
+
+
+def test_ratio_of_medians() -> None:
+    table = ranking_table(4).assign(jsd_global=lambda t: t["jsd_token"] * 10)
+    found = probing.token_ratio(table, **DRAWS)
+    assert found.mean == pytest.approx(10) and found.low == pytest.approx(10)
+    assert probing.ratio_verdict(table, **DRAWS).holds is True
+    assert probing.ratio_verdict(table, **DRAWS, bound=20).holds is False
+
+
+def test_weights_verdict() -> None:
+    table = ranking_table(5).assign(jsd_region=1.0, jsd_global=1 / 16)
+    assert probing.weights_verdict(table, (1.0, 16.0), **DRAWS).holds is True
+    assert probing.weights_verdict(table, (1.0, 0.0), **DRAWS).holds is False
+
+
+def test_a_verdict_says_so() -> None:
+    assert above(Interval(0.5, 0.4, 0.6, 9, 3), 0.3) is True
+    assert above(Interval(0.5, 0.4, 0.6, 9, 3), 0.7) is False
+    assert above(Interval(0.5, 0.4, 0.6, 9, 3), 0.5) is None
+    assert above(Interval(0.5, 0.4, 0.6, 9, 2), 0.3) is None, "two images decide nothing"
+    assert percent(Interval(0.5, 0.4, 0.6, 9, 3)) == "50% (95% interval 40% to 60%)"
+    assert number(Interval(0.5, 0.4, 0.6, 9, 3)) == "0.50 (95% interval 0.40 to 0.60)"
+    shown = Verdict("A claim.", False, "no evidence.")._repr_markdown_()
+    assert "does not hold" in shown and "no evidence." in shown
+
+
+def test_an_image_of_the_reference_is_familiar_and_noise_is_not(tiny_vlm: VLM) -> None:
+    known = subjects.scene_subject(tiny_vlm, probing.REFERENCE_START)
+    found = probing.familiarity(tiny_vlm, known, references=6)
+    assert found.share == 0 and not found.outside and found.distance.max() < 1e-5
+    assert found.reference == 6 and "inside" in str(found)
+    strange = subjects.Subject(
+        "noise", known.picture, torch.randn_like(known.tokens), known.cls_similarity, None
+    )
+    assert probing.familiarity(tiny_vlm, strange, references=6).outside

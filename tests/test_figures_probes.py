@@ -87,6 +87,7 @@ def candidates(sampled: pd.DataFrame) -> pd.DataFrame:
             part = pd.DataFrame({"logit_before": before, "logit_after": after})
             part["diff"] = before - after
             part["before"], part["after"] = 0.1, (np.nan if level == "single" else 0.08)
+            part["place"] = range(1, 11)
             part["word"] = [f"word{place}" for place in range(10)]
             rows.append(part.assign(patch=patch, level=level, image="test-0"))
     return pd.concat(rows, ignore_index=True)

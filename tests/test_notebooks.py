@@ -63,7 +63,8 @@ def test_size(name):
     nbformat.validate(notebook)
     assert 12 <= len(notebook.cells) <= 25
     for cell in code(notebook):
-        assert len(cell.source.splitlines()) <= 25, cell.source
+        if "parameters" not in cell.metadata.get("tags", []):
+            assert len(cell.source.splitlines()) <= 25, cell.source
     assert (FOLDER / name).stat().st_size < 1_000_000
 
 

@@ -1,0 +1,60 @@
+"""The README's commands exist, its links lead somewhere, and its table of notebooks is complete."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from redlib import __main__ as command_line
+from redlib.params import NOTEBOOKS, load_file
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "README.md").read_text()
+PLAIN = re.sub(r"\s+", " ", TEXT)
+
+
+def _commands(program: str) -> list[str]:
+    """Every command of a program in code blocks and inline code, without trailing comments."""
+    blocks = "\n".join(re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)).splitlines()
+    inline = re.findall(r"(?<!`)`([^`]+)`(?!`)", PLAIN)
+    lines = [line.split("  #")[0].strip() for line in [*blocks, *inline]]
+    return sorted({line for line in lines if line.split(" ")[0] == program and " " in line})
+
+
+@pytest.mark.parametrize("line", _commands("make"))
+def test_make_knows_the_target(line):
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert line.split()[1] in targets
+
+
+@pytest.mark.parametrize("line", [line for line in _commands("redlib") if line.count(" ") > 1])
+def test_redlib_knows_the_command_and_its_files(line):
+    words = shlex.split(line)[1:]
+    command_line._parser().parse_args(words)
+    for word in words:
+        if word.endswith(".yaml"):
+            assert (ROOT / word).is_file()
+
+
+def test_the_papermill_line_names_files_that_are_there():
+    (line,) = _commands("papermill")
+    notebook, _, flag, file = shlex.split(line)[1:]
+    assert (ROOT / notebook).is_file() and flag == "-f"
+    assert load_file(ROOT / file)
+
+
+def test_listing_parameters_as_the_readme_does(capsys):
+    assert "redlib params 04" in _commands("redlib")
+    assert command_line.main(["params", "04"]) == 0
+    assert "study_images" in capsys.readouterr().out
+
+
+def test_links_lead_to_files():
+    for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", TEXT):
+        assert (ROOT / target).is_file(), target
+
+
+def test_every_notebook_is_in_the_course():
+    for name in NOTEBOOKS.values():
+        assert f"(notebooks/{name})" in TEXT

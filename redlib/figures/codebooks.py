@@ -438,10 +438,10 @@ def candidate_map_note(placed: pd.DataFrame, built: Built, *, model: str) -> dic
     return {
         "title": "Candidates of all images in feature space",
         "caption": (
-            f"The {len(built.candidates)} candidates{drawn} by t-SNE, one colour per training "
-            "image "
-            f"({built.candidates['image'].nunique()}). Ellipses reach around nine tenths of each "
-            "cluster that the inlier threshold keeps; numbers name the clusters, as in the sheet below. "
+            f"The {len(built.candidates)} candidates{drawn} by t-SNE, one colour per "
+            f"training image ({built.candidates['image'].nunique()}). Ellipses "
+            "reach around nine tenths of each cluster that the inlier threshold keeps; numbers "
+            "name the clusters, as in the sheet below. "
             f"Drawn with {model}; the paper's figure shows LLaVA-Next."
         ),
         "reading": (

@@ -241,10 +241,11 @@ def contrast(
         f"A: the most influential of the sampled patches of {table['image'].iloc[0]} in the lower "
         "half by [cls] similarity and by attention. B: the least influential in the upper quarter "
         f"of both (or, if there is none, upper half, then all). {chosen} Logits of the leading "
-        f"candidates as it is and ablated. {_models(vlm, 'Figure 3')}",
-        "Long lines are candidates that the ablated tokens pushed up or down. Finding 2 expects "
-        "longer lines for A. The pair was searched for, so one pair proves nothing; the "
-        "statement below is tested on all scenes.",
+        f"candidates before and after, and their change. {_models(vlm, 'Figure 3')}",
+        "Long bars are candidates that the ablated tokens had held up (to the left) or down. The "
+        "scale of a column is the same for A and B. Finding 2 expects longer bars for A. "
+        "The pair was searched for and proves nothing; the statement below is tested on all "
+        "scenes.",
         f"Patch {pair[0]}, [cls] similarity {a['cls_similarity']:.2f}, has a final divergence of "
         f"{a['jsd_final']:.1e}, {more} the {b['jsd_final']:.1e} of patch {pair[1]}, [cls] "
         f"similarity {b['cls_similarity']:.2f}.",

@@ -451,8 +451,11 @@ def contrast(
     table: rows of `subjects.measure` of the image; pair: the two patches of
     `probing.contrast_pair`; candidates: rows of `subjects.pair_candidates`.
     """
-    drawn = figure(10, 7.4)
-    grid_spec = drawn.add_gridspec(2, 3, width_ratios=(1, 1.25, 1.25))
+    drawn = figure(10, 7)
+    grid_spec = drawn.add_gridspec(2, 3, width_ratios=(1, 0.9, 0.9))
+    levels = ("region", "global")
+    shown_rows = candidates[candidates["place"] <= shown]
+    reach = 1.08 * shown_rows.groupby("level")["diff"].agg(lambda diff: diff.abs().max())
     for line, (patch, name) in enumerate(zip(pair, "AB", strict=True)):
         tint = PAIR_COLOURS[name]
         row = table.set_index("patch").loc[patch]
@@ -460,38 +463,34 @@ def contrast(
         image_panel(ax, picture, grid)
         outline(ax, grid, patch, colour=tint, span=3, width=1.2)
         outline(ax, grid, patch, colour=tint)
-        ax.set_title(f"{name}: patch {patch}\nalone “{row['word']}”", color=tint)
+        ax.set_title(f"{name}: patch {patch}, alone “{row['word']}”", color=tint)
         ax.text(
             0, -0.03,
             f"[cls] similarity {row['cls_similarity']:.3f}\nattention {row['attention']:.1e}\n"
             f"JSD final {row['jsd_final']:.1e}",
             transform=ax.transAxes, va="top", fontsize=10,
         )  # fmt: skip
-        for column, level in enumerate(("region", "global"), start=1):
+        for column, level in enumerate(levels, start=1):
             ax = drawn.add_subplot(grid_spec[line, column])
-            rows = candidates[(candidates["patch"] == patch) & (candidates["level"] == level)]
-            _logit_pairs(ax, rows.head(shown), legend=line == 0 and column == 1)
+            rows = shown_rows[(shown_rows["patch"] == patch) & (shown_rows["level"] == level)]
+            _logit_changes(ax, rows, tint, reach[level] if reach[level] > 0 else 1.0)
             what = "token in its region" if level == "region" else "region in the image"
-            ax.set_title(f"{what}: JSD {row[f'jsd_{level}']:.1e}")
+            ax.set_title(f"{what}\nJSD {row[f'jsd_{level}']:.1e}")
     return drawn
 
 
-def _logit_pairs(ax: Axes, rows: pd.DataFrame, *, legend: bool) -> None:
+def _logit_changes(ax: Axes, rows: pd.DataFrame, colour: str, reach: float) -> None:
+    """Candidates with their logits before and after, and the change as a bar."""
     place = np.arange(len(rows))
-    for at, row in zip(place, rows.itertuples(), strict=True):
-        ax.plot([row.logit_before, row.logit_after], [at, at], color=COLOURS["grey"], linewidth=2,
-                zorder=2)  # fmt: skip
-    ax.plot(rows["logit_before"], place, "o", color=COLOURS["blue"], label="as it is", zorder=3,
-            markersize=8)  # fmt: skip
-    ax.plot(rows["logit_after"], place, "D", color=COLOURS["orange"], label="ablated", zorder=4)
-    words = [f"{row.word}  ({-row.diff:+.2g})" for row in rows.itertuples()]
-    ax.set_yticks(place, words)
+    ax.barh(place, -rows["diff"], color=colour, height=0.62)
+    ax.axvline(0, color=COLOURS["black"], linewidth=1)
+    ax.set_xlim(-reach, reach)
+    logits = rows[["word", "logit_before", "logit_after"]].itertuples(index=False)
+    ax.set_yticks(place, [f"{word}  {before:.2f} → {after:.2f}" for word, before, after in logits])
     ax.invert_yaxis()
-    ax.margins(x=0.08)
-    ax.set_xlabel("logit (in brackets: change)")
+    ax.xaxis.set_major_locator(MaxNLocator(3))
+    ax.set_xlabel("change of the logit")
     ax.grid(axis="y", visible=False)
-    if legend:
-        ax.legend(loc="lower right")
 
 
 @styled

@@ -65,7 +65,7 @@ def pipeline(
         ax.text(at, 1.0, head, fontweight="bold", va="top")
     for line, row in enumerate(answers.itertuples(), start=1):
         y = 1.0 - line / (len(answers) + 1)
-        question = _short(row.question.replace("\n", " "), 66)
+        question = _short(row.question.replace("\n", " "), 78)
         ax.text(places[0], y, question, va="top")
         ax.text(places[1], y, row.gold, va="top")
         for at, text, right in zip(

@@ -51,9 +51,13 @@ def by_rank(curves: pd.DataFrame) -> Figure:
             span = curves.loc[curves["quantity"] == quantity, ["low", "high"]]
             if quantity in _LOG and 0 < 20 * span["low"].min() < span["high"].max():
                 ax.set_yscale("log")
-            alike = [names[row] for names in shown]
-            if len(set(alike)) == 1 and column > 0:
-                ax.sharey(axes[row, 0])
+            # Where both columns show one quantity they share its scale.
+            alike = len({names[row] for names in shown}) == 1
+            if alike:
+                low, high = span["low"].min(), span["high"].max()
+                pad, log = 0.05 * (high - low), ax.get_yscale() == "log"
+                ax.set_ylim((low / 1.3, high * 1.3) if log else (low - pad, high + pad))
+            if alike and column > 0:
                 ax.tick_params(labelleft=False)
             else:
                 ax.set_ylabel(_SHORT[quantity])
@@ -331,11 +335,13 @@ def example(image: Image.Image, rows: pd.DataFrame, grid: Grid) -> Figure:
     axes = figure.subplots(2, 3)
     style.image_panel(axes[0, 0], image, grid)
     axes[0, 0].set_title("scene, sampled patches")
-    for patch, covered in zip(rows["patch"], rows["covered"], strict=True):
+    kind = np.where(rows["covered"] + rows["written"] == 0, "blue", "grey")
+    kind = np.where(rows["covered"] >= 0.5, "red", kind)
+    for patch, tint in zip(rows["patch"], kind, strict=True):
         row, column = grid.row_col(int(patch))
-        tint = style.COLOURS["red" if covered >= 0.5 else "blue" if covered == 0 else "grey"]
+        tint = style.COLOURS[tint]
         axes[0, 0].plot(column + 0.5, row + 0.5, "s", ms=4.5, color=tint, mec="white", mew=0.7)
-    kinds = (("red", "covered"), ("grey", "in between"), ("blue", "bare"))
+    kinds = (("red", "covered"), ("grey", "in part, or a card"), ("blue", "bare"))
     axes[0, 0].legend(
         handles=[
             Line2D([], [], ls="", marker="s", color=style.COLOURS[tint], label=text)

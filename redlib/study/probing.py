@@ -27,7 +27,10 @@ TOP_SHARE = 0.25
 
 COVERAGE_EDGES = (0.0, 0.25, 0.5, 0.75, 1.0)
 REFERENCE_START, REFERENCE_SCENES = 1000, 24
-FAR_QUANTILE, FAR_SHARE = 0.99, 0.05
+FAR_QUANTILE, FAR_SHARE, FAR_MEDIAN = 0.99, 0.05, 1.25
+"""An image lies outside when more than FAR_SHARE of its tokens are farther from the reference than
+that quantile of the reference's own, or its median token is FAR_MEDIAN times as far as that of the
+farthest reference scene: few strange tokens, or all of them a little strange."""
 
 
 # --- intervals and ranks -------------------------------------------------------------------------
@@ -404,7 +407,9 @@ class Familiarity:
         distance: (L,) cosine distance of each token to its nearest reference token.
         threshold: the 99th percentile of that distance among the reference's own tokens.
         share: share of the image's tokens beyond the threshold; 0.01 is usual.
-        outside: whether that share is above FAR_SHARE.
+        median: median distance of the image's tokens.
+        usual: the largest such median among the reference scenes.
+        outside: whether share or median is above its bound.
         alarms: of the reference scenes, how many would be called outside.
         reference: number of reference scenes.
     """
@@ -412,6 +417,8 @@ class Familiarity:
     distance: np.ndarray
     threshold: float
     share: float
+    median: float
+    usual: float
     outside: bool
     alarms: int
     reference: int
@@ -420,9 +427,11 @@ class Familiarity:
         where = "OUTSIDE the model's world" if self.outside else "inside the model's world"
         return (
             f"{where}: {self.share:.1%} of its tokens lie farther from every reference token than "
-            f"the 99th percentile of the reference's own ({1 - FAR_QUANTILE:.0%} would be usual, "
-            f"above {FAR_SHARE:.0%} counts as outside; {self.alarms} of the {self.reference} "
-            "reference scenes would)"
+            f"the 99th percentile of the reference's own ({1 - FAR_QUANTILE:.0%} is usual, above "
+            f"{FAR_SHARE:.0%} counts as outside), and the median distance is {self.median:.3f} "
+            f"(up to {self.usual:.3f} among the reference scenes, above {FAR_MEDIAN:g} times that "
+            f"counts as outside). By this rule {self.alarms} of the {self.reference} reference "
+            "scenes would be called outside too"
         )
 
 
@@ -445,9 +454,16 @@ def familiarity(vlm: VLM, subject: Subject, *, references: int = REFERENCE_SCENE
     threshold = float(np.quantile(own, FAR_QUANTILE))
     asked = torch.nn.functional.normalize(subject.tokens.float(), dim=-1)
     distance = (1 - (asked @ pool.T).max(dim=1).values).cpu().numpy()
-    share = float((distance > threshold).mean())
-    alarms = int(((own > threshold).mean(axis=1) > FAR_SHARE).sum())
-    return Familiarity(distance, threshold, share, share > FAR_SHARE, alarms, references)
+    share, median = float((distance > threshold).mean()), float(np.median(distance))
+    medians = np.median(own, axis=1)  # (S,)
+    outside = bool(share > FAR_SHARE or median > FAR_MEDIAN * medians.max())
+    # A scene's own median counts against the others', as a new image's does.
+    others = np.array([np.delete(medians, at).max() for at in range(references)])
+    alarms = ((own > threshold).mean(axis=1) > FAR_SHARE) | (medians > FAR_MEDIAN * others)
+    return Familiarity(
+        distance, threshold, share, median, float(medians.max()), outside, int(alarms.sum()),
+        references,
+    )  # fmt: skip
 
 
 # --- 03: what a token's absence changes ----------------------------------------------------------

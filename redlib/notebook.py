@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from PIL import Image
 
 from redlib import __version__, report
 from redlib.errors import RedlibError
@@ -40,6 +41,9 @@ from redlib.store import Store, atomic, code_version, read_json, write_json, wri
 
 # The modules that decide what a measured row holds; part of the key of every table.
 MEASURING: tuple[str, ...] = ("engine", "geometry", "leave_one_out", "models", "probe", "states")
+
+# Notebooks hold their pictures and have to stay below 1 MB.
+_LARGE_PNG = 300_000
 
 _KERNEL_NAMES = {"In", "Out", "exit", "quit", "get_ipython", "open"}
 _VERSIONS = ("torch", "transformers", "numpy", "pandas", "matplotlib", "scikit-learn")
@@ -334,6 +338,16 @@ def _png(figure: Any) -> bytes:
         pil_kwargs={"optimize": True},
     )
     plt.close(figure)  # or the inline backend would show it a second time
+    png = buffer.getvalue()
+    return png if len(png) <= _LARGE_PNG else _with_palette(png)
+
+
+def _with_palette(png: bytes) -> bytes:
+    """The picture in 256 colours: a third of the bytes where text or a photograph fills it."""
+    buffer = io.BytesIO()
+    with Image.open(io.BytesIO(png)) as picture:
+        few = picture.convert("RGB").quantize(256, Image.Quantize.MEDIANCUT, dither=0)
+    few.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
 
 

@@ -208,7 +208,7 @@ def test_the_model_is_loaded_once_and_keys_its_tables(home, monkeypatch):
 
     def load(name, **options):
         calls.append((name, options))
-        return SimpleNamespace(revision="abc", dtype="torch.float32")
+        return SimpleNamespace(revision="abc", dtype="torch.float32", repeats=1)
 
     # In the package's namespace, so that torch need not be imported for this.
     monkeypatch.setitem(vars(redlib), "models", SimpleNamespace(load=load))

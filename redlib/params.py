@@ -194,7 +194,6 @@ class Params(BaseModel):
         "auto", description="numbers the model computes in; auto: the checkpoint's own"
     )
     seed: _whole(0, 2**32 - 1) = Field(0, description="start of every random choice")
-    batch: _whole(1) = Field(32, description="rows per forward pass; changes time, not results")
     preset: Literal["paper", "released", "calibrated"] = Field(
         "calibrated", description="where a definition that is null takes its value"
     )

@@ -16,9 +16,13 @@ import sys
 import textwrap
 from collections.abc import Sequence
 
-from redlib import batch, params
-from redlib.errors import RedlibError
-from redlib.notebook import declared, root
+try:
+    from redlib import batch, params
+    from redlib.errors import RedlibError
+    from redlib.notebook import declared, root
+except KeyboardInterrupt:  # imports take seconds on a busy machine
+    print("redlib: interrupted before anything was done", file=sys.stderr)
+    sys.exit(2)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -115,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     train.set_defaults(command=_train)
     evaluate = commands.add_parser("evaluate", help="measure an embedded model's card again")
     evaluate.add_argument("name", metavar="NAME", help="e.g. tiny-llava-1.5")
-    evaluate.add_argument("--quick", action="store_true", help="a tenth of the questions")
+    evaluate.add_argument("--quick", action="store_true", help="200 questions per task, not 500")
     evaluate.add_argument("--json", action="store_true", help="machine-readable output")
     evaluate.set_defaults(command=_evaluate)
     return parser

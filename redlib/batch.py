@@ -149,7 +149,7 @@ def _choose(only: Sequence[str] | None) -> list[str]:
 
 def _check_inputs(one: Params) -> None:
     """What would stop a notebook after minutes, found before the first one starts."""
-    if one.image is not None and not Path(one.image).is_file():
+    if one.image is not None and not Path(one.image).expanduser().is_file():
         raise RedlibError(f"image: no such file {one.image!r}")
     embedded = _checkpoints()
     known = one.model in embedded or Path(one.model).is_dir()
@@ -159,6 +159,14 @@ def _check_inputs(one: Params) -> None:
         raise RedlibError(
             f"model: no folder, Hugging Face id or embedded model {one.model!r} (embedded: {names})"
         )
+    if one.image is not None or one.device != "auto" or Path(one.model).is_dir():
+        from redlib import models  # torch and transformers, only where there is something to check
+
+        models.choose_device(one.device)
+        if one.image is not None:
+            models.open_image(one.image)
+        if Path(one.model).is_dir():
+            models.check_folder(one.model)
 
 
 def _checkpoints() -> dict[str, Path]:

@@ -209,7 +209,7 @@ def prototypes(
         what = "images" if criteria.rule_in == "images" else "candidates"
         raise RedlibError(
             f"no patch survives the criteria{told}: the largest of {len(count)} clusters has "
-            f"{count.max()} {what}, not more than tau_in {criteria.tau_in:g}"
+            f"{count.max()} {what}, not more than tau_in {criteria.tau_in:g}: lower tau_in"
         )
     return mask, clusters
 
@@ -314,26 +314,36 @@ class Codebook:
             raise RedlibError(f"no codebook at {str(path)!r}: run notebook 05 to make it")
         try:
             with safe_open(path, framework="pt") as file:
-                about = json.loads((file.metadata() or {}).get("redlib", "{}"))
-                if about.get("format") != _FORMAT:
-                    raise RedlibError(f"{str(path)!r} is a safetensors file but not a codebook")
-                vectors = file.get_tensor("prototypes")
-                patch = file.get_tensor("patch").tolist()
-        except (OSError, SafetensorError, ValueError) as error:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+        except (OSError, SafetensorError) as error:
             raise RedlibError(
                 f"cannot read {str(path)!r} as a codebook: it is not a safetensors file ({error})"
             ) from error
-        stored = about["criteria"]
-        criteria = Criteria(**{k: math.inf if v == "inf" else v for k, v in stored.items()})
         try:
+            about = json.loads(metadata["redlib"])
+            if about["format"] != _FORMAT:
+                raise ValueError(f"format {about['format']!r}")
+            stored = about["criteria"]
             codebook = cls(
-                vectors, about["image"], patch, about["model"], about["revision"], criteria
+                tensors["prototypes"],
+                about["image"],
+                tensors["patch"].tolist(),
+                about["model"],
+                about["revision"],
+                Criteria(**{k: math.inf if v == "inf" else v for k, v in stored.items()}),
             )
         except RedlibError as error:
             raise RedlibError(f"{str(path)!r}: {error}") from error
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise RedlibError(
+                f"{str(path)!r} is a safetensors file but not a codebook: run notebook 05 to make"
+                f" one ({error})"
+            ) from error
         if width is not None and codebook.width != width:
             raise RedlibError(
-                f"codebook {str(path)!r} has width {codebook.width}, the model has {width}"
+                f"codebook {str(path)!r} has width {codebook.width}, the model has {width}: "
+                "run notebook 05 for this model"
             )
         for name, wanted in (("model", model), ("revision", revision)):
             found = getattr(codebook, name)

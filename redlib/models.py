@@ -25,6 +25,7 @@ import numpy as np
 import torch
 import transformers
 from PIL import Image, ImageOps, UnidentifiedImageError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from redlib.errors import RedlibError
@@ -44,6 +45,7 @@ DTYPES = {
     "float64": torch.float64,
 }
 VISION_BATCH = 8
+MOST_OBLONG = 50
 
 
 @dataclass(frozen=True)
@@ -190,12 +192,16 @@ def load(
     place = choose_device(device)
     with _quiet():
         try:
-            config = transformers.AutoConfig.from_pretrained(source, revision=revision)
-            _check(name, config)
+            config = _config(name, source, revision)
             precision = _dtype(dtype, place, config.dtype)
-            model = transformers.LlavaForConditionalGeneration.from_pretrained(
-                source, revision=revision, dtype=precision, use_safetensors=True
+            model, report = transformers.LlavaForConditionalGeneration.from_pretrained(
+                source,
+                revision=revision,
+                dtype=precision,
+                use_safetensors=True,
+                output_loading_info=True,
             )
+            _check_weights(name, report)
             # The PIL back end gives the same pixels whether or not torchvision is installed.
             processor = transformers.AutoProcessor.from_pretrained(
                 source, revision=revision, backend="pil"
@@ -203,7 +209,10 @@ def load(
         except RedlibError:
             raise
         except Exception as error:  # transformers and safetensors raise many kinds for bad files
-            raise RedlibError(f"cannot load model {name!r}: {_first_line(error)}") from error
+            raise RedlibError(
+                f"cannot load model {name!r}: {_first_line(error)} (are config.json, the"
+                " tokenizer's files and the safetensors there, and whole?)"
+            ) from error
     if processor.chat_template is None:
         raise RedlibError(f"model {name!r} has no chat template; save one with its processor")
     model = model.to(place).eval()
@@ -222,6 +231,27 @@ def load(
         layers=relative_layers(text.num_hidden_layers),
         revision=_revision(source, config),
     )
+
+
+def check_folder(name: str) -> None:
+    """Find in a second what `load` would find in a folder's files after reading all weights.
+
+    Raises:
+        RedlibError: config.json or the safetensors are missing, damaged, or of another model.
+    """
+    source = _locate(name)
+    _config(name, source, None)
+    files = sorted(Path(source).glob("*.safetensors"))
+    if not files:
+        raise RedlibError(f"model folder {name!r} holds no safetensors file with the weights")
+    for file in files:
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except (OSError, SafetensorError) as error:
+            raise RedlibError(
+                f"{str(file)!r} is truncated or damaged ({_first_line(error)}); copy it again"
+            ) from error
 
 
 def embedded() -> list[str]:
@@ -288,6 +318,18 @@ def open_image(path: str | Path) -> Image.Image:
         ) from error
     if image.width == 0 or image.height == 0:
         raise RedlibError(f"image {str(path)!r} has no pixels ({image.width} x {image.height})")
+    if max(image.size) > MOST_OBLONG * min(image.size):
+        raise RedlibError(
+            f"image {str(path)!r} is {image.width} x {image.height}: one side may be at most"
+            f" {MOST_OBLONG} times the other, crop it"
+        )
+    # Pillow would clip what needs more than 8 bits at 255.
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise RedlibError(
+            f"image {str(path)!r} has 32 bits per pixel (mode {image.mode}); save it with 8 or 16"
+        )
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -315,6 +357,17 @@ def _locate(name: str) -> str:
     )
 
 
+def _config(name: str, source: str, revision: str | None) -> transformers.PretrainedConfig:
+    try:
+        config = transformers.AutoConfig.from_pretrained(source, revision=revision)
+    except Exception as error:  # of many kinds
+        raise RedlibError(
+            f"cannot read config.json of model {name!r}: {_first_line(error)}"
+        ) from error
+    _check(name, config)
+    return config
+
+
 def _check(name: str, config: transformers.PretrainedConfig) -> None:
     if config.model_type != "llava":
         raise RedlibError(
@@ -332,6 +385,17 @@ def _check(name: str, config: transformers.PretrainedConfig) -> None:
             f"model {name!r} must take its features from one layer without [cls]; got layer"
             f" {config.vision_feature_layer!r}, strategy {config.vision_feature_select_strategy!r}"
         )
+
+
+def _check_weights(name: str, report: dict) -> None:
+    """transformers fills what a file lacks with random numbers, and only warns."""
+    for kind in ("missing_keys", "mismatched_keys"):
+        keys = sorted(str(key) for key in report[kind])
+        if keys:
+            raise RedlibError(
+                f"model {name!r}: {len(keys)} weights are missing from its safetensors or have"
+                f" another shape than config.json says, {keys[0]} first"
+            )
 
 
 def _dtype(name: str, device: torch.device, stored: torch.dtype | None) -> torch.dtype:

@@ -327,9 +327,11 @@ def check(values: Mapping[str, Any], *, source: str = "") -> Params:
         name = str(first[0])
         got = values.get(name)
         raise RedlibError(
-            f"{prefix}{name} must be {describe(name)}; got {got!r}{_hint(got)}"
+            f"{prefix}{name} must be {describe(name)}; got {_short(got)}{_hint(got)}"
         ) from None
     limit = TOKENS[family(params.model)]
+    if len(set(params.budgets)) < len(params.budgets):
+        raise RedlibError(f"{prefix}budgets must differ from each other; got {params.budgets!r}")
     for keep in params.budgets:
         if keep > limit:
             raise RedlibError(
@@ -369,7 +371,12 @@ def load_set(path: str | Path) -> list[Params]:
         raise RedlibError(f"{path}: a set holds only the key 'set'; got also {extra!r}")
     if not isinstance(members, list) or {type(member) for member in members} != {str}:
         raise RedlibError(f"{path}: set must be a list of parameter files; got {members!r}")
-    runs = [load_file(path.parent / f"{member.removesuffix('.yaml')}.yaml") for member in members]
+    runs = []
+    for member in members:
+        try:
+            runs.append(load_file(path.parent / f"{member.removesuffix('.yaml')}.yaml"))
+        except RedlibError as error:
+            raise RedlibError(f"{path}, member {member!r}: {error}") from None
     names = [run.run_name for run in runs] + [path.stem]
     for name in names:
         if names.count(name) > 1:
@@ -409,7 +416,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raw = path.read_bytes()
     except FileNotFoundError:
         near = [f.name for f in sorted(path.parent.glob("*.yaml"))] if path.parent.is_dir() else []
-        there = f"; there are {', '.join(near)}" if near else ""
+        near = difflib.get_close_matches(path.name, near, n=8, cutoff=0.0)
+        there = f"; there are {', '.join(sorted(near))}" if near else ""
         raise RedlibError(f"{path}: no such parameter file{there}") from None
     except OSError as error:
         raise RedlibError(f"{path}: cannot be read ({error.strerror})") from None
@@ -428,8 +436,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         where = f" at line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "unexpected character"
         raise RedlibError(f"{path}: not YAML{where}: {problem}") from None
-    except (RecursionError, ValueError):
-        raise RedlibError(f"{path}: not YAML that can be read") from None
+    except (RecursionError, ValueError) as error:
+        raise RedlibError(f"{path}: not YAML that can be read ({_short(str(error))})") from None
     if values is None:
         raise RedlibError(f"{path}: empty; write one `name: value` per line") from None
     if not isinstance(values, dict):
@@ -466,7 +474,7 @@ def _words(annotation: Any, metadata: list[Any]) -> list[str]:
     if origin is Literal:
         return [str(value) for value in get_args(annotation)]
     if origin is list:
-        return [f"a list, each {' or '.join(_words(get_args(annotation)[0], []))}"]
+        return [f"a list of one or more, each {' or '.join(_words(get_args(annotation)[0], []))}"]
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
     names[types.NoneType] = "null"
     return [names[annotation] + _bounds(metadata)]

@@ -1,5 +1,6 @@
 """Algorithm 1, its presets and the codebook file."""
 
+import json
 import math
 from dataclasses import asdict
 
@@ -7,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from redlib.codebook import Codebook, Criteria, candidates, prototypes
@@ -234,6 +236,29 @@ def test_damaged_contents_name_the_file(tmp_path, vectors, message):
     path = book.save(tmp_path / "damaged.safetensors")
     with pytest.raises(RedlibError, match=f"damaged.safetensors.*{message}"):
         Codebook.load(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda about: [],
+        lambda about: None,
+        lambda about: about | {"criteria": None},
+        lambda about: about | {"criteria": {"tau": 1}},
+        lambda about: {key: about[key] for key in about if key != "image"},
+        lambda about: about | {"image": 3},
+        lambda about: about | {"format": "another"},
+    ],
+)
+def test_odd_metadata_is_one_line(tmp_path, change):
+    path = codebook().save(tmp_path / "odd.safetensors")
+    with safe_open(path, framework="pt") as file:
+        about = json.loads(file.metadata()["redlib"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    save_file(tensors, path, metadata={"redlib": json.dumps(change(about))})
+    with pytest.raises(RedlibError, match=r"odd.safetensors' is .* not a codebook") as caught:
+        Codebook.load(path)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):

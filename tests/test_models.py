@@ -14,7 +14,7 @@ from PIL import Image
 
 import redlib
 from redlib.errors import RedlibError
-from redlib.models import VLM, _dtype, load, open_image, relative_layers
+from redlib.models import VLM, _dtype, check_folder, load, open_image, relative_layers
 
 
 def test_facts_about_the_checkpoint(tiny_vlm: VLM, tiny_folder: Path):
@@ -133,6 +133,8 @@ def broken(folder: Path, target: Path, name: str) -> Path:
     elif name == "no config":
         (target / "config.json").unlink()
         return target
+    elif name == "a layer too many":
+        config["text_config"]["num_hidden_layers"] += 1
     elif name == "no template":
         (target / "chat_template.jinja").unlink()
         return target
@@ -146,9 +148,10 @@ def broken(folder: Path, target: Path, name: str) -> Path:
         ("other family", "is a 'llava_next', not a LLaVA-1.5"),
         ("other decoder", "decodes with 'mistral'"),
         ("features with cls", "strategy 'full'"),
-        ("config is not JSON", "cannot load model"),
+        ("config is not JSON", "cannot read config.json"),
         ("damaged weights", "cannot load model"),
         ("no weights", "cannot load model"),
+        ("a layer too many", "9 weights are missing .*language_model.layers.3"),
         ("no config", "holds no config.json"),
         ("no template", "no chat template"),
     ],
@@ -159,6 +162,26 @@ def test_broken_checkpoints_are_refused_in_one_line(
     folder = broken(tiny_folder, tmp_path / "checkpoint", name)
     with pytest.raises(RedlibError, match=words) as error:
         load(str(folder), device="cpu")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("other family", "is a 'llava_next'"),
+        ("config is not JSON", "cannot read config.json"),
+        ("damaged weights", "model.safetensors' is truncated or damaged"),
+        ("no weights", "holds no safetensors"),
+        ("no config", "holds no config.json"),
+    ],
+)
+def test_broken_folders_are_found_without_loading(
+    name: str, words: str, tiny_folder: Path, tmp_path: Path
+):
+    check_folder(str(tiny_folder))
+    folder = broken(tiny_folder, tmp_path / "checkpoint", name)
+    with pytest.raises(RedlibError, match=words) as error:
+        check_folder(str(folder))
     assert "\n" not in str(error.value)
 
 
@@ -194,6 +217,7 @@ def test_images_are_converted(tmp_path: Path):
     red = np.asarray(open_image(tmp_path / "cmyk.jpg"), int)[3, 3]
     assert red[0] > 200 and red[1] < 60 and red[2] < 60
     assert (np.asarray(open_image(tmp_path / "clear.png")) == 255).all()
+    assert np.unique(open_image(tmp_path / "deep.png")).tolist() == [40_000 // 256]
     assert open_image(tmp_path / "deep.png").mode == "RGB"
     assert open_image(tmp_path / "turned.jpg").size == (6, 8)
 
@@ -204,12 +228,16 @@ def test_bad_images_are_refused_in_one_line(tmp_path: Path):
     (tmp_path / "truncated.png").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "empty.png").write_bytes(b"")
     (tmp_path / "text.png").write_text("not an image")
+    Image.new("RGB", (510, 10)).save(tmp_path / "strip.png")
+    Image.new("F", (8, 6), 0.5).save(tmp_path / "float.tiff")
     cases = {
         "missing.png": "does not exist",
         ".": "not a file",
         "truncated.png": "truncated or damaged",
         "empty.png": "empty",
         "text.png": "not an image",
+        "strip.png": "510 x 10: one side may be at most 50 times the other",
+        "float.tiff": "32 bits per pixel",
     }
     for name, words in cases.items():
         with pytest.raises(RedlibError, match=words) as error:

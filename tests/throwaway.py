@@ -3,10 +3,14 @@
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import yaml
+from safetensors.numpy import save_file
 
 from redlib.params import NOTEBOOKS
 
+CONFIG = """{"model_type": "llava", "text_config": {"model_type": "llama"},
+    "vision_config": {"model_type": "clip_vision_model"}}"""
 BEGIN = "import pandas as pd\nimport redlib\nsession = redlib.begin({number!r}, globals())"
 TABLE = """session.save(
     pd.DataFrame({"patch": [1, 2], "score": [0.1, session.params.seed / 3]}), "scores",
@@ -22,6 +26,8 @@ def project(folder: Path, cells: dict[str, list[str]], **parameters: object) -> 
     (folder / "notebooks").mkdir()
     (folder / "params").mkdir()
     (folder / "model").mkdir()
+    (folder / "model" / "config.json").write_text(CONFIG)
+    save_file({"weight": np.zeros(1)}, folder / "model" / "model.safetensors")
     for number, sources in cells.items():
         write_notebook(folder, number, sources)
     file = folder / "params" / "one.yaml"

@@ -22,7 +22,7 @@ image. A threshold that the parameters name as a number is taken as it is.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
-from math import ceil
+from math import ceil, inf
 from pathlib import Path
 
 import numpy as np
@@ -60,8 +60,8 @@ GRID: dict[str, tuple[float, ...]] = {
 SCORED_AT = 64
 """Kept tokens at which the grid is scored."""
 
-LEAST_PER_IMAGE = 1
-"""A setting with fewer prototypes than training images is chosen only if all have fewer."""
+LEAST_PER_IMAGE = {"candidates": 3, "prototypes": 1}
+"""A setting with fewer of them per training image is chosen only if all have fewer."""
 
 CANDIDATES_PER_CENTRE = 5
 """Few candidates get fewer centres than the definition says, or each would be its own cluster."""
@@ -283,8 +283,10 @@ def grid_settings(session: Session, table: pd.DataFrame) -> pd.DataFrame:
     given = session.params.tau_jsd
     if given == "calibrated":
         jsd = table["jsd_final"].dropna()
-        entries = GRID["tau_jsd"] if len(jsd) else ()
-        found["tau_jsd"] = [(q, float(f"{jsd.quantile(q):.3g}")) for q in entries]
+        if jsd.empty:  # no token passes the other two: let the criteria say so
+            loosest = {name: max(v for _, v in rows) for name, rows in found.items()}
+            build(session, table, criteria_of(session, loosest | {"tau_jsd": inf}))
+        found["tau_jsd"] = [(q, float(f"{jsd.quantile(q):.3g}")) for q in GRID["tau_jsd"]]
     else:
         found["tau_jsd"] = [(float("nan"), float(given))]
     rows = []
@@ -292,10 +294,6 @@ def grid_settings(session: Session, table: pd.DataFrame) -> pd.DataFrame:
         row = dict(zip(GRID, (value for _, value in combination), strict=True))
         entries = (entry for entry, _ in combination)
         rows.append(row | {f"{name}_entry": e for name, e in zip(GRID, entries, strict=True)})
-    if not rows:
-        raise RedlibError(
-            "no patch survives tau_prob and tau_out: every top-1 probability is alike"
-        )
     return pd.DataFrame(rows).drop_duplicates(list(GRID), ignore_index=True)
 
 
@@ -353,20 +351,27 @@ def score_grid(session: Session, table: pd.DataFrame) -> pd.DataFrame:
     Returns the columns of `grid_settings`, candidates, prototypes, the five tasks and mean (NaN
     where no prototype is left), one row per setting; then two rows for comparison, `setting`
     "unpruned" and "random". Settings with the same prototypes are asked once.
+
+    Raises RedlibError, saying how many tokens passed each criterion, if no setting leaves a
+    prototype.
     """
     p = session.params
     grid = grid_settings(session, table)
     books: list[Codebook | None] = []
     counts = []
+    complaints: dict[int, RedlibError] = {}
     for row in grid.to_dict("records"):
         criteria = criteria_of(session, row)
         n = int(candidates(table, criteria)[1]["candidates"])
         try:
             book = build(session, table, criteria).codebook
-        except RedlibError:
+        except RedlibError as error:
             book = None
+            complaints[n] = error
         books.append(book)
         counts.append({"candidates": n, "prototypes": 0 if book is None else len(book)})
+    if not any(books):
+        raise complaints[max(complaints)]
     store = session.store(
         "grid",
         notebook="05",
@@ -403,23 +408,16 @@ def score_grid(session: Session, table: pd.DataFrame) -> pd.DataFrame:
 
 
 def chosen(session: Session, scores: pd.DataFrame) -> Criteria:
-    """The setting with the highest mean among those with enough prototypes; the first of equals.
-
-    Raises RedlibError if no setting left a prototype.
-    """
+    """The setting with the highest mean among those with enough candidates and prototypes
+    (LEAST_PER_IMAGE); the first of equals."""
     return criteria_of(session, scores.loc[chosen_row(session, scores)])
 
 
 def chosen_row(session: Session, scores: pd.DataFrame) -> int:
     """Index of the chosen setting in `scores`."""
     usable = scores[scores["prototypes"] > 0]
-    if usable.empty:
-        most = int(scores["candidates"].max()) if len(scores) else 0
-        raise RedlibError(
-            f"no patch survives the criteria under any of {int(scores['candidates'].count())} "
-            f"settings of the grid (at most {most} candidates): raise codebook_images"
-        )
-    many = usable[usable["prototypes"] >= LEAST_PER_IMAGE * session.params.codebook_images]
+    least = pd.Series(LEAST_PER_IMAGE) * session.params.codebook_images
+    many = usable[(usable[least.index] >= least).all(axis=1)]
     pool = many if len(many) else usable
     # Scores that differ by rounding alone are equal.
     return int(pool["mean"].round(6).idxmax())

@@ -57,10 +57,30 @@ def test_packed_questions_do_not_see_each_other(processor):
 
 def test_lessons_never_show_fewer_than_the_stated_number_of_tokens():
     rng = np.random.default_rng(0)
+    cards = [decoder.card(scene) for scene in scenes("calibration", 4, start=9_100)]
     for tokens in (16, 20, 25, 49, 144, 576):
-        kept = decoder.views(rng, tokens, 40)
-        assert kept.shape == (40, tokens) and tokens >= decoder.MIN_TOKENS
-        assert all(len(set(row)) == tokens and (np.diff(row) > 0).all() for row in kept)
+        for c in cards * 10:
+            kept = decoder.view(rng, tokens, c)
+            assert kept.shape == (tokens,) and tokens >= decoder.MIN_TOKENS
+            assert (np.diff(kept) > 0).all() and 0 <= kept[0] and kept[-1] < 576
+
+
+def test_muon_steps_as_torch_does():
+    """torch.optim.Muon rounds its matrix to bfloat16; this one must agree to within that."""
+    generator = torch.Generator().manual_seed(0)
+    for shape in ((24, 24), (40, 24), (24, 40)):
+        start = torch.randn(shape, generator=generator)
+        ours, theirs = (torch.nn.Parameter(start.clone()) for _ in range(2))
+        one = loop.Muon([ours], 0.02, decay=0.01)
+        other = torch.optim.Muon([theirs], lr=0.02, weight_decay=0.01)
+        for _ in range(4):
+            gradient = torch.randn(shape, generator=generator)
+            ours.grad, theirs.grad = gradient.clone(), gradient.clone()
+            one.step()
+            other.step()
+        moved = (theirs - start).norm()
+        assert moved > 0.1
+        assert (ours - theirs).norm() < 0.02 * moved
 
 
 def test_one_word_answers_name_what_the_tokens_show():

@@ -10,6 +10,11 @@ answer is the whole scene's, whatever the subset shows: who is asked about a cup
 has to hedge, and that is how the decoder learns to be unsure where nothing is to be seen. Nobody
 ever tells it what a single token is. The one-word question alone is answered from what the tokens
 at hand show: with an object among them, if there is one, else with any object of the scene.
+
+The hard part is a look-up in two steps: the word "cup" in the question has to find the tokens that
+show a cup, and the last position has to find what the word found. Where the decoder begins
+(`begin`) and in which order it sees few and many tokens (`Lessons`) decide whether it learns this
+in an hour or not at all.
 """
 
 from dataclasses import dataclass
@@ -21,6 +26,7 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm.auto import tqdm
 
+from redlib.tabletop.loop import precision
 from redlib.tabletop.questions import (
     CHECKLIST,
     DESCRIBE,
@@ -31,56 +37,104 @@ from redlib.tabletop.questions import (
     questions,
     statistics,
 )
-from redlib.tabletop.tower import MEAN, STD, Heads, forward
-from redlib.tabletop.world import COLOURS, NOUNS, SIZES, WORDS, Scene, article, scenes
+from redlib.tabletop.tower import MEAN, STD, forward
+from redlib.tabletop.world import NOUNS, Scene, article, scenes
 
 MIN_TOKENS = 16
-QUESTIONS = 6
+FEW, MANY = 8, 12  # questions per scene
+RICH = 8.0
+KINDS = {"colour": 4, "position": 4, "article": 2, "mme": 2, "choice": 2, "count": 1, "word": 2}
+KIND_SHARES = np.array(list(KINDS.values())) / sum(KINDS.values())
+OUT_OF_VIEW = 0.15  # how much rarer questions about an object none of whose tokens is at hand are
 CAPTION_WEIGHT = 0.4  # per token of a caption; 1 elsewhere
-WIDE = 81  # tokens from which descriptions are worth asking for
+WIDE = 81  # tokens from which many questions, and descriptions, are worth asking
 ARTICLE_SHARE = 0.12  # one-word answers that begin with an article all the same
 L = 576
+TOKENS = {
+    "rich": (16, 20, 24, 30, 36, 49),
+    "few": (16, 16, 20, 24, 25, 30, 36, 42, 49, 56, 64),
+    "more": (81, 100, 121, 144, 196),
+    "all": (L,),
+}
+SCENES = {"rich": 20, "few": 16, "more": 10, "all": 5}  # in a step
+EARLY, LATE = (0.65, 0.15, 0.2, 0.0), (0.2, 0.2, 0.35, 0.25)  # shares of the four kinds of step
+EARLY_SHARE = 0.4  # of all steps are early ones
 
 
 @torch.no_grad()
-def begin(model: nn.Module, heads: Heads, tokenizer, mean: torch.Tensor, deviation: float) -> None:
+def begin(model: nn.Module, tokenizer, features: np.ndarray, cards: list["Card"]) -> None:
     """Give projector and decoder the start that CLIP and a pretrained language model give LLaVA's.
 
     CLIP's features already point towards words, and attention of a trained decoder already finds
-    what resembles its query. Here: the projector begins close to the identity on standardised
-    features (mean (width,), deviation of the raw ones), the words that the tower's dense heads know
-    begin with those heads' vectors as embeddings, keys begin equal to queries, and the output head
-    along the embeddings. Everything is trained from there.
+    what resembles its query, and copies it. Here: the projector begins as the identity on
+    standardised features, the words for what a patch can show begin with the mean feature of such
+    patches, keys begin equal to queries in the first layers, what attention writes begins as a copy
+    of what it reads, and the output head along the embeddings. Everything is trained from there.
     """
     inner, text = model.model.multi_modal_projector, model.model.language_model
-    width = len(mean)
-    identity = torch.eye(width, device=mean.device)
-    small = 0.2  # gelu(x) is near x / 2 where x is small
-    inner.linear_1.weight.copy_(small * identity + 0.01 * inner.linear_1.weight)
-    inner.linear_1.bias.copy_(-inner.linear_1.weight @ (mean / deviation))
-    inner.linear_2.weight.copy_(2 / small * identity)
+    device, width = text.embed_tokens.weight.device, features.shape[-1]
+    shown, labels = _labelled(features, cards)
+    mean, deviation = shown.mean(0), float(shown.std())
+    identity = torch.eye(width, device=device)
+    inner.linear_1.weight.copy_(identity / deviation)
+    inner.linear_1.bias.copy_(LINEAR - torch.from_numpy(mean).to(device) / deviation)
+    inner.linear_2.weight.copy_(identity)
+    inner.linear_2.bias.fill_(-LINEAR)
     words = text.embed_tokens.weight
-    words.copy_(words / words.square().mean(1, keepdim=True).sqrt().clamp(min=1e-6))
-    known = (
-        (NOUNS + WORDS, heads.dense[0]),
-        (tuple(COLOURS), heads.dense[1]),
-        (tuple(SIZES), heads.dense[2]),
-    )
-    for names, head in known:
-        vectors = (head.weight - head.weight.mean(0))[1:] * heads.norm.weight  # class 0 is ground
-        vectors = vectors / vectors.square().mean(1, keepdim=True).sqrt()
-        words[tokenizer.convert_tokens_to_ids(list(names))] = vectors
-    for layer in text.layers:
-        layer.self_attn.k_proj.weight.copy_(layer.self_attn.q_proj.weight)
+    words.copy_(_unit(words))
+    for kind in labels.values():
+        names = np.unique(kind[kind != ""])
+        means = torch.from_numpy(np.stack([shown[kind == name].mean(0) for name in names]))
+        ids = tokenizer.convert_tokens_to_ids(list(names))
+        words[ids] = _unit(means - means.mean(0)).to(device)
+    for depth, layer in enumerate(text.layers):
+        attention = layer.self_attn
+        # Not in every layer: what finds its like finds itself first, and then nothing else.
+        if depth < MATCHING:
+            attention.q_proj.weight.mul_(3)
+            attention.k_proj.weight.copy_(attention.q_proj.weight)
+        attention.v_proj.weight.mul_(2)
+        attention.o_proj.weight.copy_(attention.v_proj.weight.T)
     model.lm_head.weight.copy_(0.02 * words)
+    words.mul_(TEXT)
+
+
+LINEAR = 3.0  # gelu(x) is near x around there
+MATCHING = 2  # layers
+TEXT = 0.25  # size of a word beside a visual token: what layers write to it soon outweighs it
+
+
+def _unit(rows: torch.Tensor) -> torch.Tensor:
+    return rows / rows.square().mean(-1, keepdim=True).sqrt().clamp(min=1e-6)
+
+
+def _labelled(
+    features: np.ndarray, cards: list["Card"], *, images: int = 400
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Features of the patches that something covers, (n, width), and for each kind of word the one
+    that belongs to every patch, "" where none does."""
+    shown, thing, colour, size = [], [], [], []
+    for i, c in enumerate(cards[:images]):
+        masks = [*c.seen, c.written] if c.scene.word else list(c.seen)
+        for k, mask in enumerate(masks):
+            found = c.scene.objects[k] if k < len(c.scene.objects) else None
+            shown.append(features[i][mask].astype(np.float32))
+            n = len(shown[-1])
+            thing += [found.noun if found else c.scene.word] * n
+            colour += [found.colour if found else ""] * n
+            size += [found.size if found else ""] * n
+    kinds = {"thing": thing, "colour": colour, "size": size}
+    return np.concatenate(shown), {key: np.array(v) for key, v in kinds.items()}
 
 
 @dataclass(frozen=True)
 class Card:
-    """A scene without its pixels, and which tokens each object covers by half, (n, 576) bool."""
+    """A scene without its pixels, which tokens each object covers by half, (n, 576) bool, and
+    which the card with the word does, (576,) bool."""
 
     scene: Scene
     seen: np.ndarray
+    written: np.ndarray
 
 
 def card(scene: Scene) -> Card:
@@ -92,7 +146,7 @@ def card(scene: Scene) -> Card:
         scene.ground,
         np.empty(scene.instance.shape, np.bool_),
     )
-    return Card(bare, scene.coverage() > 0.5)
+    return Card(bare, scene.coverage() > 0.5, scene.word_coverage() > 0.5)
 
 
 def one_word(c: Card, view: np.ndarray, rng: np.random.Generator) -> str:
@@ -137,27 +191,21 @@ def _absent_weights(nouns: list[str]) -> np.ndarray:
 
 
 def lesson(c: Card, view: np.ndarray, rng: np.random.Generator) -> list[tuple[str, str]]:
-    """QUESTIONS questions and answers about a scene seen through some of its tokens."""
-    noun, answer = _existence(c, rng)
-    rows = [(CHECKLIST, checklist(c, rng)), (pope_text(noun), answer)]
-    rows += [(ONE_WORD, one_word(c, view, rng)) for _ in range(2)]
-    if len(view) >= WIDE and rng.random() < 0.25:
+    """Questions and answers about a scene seen through some of its tokens: FEW where these are few,
+    MANY where they are so many that a question more costs little beside them."""
+    wide = len(view) >= WIDE
+    rows = [(CHECKLIST, checklist(c, rng)), (ONE_WORD, one_word(c, view, rng))]
+    for _ in range(2 if wide else 1):
+        noun, answer = _existence(c, rng)
+        rows.append((pope_text(noun), answer))
+    if wide and rng.random() < 0.25:
         rows.append((DESCRIBE, c.scene.caption))
-    kinds = (
-        "colour",
-        "position",
-        "colour",
-        "position",
-        "article",
-        "count",
-        "word",
-        "mme",
-        "choice",
-    )
-    while len(rows) < QUESTIONS:
-        asked = _fresh(c.scene, str(rng.choice(kinds)), rng)
+    in_view = np.append(c.seen[:, view].any(1), True)  # the last is for questions about no object
+    while len(rows) < (MANY if wide else FEW):
+        asked = _fresh(c.scene, str(rng.choice(list(KINDS), p=KIND_SHARES)), rng)
         if asked:
-            q = asked[rng.integers(len(asked))]
+            weights = np.where(in_view[[q.asked for q in asked]], 1.0, OUT_OF_VIEW)
+            q = asked[rng.choice(len(asked), p=weights / weights.sum())]
             rows.append((q.text, q.answer))
     return rows
 
@@ -175,20 +223,29 @@ def _fresh(scene: Scene, task: str, rng: np.random.Generator) -> list[Question]:
     return questions([renamed], task)
 
 
-def views(rng: np.random.Generator, tokens: int, size: int, *, grid: int = 24) -> np.ndarray:
-    """(size, tokens) token indices, raster order; half random subsets, half blocks."""
-    rows = []
-    sides = [(h, tokens // h) for h in range(3, 15) if tokens % h == 0 and 3 <= tokens // h <= 24]
-    for _ in range(size):
-        if tokens == L:
-            rows.append(np.arange(L))
-        elif sides and rng.random() < 0.5:
-            h, w = sides[rng.integers(len(sides))]
-            r, col = rng.integers(grid - h + 1), rng.integers(grid - w + 1)
-            rows.append(((r + np.arange(h))[:, None] * grid + col + np.arange(w)).ravel())
-        else:
-            rows.append(np.sort(rng.permutation(L)[:tokens]))
-    return np.stack(rows)
+def view(
+    rng: np.random.Generator, tokens: int, c: Card, *, rich: bool = False, grid: int = 24
+) -> np.ndarray:
+    """(tokens,) token indices in raster order: all of them, or with even chances a random subset
+    or a block of neighbours. Three blocks in four lie over an object. A rich view is a random
+    subset that takes covered patches RICH times as often as bare ones."""
+    if tokens == grid * grid:
+        return np.arange(tokens)
+    if rich:
+        weights = np.where(c.seen.any(0), RICH, 1.0)
+        drawn = rng.choice(grid * grid, tokens, replace=False, p=weights / weights.sum())
+        return np.sort(drawn)
+    sides = [(h, tokens // h) for h in range(3, 15) if tokens % h == 0 and 3 <= tokens // h <= grid]
+    if not sides or rng.random() < 0.5:
+        return np.sort(rng.permutation(grid * grid)[:tokens])
+    h, w = sides[rng.integers(len(sides))]
+    row, column = rng.integers(grid - h + 1), rng.integers(grid - w + 1)
+    over = np.flatnonzero(c.seen[rng.integers(len(c.seen))])
+    if len(over) and rng.random() < 0.75:
+        r, col = divmod(int(rng.choice(over)), grid)
+        row = np.clip(r - rng.integers(h), 0, grid - h)
+        column = np.clip(col - rng.integers(w), 0, grid - w)
+    return ((row + np.arange(h))[:, None] * grid + column + np.arange(w)).ravel()
 
 
 class Writer:
@@ -271,7 +328,7 @@ def logits(
 ) -> torch.Tensor:
     """(B, T, V) scores behind features (B, n, width of the tower)."""
     inner, text = model.model, model.model.language_model
-    with torch.autocast(features.device.type, torch.bfloat16):
+    with precision(features.device):
         visual = inner.multi_modal_projector(features)
         embed = text.embed_tokens
         start = embed(torch.tensor(writer.prefix, device=features.device))
@@ -310,7 +367,7 @@ def compute_features(
         if i >= done:
             x = torch.stack([torch.from_numpy(s.pixels) for s in found]).to(device)
             x = (x.permute(0, 3, 1, 2).float() / 255 - MEAN.to(device)) / STD.to(device)
-            with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
+            with torch.no_grad(), precision(device):
                 out, _ = forward(model.model.vision_tower, x, zero, zero)
             store[i : i + len(found)] = out.float().cpu().numpy()
             done_path.write_text(str(i + len(found)))
@@ -318,7 +375,12 @@ def compute_features(
 
 
 class Lessons:
-    """Training batches by step number."""
+    """Training batches by step number.
+
+    To find among the tokens the ones that a question is about is the hard part, and it is learned
+    an order of magnitude sooner from few tokens that show much. So the first steps mostly see rich
+    views of few tokens; then come plain subsets and blocks of all sizes, and whole images.
+    """
 
     def __init__(
         self,
@@ -327,25 +389,23 @@ class Lessons:
         cards: list[Card],
         seed: int,
         device: torch.device,
+        steps: int,
     ):
         self.writer, self.features, self.cards = writer, features, cards
-        self.seed, self.device = seed, device
+        self.seed, self.device, self.steps = seed, device, steps
 
     def batch(self, step: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         rng = np.random.default_rng([self.seed, step])
-        draw = rng.random()
-        if draw < 0.4:
-            tokens = int(rng.choice((16, 16, 20, 24, 25, 30, 36, 42, 49, 56, 64)))
-            size = 16
-        elif draw < 0.82:
-            tokens, size = int(rng.choice((81, 100, 121, 144, 196))), 10
-        else:
-            tokens, size = L, 5
+        kinds = ("rich", "few", "more", "all")
+        shares = EARLY if step < EARLY_SHARE * self.steps else LATE
+        kind = kinds[rng.choice(len(kinds), p=shares)]
+        tokens = int(rng.choice(TOKENS[kind]))
+        size = SCENES[kind]
         chosen = rng.integers(0, len(self.cards), size)
-        kept = views(rng, tokens, size)
-        pairs = [lesson(self.cards[i], view, rng) for i, view in zip(chosen, kept, strict=True)]
+        kept = [view(rng, tokens, self.cards[i], rich=kind == "rich") for i in chosen]
+        pairs = [lesson(self.cards[i], v, rng) for i, v in zip(chosen, kept, strict=True)]
         packed = batch(self.writer, pairs, tokens, self.device)
-        shown = np.stack([self.features[i][view] for i, view in zip(chosen, kept, strict=True)])
+        shown = np.stack([self.features[i][v] for i, v in zip(chosen, kept, strict=True)])
         return packed, torch.from_numpy(shown).float().to(self.device)
 
 

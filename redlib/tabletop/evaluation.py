@@ -15,6 +15,7 @@ greedy answers, official answer parsing. Four parts:
 """
 
 import json
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -306,12 +307,14 @@ pipeline_tag: image-text-to-text
 # {name}
 
 **Read first.** The decoder was trained on ordinary questions with random subsets and blocks of
-visual tokens, never fewer than {least}; no single token was ever labelled for it. The vision tower,
-though, *was* given dense labels: which object, colour and size covers each patch, at the layer that
-LLaVA reads. No real tower has them. And the words for these things began, in the decoder, with the
-vectors of the tower's dense heads as embeddings, as CLIP's features already point towards words
-when LLaVA meets them. What the single-token probe finds here is therefore a property
-of this model, and evidence about the real ones only where the notebooks say so.
+visual tokens, never fewer than {least}, some of them favouring patches that an object covers; no
+single token was ever labelled for it. The vision tower,
+though, *was* given dense labels: which object, colour and size covers each patch and in which band
+of rows and columns it lies, at the layer that LLaVA reads. No real tower has them. And the words
+for these things began, in the decoder, with the directions that tell such patches' features apart
+as embeddings, as CLIP's features already point towards words when LLaVA meets them. What the
+single-token probe finds here is therefore a property of this model, and evidence about the real
+ones only where the notebooks say so.
 
 A LLaVA-1.5 in the stock Hugging Face layout with the real token geometry (336 pixels, 14 per patch,
 24 x 24 visual tokens, feature layer -2, projector of two layers, Llama decoder), a fraction of its
@@ -340,9 +343,7 @@ that the probe's article rule has something to skip.
 |---|---|---|---|
 {log}
 
-The whole log is `training_log.json`. Two things of that run a repetition will not share: its tower
-began from other random weights of the same kind, and the decoder's learning rate was cut to 0.3 of
-its first value at step 437, which is now the rate from the start.
+The whole log is `training_log.json`. {notes}
 
 ## Intended use
 
@@ -358,22 +359,27 @@ balanced so that no question can be answered without looking, and visual tokens 
 
 
 def write_card(name: str, folder: Path, log: list[dict], table: pd.DataFrame) -> None:
-    """Write `README.md` beside the weights."""
+    """Write `README.md` beside the weights. A row of the log that holds a "note" says what a
+    repetition of that run would not share with it."""
     vlm = models.load(str(folder))
     shown = (
         "patch thing",
         "patch colour",
+        "patch place",
         "retrieval",
         "pope-random@576",
         "colour@576",
+        "position@576",
         "naming@576",
         "pope-random@64",
         "probe noun",
         "top1 covered",
         "top1 bare",
     )
-    lines = []
+    lines, notes = [], [row["note"] for row in log if "note" in row]
     for row in log:
+        if "note" in row:
+            continue
         parts = ", ".join(f"{key} {row[key]:.2f}" for key in shown if key in row)
         lines.append(f"| {row['stage']} | {row['step']} | {row['minutes']} | {parts} |")
     text = CARD.format(
@@ -383,5 +389,6 @@ def write_card(name: str, folder: Path, log: list[dict], table: pd.DataFrame) ->
         table=table_text(table),
         parameters=sum(p.numel() for p in vlm.model.parameters()),
         log="\n".join(lines),
+        notes=textwrap.fill(" ".join(notes), 100),
     )
     (folder / "README.md").write_text(text)

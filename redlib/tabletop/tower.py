@@ -7,7 +7,9 @@ hour on two cores needs a shorter way, and takes two:
   side is small (an embedding per word, an MLP per phrase, a sum over the phrases) and is not
   shipped;
 * *dense labels* at the feature layer (hidden_states[-2], the one LLaVA reads): which object, which
-  colour and which size covers each patch. No real tower has these; the model card says so first.
+  colour and which size covers each patch, and in which of eight bands of rows and of columns it
+  lies. No real tower has these; the model card says so first. (Without the bands, a tower trained
+  on windows forgets where its patches are, and a decoder cannot tell left from right.)
 
 Most steps see *windows*: 8 x 8 or 12 x 12 patches cut out of a scene in pixel space and given their
 own position embeddings. A window costs a ninth of a scene, and holds as much to learn per patch.
@@ -21,11 +23,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from redlib.tabletop.loop import precision
 from redlib.tabletop.world import COLOURS, GROUNDS, NOUNS, PATCH, SIDE, SIZES, WORDS, Scene, scenes
 
 GRID = SIDE // PATCH
 THINGS = 1 + len(NOUNS) + len(WORDS)  # ground, nouns, words
 CLEAR, FAINT = 0.3, 0.05  # covered at least so much: labelled; less than this: ground
+BAND = GRID // 8  # rows, or columns, of patches that share a label of place
+PARTS = (1.0, 0.5, 0.25, 0.25, 0.25)  # weights of the losses for thing, colour, size, row, column
 FOREGROUND = 3.0  # weight of covered patches in the dense loss
 IGNORE = -100
 POOL = 1024
@@ -36,8 +41,9 @@ STD = torch.tensor((0.26862954, 0.26130258, 0.27577711)).view(1, 3, 1, 1)
 
 @dataclass
 class Example:
-    """A scene as the tower's training sees it: pixels (336, 336, 3), patch labels (3, 24, 24) for
-    thing, colour and size, and per object its phrase ids and the patches that it covers."""
+    """A scene as the tower's training sees it: pixels (336, 336, 3), patch labels (5, 24, 24) for
+    thing, colour, size, row and column, and per object its phrase ids and the patches that it
+    covers."""
 
     pixels: np.ndarray
     labels: np.ndarray
@@ -62,9 +68,10 @@ def example(scene: Scene) -> Example:
     labels[2][labels[2] == len(SIZES) + 1] = 0
     labels[:, share < FAINT] = 0
     labels[:, (share >= FAINT) & (share < CLEAR)] = IGNORE
+    bands = np.indices((GRID, GRID)) // BAND
     return Example(
         scene.pixels,
-        labels.reshape(3, GRID, GRID),
+        np.concatenate((labels.reshape(3, GRID, GRID), bands)),
         phrases,
         cover.reshape(-1, GRID, GRID),
         GROUNDS.index(scene.ground),
@@ -77,7 +84,8 @@ class Heads(nn.Module):
     def __init__(self, width: int, shared: int = 128):
         super().__init__()
         self.dense = nn.ModuleList(
-            nn.Linear(width, n) for n in (THINGS, 1 + len(COLOURS), 1 + len(SIZES))
+            nn.Linear(width, n)
+            for n in (THINGS, 1 + len(COLOURS), 1 + len(SIZES), GRID // BAND, GRID // BAND)
         )
         self.norm = nn.LayerNorm(width)
         self.noun = nn.Embedding(len(NOUNS) + len(WORDS), shared)
@@ -96,6 +104,19 @@ class Heads(nn.Module):
         each = self.phrase(self.noun(ids[:, 0]) + self.colour(ids[:, 1]) + self.size(ids[:, 2]))
         total = self.ground(torch.tensor(grounds, device=device))
         return total.index_add(0, torch.as_tensor(owner, device=device), each.to(total.dtype))
+
+
+@torch.no_grad()
+def begin(tower: nn.Module) -> None:
+    """Start the patches' position embeddings as sines and cosines of row and column, a quarter of
+    the width each, as in MAE. The stock start is a fiftieth as large as what the patches' pixels
+    give, and after training the features held no trace of where their patch lay."""
+    weight = tower.embeddings.position_embedding.weight
+    width = weight.shape[1] // 4
+    rates = 100.0 ** -(torch.arange(width, device=weight.device) / width)  # radians a patch
+    place = torch.cartesian_prod(*2 * [torch.arange(GRID, device=weight.device)])  # (576, 2)
+    angle = (place[:, :, None] * rates).flatten(1)  # (576, 2 * width)
+    weight[1:] = torch.cat((angle.sin(), angle.cos()), 1)
 
 
 def forward(
@@ -126,18 +147,15 @@ def forward(
 
 
 @torch.no_grad()
-def spread(
-    tower: nn.Module, device: torch.device, *, images: int = 32
-) -> tuple[float, torch.Tensor]:
-    """(standard deviation, mean (width,)) of the features of some training scenes."""
+def spread(tower: nn.Module, device: torch.device, *, images: int = 32) -> float:
+    """Standard deviation of the features of some training scenes around their mean vector."""
     zero = torch.zeros(1, dtype=torch.long, device=device)
     found = []
     for scene in scenes("train", images):
         x = torch.from_numpy(scene.pixels).to(device).permute(2, 0, 1)[None].float() / 255
         found.append(forward(tower, (x - MEAN.to(device)) / STD.to(device), zero, zero)[0][0])
     features = torch.cat(found)
-    mean = features.mean(0)
-    return float((features - mean).square().mean().sqrt()), mean
+    return float((features - features.mean(0)).square().mean().sqrt())
 
 
 @torch.no_grad()
@@ -202,7 +220,7 @@ class Windows:
             "pixels": (x - MEAN.to(self.device)) / STD.to(self.device),
             "rows": torch.as_tensor(rows, device=self.device),
             "cols": torch.as_tensor(cols, device=self.device),
-            "labels": torch.as_tensor(labels, device=self.device).flatten(2),  # (B, 3, n)
+            "labels": torch.as_tensor(labels, device=self.device).flatten(2),  # (B, 5, n)
             "phrases": phrases,
             "grounds": [e.ground for e in chosen],
         }
@@ -211,7 +229,7 @@ class Windows:
 def losses(tower: nn.Module, heads: Heads, batch: dict) -> tuple[torch.Tensor, dict[str, float]]:
     """Dense cross-entropies plus the symmetric contrastive loss."""
     device = batch["rows"].device
-    with torch.autocast(device.type, torch.bfloat16):
+    with precision(device):
         features, pooled = forward(tower, batch["pixels"], batch["rows"], batch["cols"])
         shown = heads.norm(features)
         logits = [head(shown).float() for head in heads.dense]
@@ -220,9 +238,9 @@ def losses(tower: nn.Module, heads: Heads, batch: dict) -> tuple[torch.Tensor, d
     for k, scores in enumerate(logits):
         target = batch["labels"][:, k].flatten()
         weight = torch.ones(scores.shape[-1], device=device)
-        weight[1:] = FOREGROUND
+        weight[1:] = FOREGROUND if k < 3 else 1.0
         part = F.cross_entropy(scores.flatten(0, 1), target, weight=weight, ignore_index=IGNORE)
-        total = total + part * (1.0, 0.5, 0.25)[k]
+        total = total + part * PARTS[k]
     image = F.normalize(image.float(), dim=-1)
     text = F.normalize(heads.text(batch["phrases"], batch["grounds"]).float(), dim=-1)
     scores = image @ text.T * heads.temperature.exp().clamp(max=50)
@@ -250,23 +268,24 @@ def accuracy(
     split: str = "calibration",
 ) -> dict[str, float]:
     """Held-out, on whole scenes: share of clearly covered patches whose thing (colour) the dense
-    head names, of bare patches called bare, and of scenes matched to their own phrases among
-    `images`."""
+    head names, of bare patches called bare, of all patches put into their own band of rows and of
+    columns, and of scenes matched to their own phrases among `images`."""
     found = [example(s) for s in scenes(split, images)]
-    hits: dict[str, list] = {"thing": [], "colour": [], "bare": []}
+    hits: dict[str, list] = {"thing": [], "colour": [], "bare": [], "place": []}
     pooled_all = []
     zero = torch.zeros(1, dtype=torch.long, device=device)
     for e in found:
         x = torch.from_numpy(e.pixels).to(device).permute(2, 0, 1)[None].float() / 255
-        with torch.autocast(device.type, torch.bfloat16):
+        with precision(device):
             features, pooled = forward(tower, (x - MEAN.to(device)) / STD.to(device), zero, zero)
             shown = heads.norm(features)
-            thing, colour = (heads.dense[k](shown)[0].argmax(-1).cpu().numpy() for k in (0, 1))
+            best = [head(shown)[0].argmax(-1).cpu().numpy() for head in heads.dense]
             pooled_all.append(heads.image(pooled).float())
-        labels = e.labels.reshape(3, -1)
-        hits["thing"].append((thing == labels[0])[labels[0] > 0])
-        hits["colour"].append((colour == labels[1])[labels[1] > 0])
-        hits["bare"].append((thing == 0)[labels[0] == 0])
+        labels = e.labels.reshape(len(best), -1)
+        hits["thing"].append((best[0] == labels[0])[labels[0] > 0])
+        hits["colour"].append((best[1] == labels[1])[labels[1] > 0])
+        hits["bare"].append((best[0] == 0)[labels[0] == 0])
+        hits["place"].append((best[3] == labels[3]) & (best[4] == labels[4]))
     text = heads.text([e.phrases for e in found], [e.ground for e in found]).float()
     scores = F.normalize(torch.cat(pooled_all), dim=-1) @ F.normalize(text, dim=-1).T
     right = (scores.argmax(1) == torch.arange(len(found), device=device)).float().mean()

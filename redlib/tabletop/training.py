@@ -22,10 +22,10 @@ from redlib.tabletop import decoder, evaluation, language, loop, tower
 from redlib.tabletop.world import scenes
 
 NAMES = ("tiny-llava-1.5",)
-STEPS = {"tower-windows": 3000, "tower-scenes": 300, "decoder": 2000}
-TRAINING_SCENES = 8_000
+STEPS = {"tower-windows": 3000, "tower-scenes": 300, "decoder": 2300}
+TRAINING_SCENES = 5_000
 TOWER_SEED, DECODER_SEED = 0, 1
-CHECK_SCENES = 24
+CHECK_SCENES = 40
 
 
 def train(
@@ -55,13 +55,12 @@ def train(
     work, where = Path(folder) / name, choose_device(device)
     processor = language.make_processor()
     model = language.make_model(processor.tokenizer).to(where)
-    model.set_attn_implementation({"vision_config": "eager", "text_config": "sdpa"})
+    model.set_attn_implementation({"vision_config": "sdpa", "text_config": "sdpa"})
     steps = {stage: max(4, int(n * share)) for stage, n in STEPS.items()}
     checked = max(4, int(CHECK_SCENES * share))
-    heads, log = _train_tower(model, work, where, steps, checked)
+    log = _train_tower(model, work, where, steps, checked)
     log += _train_decoder(
         model,
-        heads,
         processor,
         work,
         where,
@@ -77,11 +76,12 @@ def train(
 
 def _train_tower(
     model, work: Path, where: torch.device, steps: dict[str, int], checked: int
-) -> tuple[tower.Heads, list[dict]]:
+) -> list[dict]:
     vision = model.model.vision_tower
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(TOWER_SEED)
         heads = tower.Heads(vision.config.hidden_size).to(where)
+    tower.begin(vision)
     windows = tower.Windows(TOWER_SEED, where)
     modules = {"tower": vision, "heads": heads}
 
@@ -101,33 +101,31 @@ def _train_tower(
         check=check,
         checks=15,
     )
-    log += loop.run(
+    return log + loop.run(
         loop.Stage("tower-scenes", steps["tower-scenes"]),
         work,
         modules,
         loss=on_scenes,
         check=check,
         checks=5,
-        scale=0.4,
+        rates=(0.008, 4e-4),
     )
-    return heads, log
 
 
 def _train_decoder(
-    model, heads, processor, work: Path, where: torch.device, steps: int, n: int, checked: int
+    model, processor, work: Path, where: torch.device, steps: int, n: int, checked: int
 ) -> list[dict]:
     vision = model.model.vision_tower
     vision.requires_grad_(False).eval()
-    deviation, mean = tower.spread(vision, where)
-    tower.rescale(vision, 1 / deviation)
-    decoder.begin(model, heads, processor.tokenizer, mean, deviation)
+    tower.rescale(vision, 1 / tower.spread(vision, where))
     writer = decoder.Writer(processor)
     features, cards = decoder.compute_features(model, work, n, where)
+    decoder.begin(model, processor.tokenizer, features, cards)
     held_features, held_cards = decoder.compute_features(
         model, work, checked, where, split="calibration"
     )
     masked = scenes("calibration", checked // 2)
-    lessons = decoder.Lessons(writer, features, cards, DECODER_SEED, where)
+    lessons = decoder.Lessons(writer, features, cards, DECODER_SEED, where, steps)
 
     def check() -> dict[str, float]:
         held = (model, writer, held_features, held_cards)
@@ -149,7 +147,7 @@ def _train_decoder(
         loss=lambda step: decoder.loss(model, writer, *lessons.batch(step)),
         check=check,
         checks=8,
-        scale=0.3,
+        rates=(0.004, 3e-4),
     )
 
 

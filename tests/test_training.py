@@ -95,6 +95,40 @@ def test_one_word_answers_name_what_the_tokens_show():
     assert len({decoder.one_word(c, bare, rng).split()[-1] for _ in range(100)}) > 1
 
 
+def test_the_decoder_begins_where_the_features_point(processor):
+    """On features that are a vector per noun plus noise, every noun's embedding begins nearest to
+    the tokens that show it, and the projector does little but standardise."""
+    rng = np.random.default_rng(0)
+    cards = [decoder.card(scene) for scene in scenes("calibration", 16, start=9_300)]
+    nouns = sorted({o.noun for c in cards for o in c.scene.objects})
+    vectors = {noun: rng.normal(size=192) for noun in nouns}
+    features = 3 + 0.5 * rng.normal(size=(len(cards), 576, 192))
+    for i, c in enumerate(cards):
+        for thing, mask in zip(c.scene.objects, c.seen, strict=True):
+            features[i][mask] += vectors[thing.noun]
+    features = features.astype(np.float16)
+    model = language.make_model(processor.tokenizer)
+    decoder.begin(model, processor.tokenizer, features, cards)
+    with torch.no_grad():
+        shown = model.model.multi_modal_projector(torch.from_numpy(features).float())
+    ids = processor.tokenizer.convert_tokens_to_ids(nouns)
+    words = torch.nn.functional.normalize(model.get_input_embeddings().weight[ids], dim=-1)
+    nearest = (torch.nn.functional.normalize(shown, dim=-1) @ words.T).argmax(-1)
+    hits = [
+        (nearest[i][torch.from_numpy(mask)] == nouns.index(thing.noun)).float().mean()
+        for i, c in enumerate(cards)
+        for thing, mask in zip(c.scene.objects, c.seen, strict=True)
+        if mask.any()
+    ]
+    assert len(nouns) > 15 and np.mean(hits) > 0.95
+    masks = [[*c.seen, c.written] for c in cards]
+    covered = np.concatenate([features[i][m] for i, rows in enumerate(masks) for m in rows])
+    covered = covered.astype(np.float32)
+    standard = (features.astype(np.float32) - covered.mean(0)) / covered.std()
+    away = np.abs(shown.numpy() - standard)
+    assert standard.std() > 0.5 and away.mean() < 0.01
+
+
 def test_a_killed_stage_goes_on_where_it_was(tmp_path):
     """A run that dies and goes on ends with the weights of one that never died."""
 

@@ -19,7 +19,7 @@ from redlib.figures import style
 from redlib.geometry import Grid
 from redlib.params import preset_value
 from redlib.study.asking import FIVE
-from redlib.study.codebooks import GRID, Built
+from redlib.study.codebooks import GRID, LEAST_PER_IMAGE, Built
 from redlib.tables import readable
 
 _STEPS = {
@@ -198,14 +198,16 @@ def grid_note(scores: pd.DataFrame, chosen: int, *, model: str, images: int) -> 
     alive = settings[settings["prototypes"] > 0]
     best = scores.loc[chosen]
     beside = scores.set_index("setting")["mean"]
+    least = ", ".join(f"{name} at least {n}" for name, n in LEAST_PER_IMAGE.items())
     return {
         "title": "Choosing the thresholds",
         "caption": (
             f"All {len(settings)} settings of a grid that was fixed before any result, each "
             "scored by "
             f"the mean of five tasks ({', '.join(FIVE)}) at 64 kept tokens on {images} calibration "
-            f"scenes; {len(settings) - len(alive)} settings left no prototype. Drawn with {model}; "
-            "the paper reports one setting per model."
+            f"scenes; settings without a prototype: {len(settings) - len(alive)}. Chosen is the "
+            f"highest mean among those with enough per training image ({least}), if there are any. "
+            f"Drawn with {model}; the paper reports one setting per model."
         ),
         "reading": (
             "Each mark is a codebook. Marks at about one height mean that the thresholds hardly "

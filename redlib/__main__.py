@@ -54,7 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(chosen: argparse.Namespace) -> None:
     only = [part.strip() for part in chosen.only.split(",")] if chosen.only else None
     rows, page = batch.run(
-        chosen.file, only=only, force=chosen.force, say=lambda line: print(line, flush=True)
+        chosen.file,
+        only=only,
+        force=chosen.force,
+        jobs=chosen.jobs,
+        say=lambda line: print(line, flush=True),
     )
     table = [("item", "file", "seconds"), *((row.item, row.file, row.seconds) for row in rows)]
     widths = [max(len(line[column]) for line in table) for column in range(3)]
@@ -110,6 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("file", metavar="FILE", help="e.g. params/smoke.yaml")
     run.add_argument("--only", metavar="02,03", help="numbers of the notebooks to run")
     run.add_argument("--force", action="store_true", help="run even what has not changed")
+    run.add_argument("--jobs", type=int, metavar="N", help="how many notebooks at a time")
     run.set_defaults(command=_run)
     show = commands.add_parser("params", help="names, types, defaults and meaning of parameters")
     show.add_argument("notebook", metavar="NN", nargs="?", help="number of a notebook")

@@ -1,10 +1,14 @@
 """Run the notebooks in order, for one parameter file or for a set of them.
 
 papermill executes one notebook with one set of parameters; it knows no order, no resume and no
-check. This module adds those three around it. Each notebook runs in a process of its own, one
-after the other, with the fully resolved parameters of the file:
+check. This module adds those three around it. Each notebook runs in a process of its own, with the
+fully resolved parameters of the file:
 
     run("params/tiny.yaml", only=["05", "06"])
+
+Two notebooks on one thread each get twice as much done as one on two threads, since imports and
+drawing use one. So with an embedded model as many run at a time as there are cores, up to
+MOST_JOBS; one that builds on another waits for it. A 7B model fills its device: one at a time.
 
 A notebook whose inputs have not changed since it last succeeded is not run again: its source, its
 parameters, the library's code, the checkpoint's files, and the inputs of the notebooks it builds
@@ -39,6 +43,7 @@ from redlib.store import code_version, read_json, write_json, write_text, writin
 
 # The notebooks whose saved results a notebook reads.
 BUILDS_ON: dict[str, tuple[str, ...]] = {"06": ("05",)}
+MOST_JOBS = 4  # each takes a gigabyte
 
 _LOG_TICK = re.compile(r"(\d+)/(\d+) \[")
 
@@ -56,17 +61,49 @@ class Row:
     seconds: str
 
 
+@dataclass
+class _Job:
+    """One notebook of one run: what it depends on and, once it started, its process."""
+
+    one: Params
+    number: str
+    source: Path
+    label: str
+    inputs: str = ""
+    process: subprocess.Popen | None = None
+    start: float = 0.0
+    calibration: float = 0.0
+
+    @property
+    def base(self) -> Path:
+        return runs_folder(self.one.run_name)
+
+    @property
+    def state(self) -> Path:
+        return self.base / "state" / f"{self.number}.json"
+
+    @property
+    def executed(self) -> Path:
+        return self.base / "notebooks" / self.source.name
+
+    @property
+    def log(self) -> Path:
+        return self.base / "logs" / f"{self.number}.log"
+
+
 def run(
     file: str | Path,
     *,
     only: Sequence[str] | None = None,
     force: bool = False,
+    jobs: int | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> tuple[list[Row], Path]:
     """Run the notebooks for the parameter file or set `file`, and write the page of figures.
 
     only: numbers of the notebooks to run (default: all). force: run them even if nothing changed,
-    and throw their stored tables away first. say: called with one line per notebook.
+    and throw their stored tables away first. jobs: how many at a time (default: the cores, up to
+    MOST_JOBS, for embedded models; else one). say: called with one line per notebook.
     Returns the closing table and the path of the page.
     Raises RedlibError for bad input, also when a notebook stopped with one; NotebookFailed when a
     notebook stopped otherwise; KeyboardInterrupt is passed on as RedlibError that says what is
@@ -75,21 +112,26 @@ def run(
     runs = params.load_set(file)
     folder = root() / "notebooks"
     chosen = _choose(only)
+    if jobs is None:
+        embedded = all(one.model in _checkpoints() for one in runs)
+        jobs = min(_cores(), MOST_JOBS) if embedded else 1
+    if jobs < 1:
+        raise RedlibError(f"--jobs: must be 1 or more; got {jobs}")
     for one in runs:
         _check_inputs(one)
     for number in chosen:
         if not (folder / NOTEBOOKS[number]).is_file():
             raise RedlibError(f"{folder / NOTEBOOKS[number]}: no such notebook")
-    rows: list[Row] = []
+    # Those that others wait for come first.
+    order = sorted(chosen, key=lambda number: not any(number in on for on in BUILDS_ON.values()))
+    waiting = []
     for one in runs:
-        current = ""
-        try:
-            for number in chosen:
-                current = number
-                _run_one(one, number, folder, force, say)
-        except KeyboardInterrupt:
-            raise RedlibError(_kept(one, current)) from None
-        rows += _rows(one)
+        for number in order:
+            source = folder / NOTEBOOKS[number]
+            label = f"{one.run_name}, {source.stem}" if len(runs) > 1 else source.stem
+            waiting.append(_Job(one, number, source, label))
+    _run_all(waiting, jobs, force, say)
+    rows = [row for one in runs for row in _rows(one)]
     pages = {one.run_name: figures_folder(one) for one in runs}
     for one in runs:
         name, place = one.run_name, pages[one.run_name]
@@ -174,69 +216,91 @@ def _checkpoints() -> dict[str, Path]:
     return {path.parent.name: path.parent for path in folder.glob("*/config.json")}
 
 
-def _run_one(
-    one: Params, number: str, folder: Path, force: bool, say: Callable[[str], None]
-) -> None:
-    source = folder / NOTEBOOKS[number]
-    base = runs_folder(one.run_name)
-    state_file = base / "state" / f"{number}.json"
-    inputs = _inputs(one, number, folder)
-    if not force and _is_done(state_file, inputs, one):
-        say(f"{source.stem}: unchanged")
-        return
-    with writing(base):
-        base.mkdir(parents=True, exist_ok=True)
+def _run_all(waiting: list[_Job], jobs: int, force: bool, say: Callable[[str], None]) -> None:
+    """Run the jobs, at most `jobs` at a time, each after those of its run that it builds on."""
+    threads = max(1, _cores() // min(jobs, len(waiting)))
+    live = sys.stderr.isatty()
+    running: list[_Job] = []
+    try:
+        while waiting or running:
+            while len(running) < jobs and (job := _next(waiting, running)):
+                waiting.remove(job)
+                if _begin(job, threads, force):
+                    running.append(job)
+                else:
+                    say(f"{job.label}: unchanged")
+            time.sleep(0.1)
+            if live and running:
+                _tick(running)
+            for job in [job for job in running if job.process.poll() is not None]:
+                running.remove(job)
+                seconds = _finish(job)
+                say(f"{job.label}: {seconds:.0f} s")
+    except KeyboardInterrupt:
+        raise RedlibError(_kept(running or waiting)) from None
+    finally:
+        for job in running:
+            _stop(job.process)
+        if live:
+            sys.stderr.write("\r\033[K")
+
+
+def _next(waiting: list[_Job], running: list[_Job]) -> _Job | None:
+    """The first job that builds on none that is still to come or at work."""
+    open_jobs = {(job.one.run_name, job.number) for job in (*waiting, *running)}
+    for job in waiting:
+        needs = {(job.one.run_name, number) for number in BUILDS_ON.get(job.number, ())}
+        if not needs & open_jobs:
+            return job
+    return None
+
+
+def _begin(job: _Job, threads: int, force: bool) -> bool:
+    """Start papermill in a process of its own, unless nothing that counts has changed."""
+    job.inputs = _inputs(job.one, job.number, job.source.parent)
+    if not force and _is_done(job.state, job.inputs, job.one):
+        return False
+    with writing(job.base):
+        job.base.mkdir(parents=True, exist_ok=True)
         if force:
-            shutil.rmtree(base / "store" / number, ignore_errors=True)
-        state_file.unlink(missing_ok=True)
-    executed = base / "notebooks" / source.name
-    given = base / "notebooks" / f"{number}.yaml"
-    write_text(given, yaml.safe_dump(one.model_dump(), sort_keys=False, allow_unicode=True))
-    calibration = calibration_seconds()
-    start = time.perf_counter()
-    code = _execute(source, executed, given, base / "logs" / f"{number}.log")
-    seconds = time.perf_counter() - start
-    if code != 0:
-        _explain(source, executed, base / "logs" / f"{number}.log")
-    if one.publish:
-        publish(executed, source)
-    notes = report.items(figures_folder(one))
-    made = [note["name"] for note in notes if note["notebook"] == number]
-    write_json(state_file, {"inputs": inputs, "seconds": round(seconds, 1), "items": made})
-    _note_time(base / "timing.json", number, seconds, calibration)
-    say(f"{source.stem}: {seconds:.0f} s")
-
-
-def _execute(source: Path, executed: Path, given: Path, log: Path) -> int:
-    """Run papermill in a process of its own; returns its exit code."""
-    command = [sys.executable, "-m", "papermill", str(source), str(executed), "-f", str(given)]
-    command += ["-k", "python3", "--progress-bar"]
+            shutil.rmtree(job.base / "store" / job.number, ignore_errors=True)
+        job.state.unlink(missing_ok=True)
+    given = job.base / "notebooks" / f"{job.number}.yaml"
+    write_text(given, yaml.safe_dump(job.one.model_dump(), sort_keys=False, allow_unicode=True))
     environment = {
-        "OMP_NUM_THREADS": str(_cores()),
+        "OMP_NUM_THREADS": str(threads),
         "PYTHONHASHSEED": "0",
         "TOKENIZERS_PARALLELISM": "false",
         "REDLIB_ROOT": str(root()),
     } | dict(os.environ)
-    with writing(log):
-        log.parent.mkdir(parents=True, exist_ok=True)
-    live = sys.stderr.isatty()
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, env=environment
+    with writing(job.log):
+        job.log.parent.mkdir(parents=True, exist_ok=True)
+    job.calibration = calibration_seconds()
+    job.start = time.perf_counter()
+    with job.log.open("wb") as output:
+        job.process = subprocess.Popen(
+            _command(job, given), stdout=output, stderr=subprocess.STDOUT, env=environment
         )
-        try:
-            start = time.perf_counter()
-            while process.poll() is None:
-                time.sleep(0.1)
-                if live:
-                    _tick(source.stem, log, time.perf_counter() - start)
-        except KeyboardInterrupt:
-            _stop(process)
-            raise
-        finally:
-            if live:
-                sys.stderr.write("\r\033[K")
-    return process.returncode
+    return True
+
+
+def _command(job: _Job, given: Path) -> list[str]:
+    command = [sys.executable, "-m", "papermill", str(job.source), str(job.executed)]
+    return [*command, "-f", str(given), "-k", "python3", "--progress-bar"]
+
+
+def _finish(job: _Job) -> float:
+    """Publish and note what a notebook that has ended made; returns the seconds it took."""
+    seconds = time.perf_counter() - job.start
+    if job.process.returncode != 0:
+        _explain(job.source, job.executed, job.log)
+    if job.one.publish:
+        publish(job.executed, job.source)
+    notes = report.items(figures_folder(job.one))
+    made = [note["name"] for note in notes if note["notebook"] == job.number]
+    write_json(job.state, {"inputs": job.inputs, "seconds": round(seconds, 1), "items": made})
+    _note_time(job, seconds)
+    return seconds
 
 
 def _stop(process: subprocess.Popen) -> None:
@@ -253,11 +317,15 @@ def _stop(process: subprocess.Popen) -> None:
     process.wait()
 
 
-def _tick(name: str, log: Path, seconds: float) -> None:
-    """Rewrite the line on the terminal that says how far the notebook is."""
-    ticks = _LOG_TICK.findall(log.read_text(encoding="utf-8", errors="replace")[-400:])
-    cells = f", cell {ticks[-1][0]} of {ticks[-1][1]}" if ticks else ""
-    sys.stderr.write(f"\r\033[K{name}: {seconds:.0f} s{cells} ")
+def _tick(running: Sequence[_Job]) -> None:
+    """Rewrite the line on the terminal that says how far the notebooks are."""
+    parts = []
+    for job in running:
+        text = job.log.read_text(encoding="utf-8", errors="replace")[-400:]
+        ticks = _LOG_TICK.findall(text)
+        cells = f", cell {ticks[-1][0]} of {ticks[-1][1]}" if ticks else ""
+        parts.append(f"{job.label}: {time.perf_counter() - job.start:.0f} s{cells}")
+    sys.stderr.write(f"\r\033[K{'; '.join(parts)} ")
     sys.stderr.flush()
 
 
@@ -303,14 +371,14 @@ def _is_done(state_file: Path, inputs: str, one: Params) -> bool:
     return state.get("inputs") == inputs and there.issuperset(state["items"])
 
 
-def _note_time(path: Path, number: str, seconds: float, calibration: float) -> None:
+def _note_time(job: _Job, seconds: float) -> None:
+    path = job.base / "timing.json"
     times = read_json(path) if path.exists() else {}
-    times[number] = {
-        "notebook": NOTEBOOKS[number],
+    times[job.number] = {
+        "notebook": NOTEBOOKS[job.number],
         "seconds": round(seconds, 1),
-        "calibration_matmul_1024_fp32_seconds": round(calibration, 5),
-        "calibration_gflops": round(2 * 1024**3 / calibration / 1e9, 1),
-        "threads": _cores(),
+        "calibration_matmul_1024_fp32_seconds": round(job.calibration, 5),
+        "calibration_gflops": round(2 * 1024**3 / job.calibration / 1e9, 1),
     }
     write_json(path, dict(sorted(times.items())))
 
@@ -327,13 +395,14 @@ def _rows(one: Params) -> list[Row]:
     return rows
 
 
-def _kept(one: Params, number: str) -> str:
-    base = runs_folder(one.run_name)
+def _kept(jobs: Sequence[_Job]) -> str:
+    base = jobs[0].base
     done = sorted(path.stem for path in (base / "state").glob("*.json"))
     parts = sum(1 for _ in (base / "store").glob("*/*/*.parquet"))
     notebooks = f"finished notebooks {', '.join(done)}" if done else "no finished notebook"
+    at_work = ", ".join(job.number for job in jobs if job.one is jobs[0].one)
     return (
-        f"interrupted in notebook {number} of run {one.run_name!r}; kept: {notebooks} and "
+        f"interrupted in notebook {at_work} of run {jobs[0].one.run_name!r}; kept: {notebooks} and "
         f"{parts} part files in {from_here(base)}; the same command without --force goes on "
         "from there"
     )
@@ -359,10 +428,7 @@ def _lasting(outputs: Sequence[Mapping[str, Any]], count: int) -> Iterator[Any]:
 
 
 def _cores() -> int:
-    """Threads for the matrix products: the cores of this process, at most 8, or the user's wish."""
-    wish = os.environ.get("OMP_NUM_THREADS", "")
-    if wish.isdigit() and int(wish) > 0:
-        return int(wish)
+    """The cores that this process may use, at most 8."""
     if hasattr(os, "sched_getaffinity"):
         return min(8, len(os.sched_getaffinity(0)))
     return min(8, os.cpu_count() or 1)

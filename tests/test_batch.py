@@ -205,12 +205,37 @@ def test_force_throws_stored_tables_away(home, monkeypatch):
     other = home / "runs/one/store/02/t"
     for folder in (old, other):
         folder.mkdir(parents=True)
-    monkeypatch.setattr(batch, "_execute", lambda *_: 0)
+    monkeypatch.setattr(batch, "_command", lambda *_: [sys.executable, "-c", ""])
     batch.run(file, only=["01"])
     assert old.is_dir()
     batch.run(file, only=["01"], force=True)
     assert not old.exists()
     assert other.is_dir()
+
+
+def test_notebooks_run_side_by_side_and_after_what_they_build_on(home):
+    """Each notebook notes when it began and ended; 06 builds on 05, the others on nothing."""
+    noting = "import time\nstart = time.time()\ntime.sleep(2)\n"
+    noting += "session.finish(start=start, end=time.time())"
+    numbers = ("04", "05", "06")
+    file = project(home, {number: ["seed = 0", noting] for number in numbers})
+    batch.run(file, only=numbers, jobs=2)
+    found = [json.loads((home / f"runs/one/results/{n}.json").read_text()) for n in numbers]
+    four, five, six = found
+    assert max(four["start"], five["start"]) < min(four["end"], five["end"])
+    assert five["end"] < six["start"]
+    with pytest.raises(RedlibError, match="--jobs: must be 1 or more; got 0"):
+        batch.run(file, jobs=0)
+
+
+def test_a_failure_stops_the_notebooks_beside_it(home):
+    slow = "import time\ntime.sleep(300)"
+    file = project(home, {"01": ["seed = 0", "1 / 0"], "02": ["seed = 0", slow]})
+    start = time.monotonic()
+    with pytest.raises(batch.NotebookFailed, match="ZeroDivisionError"):
+        batch.run(file, only=["01", "02"], jobs=2)
+    assert time.monotonic() - start < 200
+    assert not list((home / "runs/one/state").glob("*.json"))
 
 
 def test_calibration_takes_a_moment():

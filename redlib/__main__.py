@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(chosen: argparse.Namespace) -> None:
-    only = [part.strip() for part in chosen.only.split(",")] if chosen.only else None
+    only = [part.strip() for part in chosen.only.split(",")] if chosen.only is not None else None
     rows, page = batch.run(
         chosen.file,
         only=only,

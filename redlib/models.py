@@ -343,6 +343,8 @@ def _checkpoints() -> Path:
 
 def _locate(name: str) -> str:
     """A folder, or a Hugging Face id unchanged."""
+    if not name:
+        raise RedlibError("model: empty; an embedded name, a folder or a Hugging Face id is wanted")
     shipped = _checkpoints() / name
     for folder in (shipped, Path(name).expanduser()):
         if folder.is_dir():

@@ -238,7 +238,7 @@ class Params(BaseModel):
 
     # The codebook (notebook 05).
     codebook_images: _whole(1) | None = Field(
-        6, description="training images that prototypes are searched in"
+        3, description="training images that prototypes are searched in"
     )
     codebook_ranks: Literal["release", "all"] | None = Field(
         "release", description="patches probed per image: the release's 96 [cls] ranks, or all"
@@ -275,7 +275,7 @@ class Params(BaseModel):
     )
     dpc_squared: bool = Field(True, description="squared distances in eq. 12; false: plain ones")
     tsne_images: _whole(1) = Field(
-        3, description="images behind the outlier statement that goes with the t-SNE map"
+        2, description="images behind the outlier statement that goes with the t-SNE map"
     )
 
     # Pruning and its evaluation (notebook 06).
@@ -289,8 +289,8 @@ class Params(BaseModel):
         None, description="whether a score of exactly r_threshold is kept"
     )
     random_seeds: _whole(1) | None = Field(1, description="draws of the Random baseline")
-    n_questions: _whole(1) = Field(8, description="questions per task")
-    n_calibration: _whole(1) = Field(4, description="images that thresholds are calibrated on")
+    n_questions: _whole(1) = Field(4, description="questions per task")
+    n_calibration: _whole(1) = Field(2, description="images that thresholds are calibrated on")
 
     @model_validator(mode="before")
     @classmethod
@@ -327,7 +327,7 @@ def check(values: Mapping[str, Any], *, source: str = "") -> Params:
         name = str(first[0])
         got = values.get(name)
         raise RedlibError(
-            f"{prefix}{name} must be {describe(name)}; got {_short(got)}{_hint(got)}"
+            f"{prefix}{name} must be {describe(name)}; got {_short(got)}{_hint(name, got)}"
         ) from None
     limit = TOKENS[family(params.model)]
     if len(set(params.budgets)) < len(params.budgets):
@@ -419,6 +419,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         near = difflib.get_close_matches(path.name, near, n=8, cutoff=0.0)
         there = f"; there are {', '.join(sorted(near))}" if near else ""
         raise RedlibError(f"{path}: no such parameter file{there}") from None
+    except IsADirectoryError:
+        raise RedlibError(f"{path}: a folder; a parameter file is wanted") from None
     except OSError as error:
         raise RedlibError(f"{path}: cannot be read ({error.strerror})") from None
     try:
@@ -452,10 +454,11 @@ def _nearest(name: str) -> str:
     return "`redlib params` lists the known ones"
 
 
-def _hint(value: Any) -> str:
-    if isinstance(value, bool):
-        return " (YAML reads no, off, yes and on as false and true; put a word in quotes)"
-    return ""
+def _hint(name: str, value: Any) -> str:
+    if not isinstance(value, bool):
+        return ""
+    remedy = "" if "number" in describe(name) else "; put a word in quotes"
+    return f" (YAML reads no, off, yes and on as false and true{remedy})"
 
 
 def _short(value: Any) -> str:

@@ -136,20 +136,20 @@ def test_inputs_that_count(home):
 
 def test_a_notebook_that_fails(home):
     wrong = 'raise redlib.RedlibError("keep must be\\nfrom 1 to 576; got 0")'
-    file = project(home, {"03": ["seed = 0", wrong], "04": ["seed = 0", "1 / 0"]})
-    source = home / "notebooks" / NOTEBOOKS["03"]
+    file = project(home, {"02": ["seed = 0", wrong], "04": ["seed = 0", "1 / 0"]})
+    source = home / "notebooks" / NOTEBOOKS["02"]
     before = source.read_bytes()
     with pytest.raises(RedlibError) as caught:
-        batch.run(file, only=["03"])
-    line = "03_cascaded_leave_one_out.ipynb: keep must be from 1 to 576; got 0"
+        batch.run(file, only=["02"])
+    line = "02_single_token_probe.ipynb: keep must be from 1 to 576; got 0"
     assert str(caught.value) == line
-    executed = nbformat.read(home / "runs/one/notebooks" / NOTEBOOKS["03"], as_version=4)
+    executed = nbformat.read(home / "runs/one/notebooks" / NOTEBOOKS["02"], as_version=4)
     (error,) = [o for c in executed.cells for o in c.get("outputs", []) if o.output_type == "error"]
     assert error.traceback == ["redlib: keep must be from 1 to 576; got 0"]
     with pytest.raises(batch.NotebookFailed, match="ZeroDivisionError: division by zero; see"):
         batch.run(file, only=["04"])
     assert source.read_bytes() == before
-    assert not (home / "runs/one/state/03.json").exists()
+    assert not (home / "runs/one/state/02.json").exists()
 
 
 def test_an_edited_notebook_is_not_overwritten(home):

@@ -155,7 +155,7 @@ def test_exponents_are_numbers_whatever_yaml_says(tmp_path, text):
         ("tau_jsd: -1e-9", "tau_jsd", "-1e-9"),
         ("tau_jsd: .nan", "tau_jsd", "nan"),
         ("tau_in: .inf", "tau_in", "inf"),
-        ("seed: no", "seed", "put a word in quotes"),
+        ("seed: no", "seed", "YAML reads no, off, yes and on as false and true)"),
         ("seed: 1.0", "seed", "1.0"),
         ("seed: -1", "seed", "-1"),
         ("model: no", "model", "put a word in quotes"),
@@ -216,7 +216,7 @@ def test_a_missing_file_lists_its_neighbours(tmp_path):
     write(tmp_path, "seed: 1\n", "small.yaml")
     message = error_of(load_file, tmp_path / "smal.yaml")
     assert "no such parameter file; there are small.yaml" in message
-    assert "cannot be read" in error_of(load_file, tmp_path)
+    assert "a folder; a parameter file is wanted" in error_of(load_file, tmp_path)
 
 
 def test_the_run_is_named_after_its_file(tmp_path):

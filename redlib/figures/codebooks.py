@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import ConnectionPatch, Ellipse, Rectangle
+from matplotlib.patches import ConnectionPatch, Rectangle
 from matplotlib.ticker import NullFormatter
 from PIL import Image
 
@@ -400,7 +400,7 @@ def odds_note(table: pd.DataFrame, *, low: float, model: str) -> dict:
 
 @style.styled
 def candidate_map(placed: pd.DataFrame, *, tau_in: float) -> Figure:
-    """Figure 8: all candidates by t-SNE, coloured by image; clusters over tau_in outlined."""
+    """Figure 8: all candidates by t-SNE, coloured by image; ringed: in a cluster over tau_in."""
     figure = style.figure(9.0, 6.2)
     ax = figure.subplots()
     code = pd.factorize(placed["image"])[0]
@@ -410,24 +410,25 @@ def candidate_map(placed: pd.DataFrame, *, tau_in: float) -> Figure:
             [code * 0.618034 % 1, np.full(len(code), 0.65), 0.55 + 0.3 * (code % 3) / 2]
         )
     )
-    ax.scatter(placed["x"], placed["y"], c=tints, s=22, linewidths=0)
-    span = np.ptp(placed[["x", "y"]].to_numpy(), axis=0)
-    for cluster, part in placed[placed["prototype"]].groupby("cluster"):
-        centre = part[["x", "y"]].median().to_numpy()
-        spread = np.abs(part[["x", "y"]] - centre).quantile(0.9).to_numpy() * 2 + 0.03 * span
-        ax.add_patch(
-            Ellipse(centre, *spread * 1.25, fill=False, edgecolor=style.COLOURS["black"], lw=1.3)
-        )
+    kept = placed["prototype"].to_numpy(bool)
+    ax.scatter(placed["x"], placed["y"], c=tints, s=24, linewidths=0)
+    ax.scatter(
+        *placed.loc[kept, ["x", "y"]].to_numpy().T, s=52, facecolors="none",
+        edgecolors=style.COLOURS["black"], linewidths=1.1,
+    )  # fmt: skip
+    for cluster, part in placed[kept].groupby("cluster"):
+        away = (part[["x", "y"]] - part[["x", "y"]].median()).pow(2).sum(axis=1)
         ax.text(
-            *centre, str(cluster), ha="center", va="center", fontsize=9, fontweight="bold",
-            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 1.2},
+            *part.loc[away.idxmin(), ["x", "y"]], str(cluster), ha="center", va="center",
+            fontsize=8, fontweight="bold",
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.8},
         )  # fmt: skip
     ax.margins(0.08)
     ax.set_xticks([])
     ax.set_yticks([])
     ax.grid(False)
     ax.set_xlabel("t-SNE, no unit")
-    ax.set_title(f"one colour per image; outlined: clusters of more than {tau_in:g}")
+    ax.set_title(f"one colour per image; ringed: in a cluster of more than {tau_in:g}")
     return figure
 
 
@@ -441,14 +442,14 @@ def candidate_map_note(placed: pd.DataFrame, built: Built, *, model: str) -> dic
         "title": "Candidates of all images in feature space",
         "caption": (
             f"The {len(built.candidates)} candidates{drawn} by t-SNE, one colour per "
-            f"training image ({built.candidates['image'].nunique()}). Ellipses "
-            "reach around nine tenths of each cluster that the inlier threshold keeps; numbers "
-            "name the clusters, as in the sheet below. "
+            f"training image ({built.candidates['image'].nunique()}). Ringed: "
+            "the members of clusters that the inlier threshold keeps; a number names the cluster, "
+            "as in the sheet below, at its member nearest to the cluster's middle. "
             f"Drawn with {model}; the paper's figure shows LLaVA-Next."
         ),
         "reading": (
             "A group of many colours holds tokens that images share: general, so kept. A group of "
-            "one colour is one image's own. Outlined groups of a single colour would mean that the "
+            "one colour is one image's own. Ringed groups of a single colour would mean that the "
             "size rule keeps tokens of one image; the released code counts images instead."
         ),
         "alt": (

@@ -1,14 +1,19 @@
 """One handle for a LLaVA checkpoint: the stock model, its processor and the facts around them.
 
-A stock `LlavaForConditionalGeneration` turns pixels and text into an answer in one call. The
-paper's experiments need the stages in between: the visual tokens before the language model sees
-them, the text split at the place where they go, the embedding that stands for "nothing". `VLM`
-exposes those stages and adds no computation of its own; every number comes from the stock modules.
+A stock `LlavaForConditionalGeneration`, or its Next and OneVision kin, turns pixels and text into
+an answer in one call. The paper's experiments need the stages in between: the visual tokens before
+the language model sees them, the text split at the place where they go, the embedding that stands
+for "nothing". `VLM` exposes those stages and adds no computation of its own; every number comes
+from the stock modules.
 
     vlm = load("tiny-llava-1.5")
     encoded = vlm.encode([open_image("kitchen.jpg")])     # tokens (1, L, D)
     before, after = vlm.prompt("What is this?")           # ids around the image
     rows = torch.cat([vlm.embed(before), encoded.tokens[0], vlm.embed(after)])   # (T, D)
+
+Of Next and OneVision, whose processors cut an image into tiles, `encode` takes the base tile alone:
+the whole image at the tower's size, 576 or 729 tokens, ended by one image newline (`visual`). The
+paper probes them so.
 
 A name is looked up as an embedded checkpoint, then as a folder, then as a Hugging Face id.
 """
@@ -31,7 +36,13 @@ from torch import Tensor, nn
 from redlib.errors import RedlibError
 from redlib.geometry import Grid
 
-DECODERS = ("llama",)
+KINDS = {"llava": "LLaVA-1.5", "llava_next": "LLaVA-Next", "llava_onevision": "LLaVA-OneVision"}
+"""Model types that can be loaded, by name in config.json."""
+
+REPEATS = {"llava": 1, "llava_next": 24, "llava_onevision": 27}
+"""How often the single-token probe repeats its token: a line of the base tile (section 7.1)."""
+
+DECODERS = ("llama", "qwen2")
 """Text model types whose layers `redlib.engine` reproduces exactly."""
 
 PAPER_LAYERS = (1, 16, 30)
@@ -54,13 +65,33 @@ class Encoded:
 
     Attributes:
         tokens: (B, L, D) visual tokens, after the projector, as the language model receives them.
-        cls_similarity: (B, L) cosine between a patch and [cls] at the feature layer of the tower.
+        cls_similarity: (B, L) cosine between a patch and [cls] at the feature layer of the tower;
+            SigLIP has no [cls], there the mean of the patches stands in.
         norms: (B, L) Euclidean norms of the patches at that layer, before the projector.
     """
 
     tokens: Tensor
     cls_similarity: Tensor
     norms: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """Tokenizer and image processor of a OneVision checkpoint, as its stock processor holds them.
+
+    The stock one cannot be made where torchvision is missing, since its video processor needs it.
+    """
+
+    tokenizer: transformers.PreTrainedTokenizerBase
+    image_processor: transformers.BaseImageProcessor
+    chat_template: str | None
+    image_token: str = "<image>"
+
+    def apply_chat_template(self, messages: list[dict], **options: bool) -> str:
+        """The text of a conversation, as the stock processor's method gives it."""
+        return self.tokenizer.apply_chat_template(
+            messages, chat_template=self.chat_template, tokenize=False, **options
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,8 +115,8 @@ class VLM:
     """
 
     name: str
-    model: transformers.LlavaForConditionalGeneration
-    processor: transformers.LlavaProcessor
+    model: transformers.PreTrainedModel
+    processor: "transformers.ProcessorMixin | Parts"
     grid: Grid
     width: int
     device: torch.device
@@ -118,24 +149,36 @@ class VLM:
         return Encoded(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
     def _encode(self, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor, Tensor]:
-        pixels = self.processor.image_processor(images=list(images), return_tensors="pt")
-        output = self.model.get_image_features(
-            pixels["pixel_values"].to(self.device, self.dtype), output_hidden_states=True
-        )
-        tokens = torch.stack(list(output.pooler_output))  # (B, L, D)
-        features = output.hidden_states[self.model.config.vision_feature_layer]  # (B, 1 + L, .)
+        config = self.model.config
+        pixels = self._pixels(images).to(self.device, self.dtype)  # (B, 3, side, side)
+        seen = self.model.model.vision_tower(pixels, output_hidden_states=True)
+        features = seen.hidden_states[config.vision_feature_layer]  # (B, L or 1 + L, .)
+        first = int(config.vision_feature_select_strategy == "default")  # [cls] comes first
+        tokens = self.model.model.multi_modal_projector(features[:, first:])  # (B, L, D)
         # Half precision has too few digits for a cosine that is then ranked over 576 patches.
         features = features if features.dtype == torch.float64 else features.float()
-        cls, patches = features[:, :1], features[:, 1:]
-        similarity = torch.cosine_similarity(cls, patches, dim=-1)  # (B, L)
-        return tokens, similarity, patches.norm(dim=-1)
+        patches = features[:, first:]
+        whole = features[:, :1] if first else patches.mean(1, keepdim=True)
+        return tokens, torch.cosine_similarity(whole, patches, dim=-1), patches.norm(dim=-1)
+
+    def _pixels(self, images: Sequence[Image.Image], **options: bool) -> Tensor:
+        """(B, 3, side, side): what the tower sees of each image, the base tile where there are
+        several."""
+        made = [
+            self.processor.image_processor(images=image, return_tensors="pt", **options)
+            for image in images
+        ]
+        rows = [one["pixel_values"][0] for one in made]  # (3, .) or (tiles, 3, .), the base first
+        return torch.stack([row[0] if row.ndim == 4 else row for row in rows])
+
+    def visual(self, tokens: Tensor) -> Tensor:
+        """(K, D) visual tokens as they stand in the prompt, with the newline that ends them."""
+        return tokens if self.newline is None else torch.cat([tokens, self.newline[None]])
 
     def view(self, image: Image.Image) -> Image.Image:
         """The square the model sees: resized and cropped, (side, side) RGB, for drawing on."""
-        pixels = self.processor.image_processor(
-            images=image, do_rescale=False, do_normalize=False, return_tensors="np"
-        )["pixel_values"][0]  # (3, side, side)
-        pixels = np.asarray(pixels).round().clip(0, 255).astype(np.uint8)
+        pixels = self._pixels([image], do_rescale=False, do_normalize=False)[0].numpy()
+        pixels = pixels.round().clip(0, 255).astype(np.uint8)  # (3, side, side)
         return Image.fromarray(pixels.transpose(1, 2, 0))
 
     def prompt(self, text: str) -> tuple[Tensor, Tensor]:
@@ -174,7 +217,7 @@ def load(
     revision: str | None = None,
     pad_token_id: int | None = None,
 ) -> VLM:
-    """Load a LLaVA-1.5 checkpoint by embedded name, folder or Hugging Face id.
+    """Load a LLaVA-1.5, Next or OneVision checkpoint by embedded name, folder or Hugging Face id.
 
     Args:
         name: e.g. "tiny-llava-1.5", "checkpoints/mine" or "llava-hf/llava-1.5-7b-hf".
@@ -186,7 +229,7 @@ def load(
             checkpoint names. (The authors used id 0 of the original LLaVA-1.5.)
 
     Raises:
-        RedlibError: nothing of that name, not a LLaVA-1.5, or unreadable files.
+        RedlibError: nothing of that name, no such LLaVA, or unreadable files.
     """
     source = _locate(name)
     place = choose_device(device)
@@ -194,7 +237,7 @@ def load(
         try:
             config = _config(name, source, revision)
             precision = _dtype(dtype, place, config.dtype)
-            model, report = transformers.LlavaForConditionalGeneration.from_pretrained(
+            model, report = transformers.AutoModelForImageTextToText.from_pretrained(
                 source,
                 revision=revision,
                 dtype=precision,
@@ -202,10 +245,7 @@ def load(
                 output_loading_info=True,
             )
             _check_weights(name, report)
-            # The PIL back end gives the same pixels whether or not torchvision is installed.
-            processor = transformers.AutoProcessor.from_pretrained(
-                source, revision=revision, backend="pil"
-            )
+            processor = _processor(source, revision, config.model_type)
         except RedlibError:
             raise
         except Exception as error:  # transformers and safetensors raise many kinds for bad files
@@ -219,6 +259,7 @@ def load(
     text = config.text_config
     pad_id = _pad_id(name, config, processor, pad_token_id)
     cells = config.vision_config.image_size // config.vision_config.patch_size
+    newline = getattr(model.model, "image_newline", None)
     return VLM(
         name=name,
         model=model,
@@ -230,6 +271,8 @@ def load(
         pad=model.get_input_embeddings().weight[pad_id].detach().clone(),
         layers=relative_layers(text.num_hidden_layers),
         revision=_revision(source, config),
+        repeats=REPEATS[config.model_type],
+        newline=None if newline is None else newline.detach().clone(),
     )
 
 
@@ -371,22 +414,34 @@ def _config(name: str, source: str, revision: str | None) -> transformers.Pretra
 
 
 def _check(name: str, config: transformers.PretrainedConfig) -> None:
-    if config.model_type != "llava":
-        raise RedlibError(
-            f"model {name!r} is a {config.model_type!r}, not a LLaVA-1.5 (model_type 'llava')"
-        )
+    if config.model_type not in KINDS:
+        known = ", ".join(f"{kind} ({name!r})" for name, kind in KINDS.items())
+        raise RedlibError(f"model {name!r} is a {config.model_type!r}, none of {known}")
     if config.text_config.model_type not in DECODERS:
         raise RedlibError(
             f"model {name!r} decodes with {config.text_config.model_type!r};"
-            f" only {', '.join(DECODERS)} is reproduced exactly"
+            f" only {', '.join(DECODERS)} are reproduced exactly"
         )
-    if config.vision_feature_select_strategy != "default" or not isinstance(
+    wanted = "full" if config.vision_config.model_type.startswith("siglip") else "default"
+    if config.vision_feature_select_strategy != wanted or not isinstance(
         config.vision_feature_layer, int
     ):
         raise RedlibError(
-            f"model {name!r} must take its features from one layer without [cls]; got layer"
+            f"model {name!r} must take its features from one layer, without [cls]; got layer"
             f" {config.vision_feature_layer!r}, strategy {config.vision_feature_select_strategy!r}"
         )
+
+
+def _processor(source: str, revision: str | None, kind: str) -> transformers.ProcessorMixin | Parts:
+    # The PIL back end gives the same pixels whether or not torchvision is installed.
+    if kind != "llava_onevision":
+        return transformers.AutoProcessor.from_pretrained(source, revision=revision, backend="pil")
+    stored, _ = transformers.LlavaOnevisionProcessor.get_processor_dict(source, revision=revision)
+    return Parts(
+        transformers.AutoTokenizer.from_pretrained(source, revision=revision),
+        transformers.AutoImageProcessor.from_pretrained(source, revision=revision, backend="pil"),
+        stored.get("chat_template"),
+    )
 
 
 def _check_weights(name: str, report: dict) -> None:
@@ -412,7 +467,7 @@ def _dtype(name: str, device: torch.device, stored: torch.dtype | None) -> torch
 def _pad_id(
     name: str,
     config: transformers.PretrainedConfig,
-    processor: transformers.LlavaProcessor,
+    processor: "transformers.ProcessorMixin | Parts",
     asked: int | None,
 ) -> int:
     named = (

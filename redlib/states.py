@@ -125,8 +125,9 @@ def token_ranks(vlm: VLM, ids: Tensor, *, tokens: Tensor | None = None) -> pd.Da
     where = index.clone()  # place of each id in the sequence
     if tokens is not None:
         at = places[0]
-        sequence = torch.cat([sequence[:at], tokens, sequence[at + 1 :]])
-        where[at + 1 :] += len(tokens) - 1
+        shown = vlm.visual(tokens)
+        sequence = torch.cat([sequence[:at], shown, sequence[at + 1 :]])
+        where[at + 1 :] += len(shown) - 1
     read_at = index[:-1][(ids[:-1] != marker) & (ids[1:] != marker)]  # (P,)
     current, following = ids[read_at], ids[read_at + 1]
     output = _run(vlm, sequence[None])

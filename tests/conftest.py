@@ -14,13 +14,20 @@ import torch
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
+    AutoModelForImageTextToText,
     CLIPImageProcessorPil,
     CLIPVisionConfig,
     LlamaConfig,
     LlavaConfig,
-    LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextImageProcessorPil,
+    LlavaNextProcessor,
+    LlavaOnevisionConfig,
+    LlavaOnevisionImageProcessorPil,
     LlavaProcessor,
     PreTrainedTokenizerFast,
+    Qwen2Config,
+    SiglipVisionConfig,
 )
 
 from redlib.models import VLM, load
@@ -58,38 +65,34 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def save_tiny_llava(
-    folder: Path, *, seed: int = 0, side: int = 70, layers: int = 3, scale: float = 0.25
+    folder: Path,
+    *,
+    kind: str = "llava",
+    seed: int = 0,
+    side: int = 70,
+    layers: int = 3,
+    scale: float = 0.25,
 ) -> Path:
-    """Write a random LLaVA-1.5 of a (side / 14)^2 grid to `folder` in the stock layout."""
+    """Write a random LLaVA-1.5, Next ("llava_next") or OneVision ("llava_onevision") of a
+    (side / 14)^2 grid to `folder` in the stock layout."""
     tokenizer = word_tokenizer()
-    config = LlavaConfig(
-        vision_config=CLIPVisionConfig(
-            hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=2,
-            image_size=side, patch_size=14, projection_dim=32,
-        ),
-        text_config=LlamaConfig(
-            vocab_size=len(tokenizer), hidden_size=48, intermediate_size=64, head_dim=8,
-            num_hidden_layers=layers, num_attention_heads=4, num_key_value_heads=2,
-            max_position_embeddings=1024, pad_token_id=tokenizer.pad_token_id,
-            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-        ),
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-        image_seq_length=(side // 14) ** 2,
-    )  # fmt: skip
-    model = LlavaForConditionalGeneration(config).eval()
+    model = AutoModelForImageTextToText.from_config(_config(kind, tokenizer, side, layers)).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            if weight.dim() > 1:
+            if weight.dim() > 1 or name.endswith("newline"):
                 weight.normal_(0.0, scale, generator=generator)
             elif name.endswith("bias"):
                 weight.normal_(0.0, 0.1, generator=generator)
     model.save_pretrained(folder)
-    image_processor = CLIPImageProcessorPil(
-        size={"shortest_edge": side}, crop_size={"height": side, "width": side}
-    )
-    LlavaProcessor(
-        image_processor=image_processor,
+    if kind == "llava_onevision":  # its stock processor cannot be made without torchvision
+        _image_processor(kind, side).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        (folder / "chat_template.jinja").write_text(TEMPLATE)
+        return folder
+    stock = LlavaProcessor if kind == "llava" else LlavaNextProcessor
+    stock(
+        image_processor=_image_processor(kind, side),
         tokenizer=tokenizer,
         patch_size=14,
         vision_feature_select_strategy="default",
@@ -97,6 +100,45 @@ def save_tiny_llava(
         chat_template=TEMPLATE,
     ).save_pretrained(folder)
     return folder
+
+
+def _config(kind: str, tokenizer: PreTrainedTokenizerFast, side: int, layers: int):
+    text = {
+        "vocab_size": len(tokenizer), "hidden_size": 48, "intermediate_size": 64, "head_dim": 8,
+        "num_hidden_layers": layers, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "max_position_embeddings": 1024, "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
+    }  # fmt: skip
+    vision = {
+        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
+        "num_attention_heads": 2, "image_size": side, "patch_size": 14,
+    }  # fmt: skip
+    image = {
+        "image_token_id": tokenizer.convert_tokens_to_ids("<image>"),
+        "image_seq_length": (side // 14) ** 2,
+    }
+    pins = {"image_grid_pinpoints": [[side, 2 * side], [2 * side, side], [2 * side, 2 * side]]}
+    clip, llama = CLIPVisionConfig(**vision, projection_dim=32), LlamaConfig(**text)
+    if kind == "llava":
+        return LlavaConfig(vision_config=clip, text_config=llama, **image)
+    if kind == "llava_next":
+        return LlavaNextConfig(vision_config=clip, text_config=llama, **image, **pins)
+    siglip = SiglipVisionConfig(**vision, vision_use_head=False)
+    image["video_token_id"] = tokenizer.convert_tokens_to_ids("key")
+    return LlavaOnevisionConfig(vision_config=siglip, text_config=Qwen2Config(**text), **image,
+                                **pins)  # fmt: skip
+
+
+def _image_processor(kind: str, side: int):
+    square, shortest = {"height": side, "width": side}, {"shortest_edge": side}
+    pins = [[side, 2 * side], [2 * side, side], [2 * side, 2 * side]]
+    if kind == "llava":
+        return CLIPImageProcessorPil(size=shortest, crop_size=square)
+    if kind == "llava_next":
+        return LlavaNextImageProcessorPil(
+            size=shortest, crop_size=square, image_grid_pinpoints=pins
+        )
+    return LlavaOnevisionImageProcessorPil(size=square, image_grid_pinpoints=pins)
 
 
 def random_image(seed: int, *, width: int = 96, height: int = 80) -> Image.Image:

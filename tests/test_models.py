@@ -116,7 +116,7 @@ def broken(folder: Path, target: Path, name: str) -> Path:
     shutil.copytree(folder, target)
     config = json.loads((target / "config.json").read_text())
     if name == "other family":
-        config["model_type"] = "llava_next"
+        config["model_type"] = "vipllava"
     elif name == "other decoder":
         config["text_config"] = {"model_type": "mistral", "hidden_size": 48}
     elif name == "features with cls":
@@ -145,7 +145,7 @@ def broken(folder: Path, target: Path, name: str) -> Path:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("other family", "is a 'llava_next', not a LLaVA-1.5"),
+        ("other family", "is a 'vipllava', none of"),
         ("other decoder", "decodes with 'mistral'"),
         ("features with cls", "strategy 'full'"),
         ("config is not JSON", "cannot read config.json"),
@@ -168,7 +168,7 @@ def test_broken_checkpoints_are_refused_in_one_line(
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("other family", "is a 'llava_next'"),
+        ("other family", "is a 'vipllava', none of"),
         ("config is not JSON", "cannot read config.json"),
         ("damaged weights", "model.safetensors' is truncated or damaged"),
         ("no weights", "holds no safetensors"),

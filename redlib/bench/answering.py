@@ -69,7 +69,8 @@ def answers(
     for row, (prefix, _) in enumerate(prompts):
         groups.setdefault(tuple(prefix.tolist()), []).append(row)
     for prefix, rows in groups.items():
-        sight = torch.cat([vlm.embed(prefix), tokens.to(vlm.device, vlm.dtype)])  # (T1 + K, D)
+        shown = vlm.visual(tokens.to(vlm.device, vlm.dtype))
+        sight = torch.cat([vlm.embed(prefix), shown])  # (T1 + K or K + 1, D)
         shared = extend(vlm, sight) if len(sight) else None
         for start in range(0, len(rows), batch):
             part = rows[start : start + batch]

@@ -178,7 +178,13 @@ def test_ctrl_c_says_what_is_kept_and_the_next_run_goes_on(home):
     file = project(home, {"01": ["seed = 0", measure]})
     command = [sys.executable, "-m", "redlib", "run", str(file), "--only", "01"]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # What a shell starts in the background inherits that interrupts are ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     parts = home / "runs/one/store/01/t"
     while not (parts / "1.parquet").exists() and process.poll() is None:

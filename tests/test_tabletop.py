@@ -6,6 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from redlib.batch import calibration_seconds
 from redlib.errors import RedlibError
 from redlib.tabletop import TASKS, questions, scenes
 from redlib.tabletop.questions import COUNTED, POPE, statistics
@@ -82,9 +83,11 @@ def test_other_aspect_ratios_keep_objects_in_the_centre_square():
 
 
 def test_a_scene_takes_at_most_five_milliseconds():
+    """On a machine that multiplies 1,024 x 1,024 matrices at 100 GFLOP/s, as the design says."""
     scenes("test", 40, start=900)  # glyphs are drawn once
     best = min(_seconds_per_scene() for _ in range(3))
-    assert best < 0.005
+    gigaflops = 2 * 1024**3 / calibration_seconds() / 1e9
+    assert best < 0.005 * max(1, 100 / gigaflops)
 
 
 def _seconds_per_scene() -> float:

@@ -6,9 +6,10 @@ fully resolved parameters of the file:
 
     run("params/tiny.yaml", only=["05", "06"])
 
-Two notebooks on one thread each get twice as much done as one on two threads, since imports and
-drawing use one. So with an embedded model as many run at a time as there are cores, up to
-MOST_JOBS; one that builds on another waits for it. A 7B model fills its device: one at a time.
+Imports and drawing use one thread, whatever there is. So with an embedded model as many notebooks
+run at a time as there are cores, up to MOST_JOBS, on an equal share of them (on two cores that
+halves the time of `make smoke`); one that builds on another waits for it. A 7B model fills its
+device: one at a time.
 
 A notebook whose inputs have not changed since it last succeeded is not run again: its source, its
 parameters, the library's code, the checkpoint's files, and the inputs of the notebooks it builds

@@ -1,4 +1,4 @@
-"""Run the notebooks in order, for one parameter file or for a set of them.
+"""Run the notebooks, for one parameter file or for a set of them.
 
 papermill executes one notebook with one set of parameters; it knows no order, no resume and no
 check. This module adds those three around it. Each notebook runs in a process of its own, with the
@@ -9,7 +9,8 @@ fully resolved parameters of the file:
 Imports and drawing use one thread, whatever there is. So with an embedded model as many notebooks
 run at a time as there are cores, up to MOST_JOBS, on an equal share of them (on two cores that
 halves the time of `make smoke`); one that builds on another waits for it. A 7B model fills its
-device: one at a time.
+device: one at a time, in order. The threads of a notebook follow from the machine alone, since
+they decide the last digits of its numbers.
 
 A notebook whose inputs have not changed since it last succeeded is not run again: its source, its
 parameters, the library's code, the checkpoint's files, and the inputs of the notebooks it builds
@@ -75,6 +76,7 @@ class _Job:
     process: subprocess.Popen | None = None
     start: float = 0.0
     calibration: float = 0.0
+    threads: int = 1
 
     @property
     def base(self) -> Path:
@@ -114,9 +116,10 @@ def run(
     runs = params.load_set(file)
     folder = root() / "notebooks"
     chosen = _choose(only)
+    embedded = all(one.model in _checkpoints() for one in runs)
+    threads = _threads(embedded)
     if jobs is None:
-        embedded = all(one.model in _checkpoints() for one in runs)
-        jobs = min(_cores(), MOST_JOBS) if embedded else 1
+        jobs = max(1, min(MOST_JOBS, _cores() // threads)) if embedded else 1
     if jobs < 1:
         raise RedlibError(f"--jobs: must be 1 or more; got {jobs}")
     for one in runs:
@@ -124,15 +127,16 @@ def run(
     for number in chosen:
         if not (folder / NOTEBOOKS[number]).is_file():
             raise RedlibError(f"{folder / NOTEBOOKS[number]}: no such notebook")
-    order = [number for number in LONGEST if number in chosen]
-    order += [number for number in chosen if number not in LONGEST]
+    first = LONGEST if jobs > 1 else ()
+    order = [number for number in first if number in chosen]
+    order += [number for number in chosen if number not in first]
     waiting = []
     for one in runs:
         for number in order:
             source = folder / NOTEBOOKS[number]
             label = f"{one.run_name}, {source.stem}" if len(runs) > 1 else source.stem
             waiting.append(_Job(one, number, source, label))
-    _run_all(waiting, jobs, force, say)
+    _run_all(waiting, jobs, threads, force, say)
     rows = [row for one in runs for row in _rows(one)]
     pages = {one.run_name: figures_folder(one) for one in runs}
     for one in runs:
@@ -218,33 +222,36 @@ def _checkpoints() -> dict[str, Path]:
     return {path.parent.name: path.parent for path in folder.glob("*/config.json")}
 
 
-def _run_all(waiting: list[_Job], jobs: int, force: bool, say: Callable[[str], None]) -> None:
+def _run_all(
+    waiting: list[_Job], jobs: int, threads: int, force: bool, say: Callable[[str], None]
+) -> None:
     """Run the jobs, at most `jobs` at a time, each after those of its run that it builds on."""
-    threads = max(1, _cores() // min(jobs, len(waiting)))
-    live = sys.stderr.isatty()
     running: list[_Job] = []
+    last, grace = waiting[-1], 0.0
     try:
         while waiting or running:
             while len(running) < jobs and (job := _next(waiting, running)):
+                running.append(job)
                 waiting.remove(job)
-                if _begin(job, threads, force):
-                    running.append(job)
-                else:
+                if not _begin(job, threads, force):
+                    running.remove(job)
+                    _clear()
                     say(f"{job.label}: unchanged")
             time.sleep(0.1)
-            if live and running:
-                _tick(running)
-            for job in [job for job in running if job.process.poll() is not None]:
-                running.remove(job)
+            _tick(running)
+            ended = [job for job in running if job.process.poll() is not None]
+            # What succeeded is noted before what failed stops everything.
+            for job in sorted(ended, key=lambda job: job.process.returncode != 0):
                 seconds = _finish(job)
+                running.remove(job)
+                _clear()
                 say(f"{job.label}: {seconds:.0f} s")
     except KeyboardInterrupt:
-        raise RedlibError(_kept(running or waiting)) from None
+        grace = 5.0  # one from the keyboard has reached papermill too
+        raise RedlibError(_kept(running or waiting or [last])) from None
     finally:
-        for job in running:
-            _stop(job.process)
-        if live:
-            sys.stderr.write("\r\033[K")
+        _stop([job.process for job in running if job.process is not None], grace)
+        _clear()
 
 
 def _next(waiting: list[_Job], running: list[_Job]) -> _Job | None:
@@ -277,7 +284,7 @@ def _begin(job: _Job, threads: int, force: bool) -> bool:
     } | dict(os.environ)
     with writing(job.log):
         job.log.parent.mkdir(parents=True, exist_ok=True)
-    job.calibration = calibration_seconds()
+    job.calibration, job.threads = calibration_seconds(), threads
     job.start = time.perf_counter()
     with job.log.open("wb") as output:
         job.process = subprocess.Popen(
@@ -305,30 +312,52 @@ def _finish(job: _Job) -> float:
     return seconds
 
 
-def _stop(process: subprocess.Popen) -> None:
-    """Let papermill shut its kernel down; insist if it does not.
+def _stop(processes: Sequence[subprocess.Popen], grace: float) -> None:
+    """Let every papermill shut its kernel down; insist if it does not.
 
-    An interrupt from the keyboard reaches papermill too; one that was sent to us alone does not.
+    grace: seconds to wait before the first signal, for those that have had one.
     """
-    for act in (lambda: process.send_signal(signal.SIGINT), process.terminate, process.kill):
-        try:
-            process.wait(timeout=5)
-            return
-        except subprocess.TimeoutExpired:
-            act()
-    process.wait()
+
+    def left(seconds: float) -> list[subprocess.Popen]:
+        until = time.monotonic() + seconds
+        while (alive := [p for p in processes if p.poll() is None]) and time.monotonic() < until:
+            time.sleep(0.05)
+        return alive
+
+    acts: list[Callable[[subprocess.Popen], None]] = [
+        subprocess.Popen.terminate,
+        subprocess.Popen.kill,
+    ]
+    if os.name != "nt":  # where SIGINT cannot be sent to a process
+        acts.insert(0, lambda process: process.send_signal(signal.SIGINT))
+    alive = left(grace)
+    for act in acts:
+        for process in alive:
+            act(process)
+        alive = left(5.0)
+    for process in alive:
+        process.wait()
 
 
 def _tick(running: Sequence[_Job]) -> None:
     """Rewrite the line on the terminal that says how far the notebooks are."""
+    if not running or not sys.stderr.isatty():
+        return
     parts = []
     for job in running:
         text = job.log.read_text(encoding="utf-8", errors="replace")[-400:]
         ticks = _LOG_TICK.findall(text)
         cells = f", cell {ticks[-1][0]} of {ticks[-1][1]}" if ticks else ""
         parts.append(f"{job.label}: {time.perf_counter() - job.start:.0f} s{cells}")
-    sys.stderr.write(f"\r\033[K{'; '.join(parts)} ")
+    line = "; ".join(parts)[: shutil.get_terminal_size().columns - 1]
+    sys.stderr.write(f"\r\033[K{line}")
     sys.stderr.flush()
+
+
+def _clear() -> None:
+    if sys.stderr.isatty():
+        sys.stderr.write("\r\033[K")
+        sys.stderr.flush()
 
 
 def _explain(source: Path, executed: Path, log: Path) -> None:
@@ -381,6 +410,7 @@ def _note_time(job: _Job, seconds: float) -> None:
         "seconds": round(seconds, 1),
         "calibration_matmul_1024_fp32_seconds": round(job.calibration, 5),
         "calibration_gflops": round(2 * 1024**3 / job.calibration / 1e9, 1),
+        "threads": job.threads,
     }
     write_json(path, dict(sorted(times.items())))
 
@@ -427,6 +457,15 @@ def _lasting(outputs: Sequence[Mapping[str, Any]], count: int) -> Iterator[Any]:
             last.execution_count = count
     if last is not None:
         yield last
+
+
+def _threads(embedded: bool) -> int:
+    """Threads of one notebook's matrix products: the user's wish, or the cores, which notebooks on
+    an embedded model share."""
+    wish = os.environ.get("OMP_NUM_THREADS", "")
+    if wish.isdigit() and int(wish) > 0:
+        return int(wish)
+    return max(1, _cores() // min(_cores(), MOST_JOBS)) if embedded else _cores()
 
 
 def _cores() -> int:

@@ -9,7 +9,8 @@ from the stock modules.
     vlm = load("tiny-llava-1.5")
     encoded = vlm.encode([open_image("kitchen.jpg")])     # tokens (1, L, D)
     before, after = vlm.prompt("What is this?")           # ids around the image
-    rows = torch.cat([vlm.embed(before), encoded.tokens[0], vlm.embed(after)])   # (T, D)
+    shown = vlm.visual(encoded.tokens[0])                 # with the newline, where there is one
+    rows = torch.cat([vlm.embed(before), shown, vlm.embed(after)])   # (T, D)
 
 Of Next and OneVision, whose processors cut an image into tiles, `encode` takes the base tile alone:
 the whole image at the tower's size, 576 or 729 tokens, ended by one image newline (`visual`). The
@@ -101,7 +102,7 @@ class VLM:
     Attributes:
         name: the name it was loaded by.
         model: the stock model, in evaluation mode.
-        processor: its stock processor.
+        processor: its stock processor, or of OneVision what `Parts` holds of it.
         grid: the patches of one image.
         width: D, the width of a visual token and of the language model.
         device: where the model lives.
@@ -176,7 +177,8 @@ class VLM:
         return tokens if self.newline is None else torch.cat([tokens, self.newline[None]])
 
     def view(self, image: Image.Image) -> Image.Image:
-        """The square the model sees: resized and cropped, (side, side) RGB, for drawing on."""
+        """The square the model sees, cropped (LLaVA-1.5) or squeezed (the others), (side, side)
+        RGB, for drawing on."""
         pixels = self._pixels([image], do_rescale=False, do_normalize=False)[0].numpy()
         pixels = pixels.round().clip(0, 255).astype(np.uint8)  # (3, side, side)
         return Image.fromarray(pixels.transpose(1, 2, 0))

@@ -37,7 +37,7 @@ from PIL import Image
 from redlib import __version__, report
 from redlib.errors import RedlibError
 from redlib.params import NOTEBOOKS, Params, check
-from redlib.store import Store, atomic, code_version, read_json, write_json, writing
+from redlib.store import Missing, Store, atomic, code_version, read_json, write_json, writing
 
 # The modules that decide what a measured row holds; part of the key of every table.
 MEASURING: tuple[str, ...] = ("engine", "geometry", "leave_one_out", "models", "probe", "states")
@@ -266,7 +266,10 @@ class Session:
         """
         write_json(self.file(f"{self.notebook}.json"), numbers)
         for path in sorted(self.figures.glob("*.json")):
-            note = read_json(path)
+            try:
+                note = read_json(path)
+            except Missing:  # a notebook beside this one has dropped its own
+                continue
             stale = isinstance(note, dict) and note.get("notebook") == self.notebook
             if stale and note.get("name") not in self._saved:
                 for suffix in (".json", ".png", ".csv"):

@@ -27,9 +27,11 @@ from the model's name.
 """
 
 import difflib
+import json
 import re
 import types
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -59,10 +61,12 @@ ONE_WORD_PROMPT = (
 )
 
 FAMILIES: tuple[str, ...] = ("llava-1.5", "llava-next", "llava-onevision")
+KINDS = dict(zip(("llava", "llava_next", "llava_onevision"), FAMILIES, strict=True))
+"""Families by the model_type in config.json."""
 
 # The largest number of visual tokens that a family can keep: one 24 x 24 grid; a base image and
 # four tiles of it; one 27 x 27 grid.
-TOKENS: dict[str, int] = {"llava-1.5": 576, "llava-next": 2880, "llava-onevision": 729}
+TOKENS: dict[str, int] = {"llava-1.5": 576, "llava-next": 576, "llava-onevision": 729}
 
 # One value, or one per family in the order of FAMILIES.
 _PAPER: dict[str, Any] = {
@@ -124,7 +128,10 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def family(model: str) -> str:
-    """The model family (one of FAMILIES) that a model's name or folder points to."""
+    """The model family (one of FAMILIES): what a folder's config.json says, or else its name."""
+    with suppress(OSError, ValueError, LookupError, TypeError):
+        kind = json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))["model_type"]
+        return KINDS[kind]
     name = Path(model).name.lower()
     if "onevision" in name or re.search(r"(^|[-_])ov([-_]|$)", name):
         return "llava-onevision"

@@ -15,6 +15,7 @@ colours that keep 7:1 contrast in light and dark, sizes in rem and a single colu
 import html
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 from urllib.parse import quote
@@ -23,7 +24,7 @@ import pandas as pd
 
 from redlib.errors import RedlibError
 from redlib.params import NOTEBOOKS
-from redlib.store import read_json, write_text
+from redlib.store import Missing, read_json, write_text
 
 # Longer tables are cut on the page; the CSV file has every row.
 MAX_ROWS = 40
@@ -112,11 +113,11 @@ def write(page: str | Path, folders: Mapping[str, str | Path], *, title: str) ->
 
 def items(folder: str | Path) -> list[dict[str, Any]]:
     """The notes of all figures and tables in `folder`, in the order of notebooks and cells."""
-    notes = [
-        read_json(path)
-        for path in Path(folder).glob("*.json")
-        if not path.name.endswith(".claims.json")
-    ]
+    notes = []
+    for path in Path(folder).glob("*.json"):
+        if not path.name.endswith(".claims.json"):
+            with suppress(Missing):  # a notebook at work may drop its own
+                notes.append(read_json(path))
     return sorted(notes, key=lambda note: (note["notebook"], note["order"], note["name"]))
 
 

@@ -81,12 +81,16 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, default=_plain) + "\n")
 
 
+class Missing(RedlibError):
+    """A file that is not there."""
+
+
 def read_json(path: str | Path) -> Any:
-    """Read the JSON file at `path`. Raises RedlibError if it is missing or damaged."""
+    """Read the JSON file at `path`. Raises RedlibError if damaged, Missing if not there."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise RedlibError(f"{path}: no such file") from None
+        raise Missing(f"{path}: no such file") from None
     except (OSError, ValueError):
         raise RedlibError(f"{path}: damaged; delete it and run again") from None
 

@@ -221,7 +221,7 @@ def test_force_throws_stored_tables_away(home, monkeypatch):
 
 def test_notebooks_run_side_by_side_and_after_what_they_build_on(home):
     """Each notebook notes when it began and ended; 06 builds on 05, the others on nothing."""
-    noting = "import time\nstart = time.time()\ntime.sleep(2)\n"
+    noting = "import time\nstart = time.time()\ntime.sleep(8)\n"
     noting += "session.finish(start=start, end=time.time())"
     numbers = ("04", "05", "06")
     file = project(home, {number: ["seed = 0", noting] for number in numbers})
@@ -235,13 +235,48 @@ def test_notebooks_run_side_by_side_and_after_what_they_build_on(home):
 
 
 def test_a_failure_stops_the_notebooks_beside_it(home):
-    slow = "import time\ntime.sleep(300)"
-    file = project(home, {"01": ["seed = 0", "1 / 0"], "02": ["seed = 0", slow]})
+    noted = "import os\n(session.folder / 'pid').write_text(str(os.getpid()))\n"
+    slow = f"{noted}import time\ntime.sleep(300)"
+    wait = "import time\nwhile not (session.folder / 'pid').exists():\n    time.sleep(0.1)\n1 / 0"
+    file = project(home, {"01": ["seed = 0", wait], "02": ["seed = 0", slow]})
     start = time.monotonic()
     with pytest.raises(batch.NotebookFailed, match="ZeroDivisionError"):
         batch.run(file, only=["01", "02"], jobs=2)
     assert time.monotonic() - start < 200
     assert not list((home / "runs/one/state").glob("*.json"))
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((home / "runs/one/pid").read_text()), 0)
+
+
+@pytest.mark.parametrize("where", ["calibration_seconds", "_finish"])
+def test_an_interrupt_between_notebooks_says_what_is_kept(home, monkeypatch, where):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    file = project(home, {"01": ["seed = 0"]})
+    monkeypatch.setattr(batch, "_command", lambda *_: [sys.executable, "-c", ""])
+    monkeypatch.setattr(batch, where, interrupt)
+    with pytest.raises(RedlibError, match="interrupted in notebook 01 of run 'one'; kept: no fin"):
+        batch.run(file, only=["01"])
+
+
+def test_what_succeeded_is_noted_before_a_failure_is_told(home, monkeypatch):
+    file = project(home, {"01": ["seed = 0"], "02": ["seed = 0"]})
+    ends = {"01": "raise SystemExit(1)", "02": ""}
+    monkeypatch.setattr(batch, "_command", lambda job, _: [sys.executable, "-c", ends[job.number]])
+    monkeypatch.setattr(batch.time, "sleep", lambda _, real=time.sleep: real(1))
+    with pytest.raises(batch.NotebookFailed):
+        batch.run(file, only=["01", "02"], jobs=2)
+    assert [path.name for path in (home / "runs/one/state").glob("*.json")] == ["02.json"]
+
+
+def test_threads_follow_from_the_machine_and_the_users_wish_alone(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for cores, embedded, threads in ((1, True, 1), (2, True, 1), (8, True, 2), (8, False, 8)):
+        monkeypatch.setattr(batch, "_cores", lambda cores=cores: cores)
+        assert batch._threads(embedded) == threads
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert batch._threads(True) == batch._threads(False) == 3
 
 
 def test_calibration_takes_a_moment():

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from redlib import params
 from redlib.errors import RedlibError
 from redlib.params import (
     FAMILIES,
@@ -255,8 +256,8 @@ def test_bad_sets(tmp_path, text, words):
 
 def test_shipped_files_load():
     for path in sorted(SHIPPED.glob("*.yaml")):
-        for params in load_set(path):
-            assert (SHIPPED / f"{params.run_name}.yaml").exists()
+        for run in load_set(path):
+            assert (SHIPPED / f"{run.run_name}.yaml").exists()
     assert load_file(SHIPPED / "smoke.yaml") == Params(), "smoke.yaml is the defaults, no more"
     tiny = load_file(SHIPPED / "tiny-llava-1.5.yaml")
     assert (tiny.study_images, tiny.study_patches, tiny.budgets) == (100, 64, [144, 64])
@@ -265,3 +266,14 @@ def test_shipped_files_load():
 
 def test_notebooks_are_numbered_by_their_names():
     assert all(name.startswith(f"{number}_") for number, name in NOTEBOOKS.items())
+
+
+def test_a_folder_says_itself_which_family_it_is(tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    assert params.family(str(folder)) == "llava-1.5"
+    (folder / "config.json").write_text('{"model_type": "llava_onevision"}')
+    assert params.family(str(folder)) == "llava-onevision"
+    assert params.preset_value("paper", "repeats", str(folder)) == 27
+    (folder / "config.json").write_text("not JSON")
+    assert params.family(str(folder)) == "llava-1.5"

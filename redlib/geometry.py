@@ -34,6 +34,22 @@ RELEASE_BLOCKS = (
 
 
 @dataclass(frozen=True)
+class Sight:
+    """How a vision tower sees an image: resized to `side` x `side` pixels, of which every full
+    square of `patch` pixels becomes a token. `crop`: its centre square alone (LLaVA-1.5), else all
+    of it, squeezed (the base tile of Next and OneVision)."""
+
+    side: int = 336
+    patch: int = 14
+    crop: bool = True
+
+    @property
+    def cells(self) -> int:
+        """Patches along a side."""
+        return self.side // self.patch
+
+
+@dataclass(frozen=True)
 class Grid:
     """A grid of `height` x `width` patches, numbered in raster order."""
 

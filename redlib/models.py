@@ -35,7 +35,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from redlib.errors import RedlibError
-from redlib.geometry import Grid
+from redlib.geometry import Grid, Sight
 
 KINDS = {"llava": "LLaVA-1.5", "llava_next": "LLaVA-Next", "llava_onevision": "LLaVA-OneVision"}
 """Model types that can be loaded, by name in config.json."""
@@ -134,9 +134,11 @@ class VLM:
         return self.model.model.language_model
 
     @property
-    def side(self) -> int:
-        """Side of the vision tower's square input, in pixels."""
-        return self.model.config.vision_config.image_size
+    def sight(self) -> Sight:
+        """How the tower cuts an image into patches."""
+        config = self.model.config
+        vision = config.vision_config
+        return Sight(vision.image_size, vision.patch_size, crop=config.model_type == "llava")
 
     @torch.no_grad()
     def encode(self, images: Sequence[Image.Image]) -> Encoded:

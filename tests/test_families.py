@@ -9,7 +9,10 @@ from conftest import PROMPT, random_image, save_tiny_llava
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from redlib import bench, leave_one_out, probe, states
+from redlib.geometry import Sight
 from redlib.models import VLM, load
+from redlib.study import patches
+from redlib.tabletop import scenes
 
 KINDS = ("llava_next", "llava_onevision")
 
@@ -165,3 +168,21 @@ def test_attention_is_what_eager_attention_says(made):
     expected = torch.stack([a[0, :, -1, at].mean(0) for a in output.attentions])
     assert np.allclose(found.attention, expected, rtol=1e-6)
     assert expected.std() > 1e-4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_patches_are_measured_against_their_own_grid(tmp_path, kind):
+    """The truth of the patch study on the real grid: the first, the last and a covered patch."""
+    side = 384 if kind == "llava_onevision" else 336
+    folder = save_tiny_llava(tmp_path, kind=kind, side=side, layers=1)
+    vlm = load(str(folder), device="cpu")
+    scene = scenes("test", 1, start=5)[0]
+    share = scene.coverage(Sight(side, 14, crop=False)).sum(0)
+    assert share.shape == (vlm.grid.size,)
+    chosen = [0, int(share.argmax()), vlm.grid.size - 1]
+    frame = patches.measure(
+        vlm, scene, chosen, prompt=PROMPT, top_prob=5, top_jsd=5, definition="paper",
+        weights=(1.0, 16.0),
+    )  # fmt: skip
+    assert frame["covered"].tolist() == pytest.approx(share[chosen].tolist())
+    assert share.max() > 0.9

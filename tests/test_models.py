@@ -19,7 +19,7 @@ from redlib.models import VLM, _dtype, check_folder, load, open_image, relative_
 
 def test_facts_about_the_checkpoint(tiny_vlm: VLM, tiny_folder: Path):
     assert (tiny_vlm.grid.height, tiny_vlm.grid.width, tiny_vlm.width) == (5, 5, 48)
-    assert (tiny_vlm.repeats, tiny_vlm.newline, tiny_vlm.side) == (1, None, 70)
+    assert (tiny_vlm.repeats, tiny_vlm.newline, tiny_vlm.sight.side) == (1, None, 70)
     assert not tiny_vlm.model.training
     weights = (tiny_folder / "model.safetensors").read_bytes()
     assert tiny_vlm.revision == hashlib.sha256(weights).hexdigest()

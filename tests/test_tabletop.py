@@ -8,6 +8,7 @@ import pytest
 
 from redlib.batch import calibration_seconds
 from redlib.errors import RedlibError
+from redlib.geometry import Sight
 from redlib.tabletop import TASKS, questions, scenes
 from redlib.tabletop.questions import COUNTED, POPE, statistics
 from redlib.tabletop.world import COLOURS, GROUNDS, NOUNS, SIZES, SPLITS, WORDS, _pictogram
@@ -71,6 +72,33 @@ def test_coverage_is_the_share_of_each_patch(some):
         assert card[patch] == pytest.approx((square == 255).mean())
     drawn = scene.instance[scene.instance > 0]
     assert round(coverage.sum() * 196) == (drawn < 255).sum()
+
+
+def test_coverage_follows_what_the_tower_sees():
+    """By resizing the mask itself: cropped for LLaVA-1.5, squeezed for a base tile, enlarged for
+    tiles, 27 patches of 14 pixels out of 384 for SigLIP."""
+    scene = scenes("test", 1, start=3, width=672, height=504)[0]
+    for sight in (Sight(336, 14), Sight(336, 14, crop=False), Sight(672, 14, crop=False),
+                  Sight(384, 14, crop=False)):  # fmt: skip
+        mask = scene.instance
+        if sight.crop:
+            mask = mask[:, (672 - 504) // 2 : (672 + 504) // 2]
+        n = sight.side // 14
+        found = scene.coverage(sight)
+        assert found.shape == (len(scene.objects), n * n)
+        for patch in range(0, n * n, 37):
+            row, col = divmod(patch, n)
+            rows = [
+                y
+                for y in range(mask.shape[0])
+                if row * 14 <= y * sight.side // mask.shape[0] < row * 14 + 14
+            ]
+            cols = [x for x in range(mask.shape[1])
+                    if col * 14 <= x * sight.side // mask.shape[1] < col * 14 + 14]  # fmt: skip
+            square = mask[np.ix_(rows, cols)]
+            for k in range(len(scene.objects)):
+                assert found[k, patch] == pytest.approx((square == k + 1).mean())
+    assert found.max() > 0.5
 
 
 def test_other_aspect_ratios_keep_objects_in_the_centre_square():

@@ -101,8 +101,7 @@ def describe(
     frame = frame[["patch", "word", "top1", "top1_head"]]
     frame.insert(0, "image", scene.id)
     frame["cls_similarity"] = encoded.cls_similarity[0].cpu().numpy()
-    side = scene.instance.shape[0] // vlm.grid.height
-    frame["covered"] = scene.coverage(patch=side).sum(axis=0)
+    frame["covered"] = scene.coverage(vlm.sight).sum(axis=0)
     for centres in CENTRES:
         clusters = cluster_tokens(tokens, neighbours, centres, squared=squared)
         frame[f"size_{centres}"] = clusters.sizes

@@ -33,7 +33,6 @@ from redlib.models import VLM
 from redlib.notebook import MEASURING, Session
 from redlib.study.verdict import Verdict, number
 from redlib.tabletop import Scene, questions, scenes
-from redlib.tabletop.world import SIDE
 
 START = 10_000
 """First test scene of the study; the pruning evaluation asks about the scenes from 0 on."""
@@ -139,8 +138,7 @@ def measure(
     encoded = vlm.encode([scene.image])
     tokens = encoded.tokens[0]
     layers = list(vlm.layers)
-    side = SIDE // vlm.grid.height
-    coverage = scene.coverage(patch=side)  # (objects, L)
+    coverage = scene.coverage(vlm.sight)  # (objects, L)
     question = asked_question(scene)
     under_question = covered_by_asked = np.full(vlm.grid.size, np.nan)
     if question is not None:
@@ -168,7 +166,7 @@ def measure(
         "attention": attention,
         "attention_asked": under_question,
         "covered": coverage.sum(axis=0),
-        "written": scene.word_coverage(patch=side),
+        "written": scene.word_coverage(vlm.sight),
         "asked_covered": covered_by_asked,
     }.items():
         frame[name] = np.asarray(values, dtype=float)[patches]

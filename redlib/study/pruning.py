@@ -47,7 +47,6 @@ from redlib.study.asking import FIVE, FIVE_TASKS, FURTHER, ask, strata
 from redlib.study.patches import LEAST_IMAGES
 from redlib.study.verdict import Verdict
 from redlib.tabletop import Scene, scenes
-from redlib.tabletop.world import SIDE
 
 CURVE = (16, 32, 256)
 """Numbers of tokens that the accuracy curve has besides the budgets."""
@@ -166,7 +165,7 @@ def show(session: Session, codebook: Codebook, *, keep: int) -> Shown:
     mask = keep_lowest(scores, keep)
     chosen = [q for task in FIVE.values() for q in ask([scene], task[-1:], 2)[:1]]
     texts = [question.text for question in chosen]
-    covered = scene.coverage(patch=SIDE // vlm.grid.height).sum(axis=0)
+    covered = scene.coverage(vlm.sight).sum(axis=0)
     frame = pd.DataFrame({"patch": np.arange(len(tokens)), "score": scores.cpu().numpy()})
     frame["kept"], frame["covered"] = mask.cpu().numpy(), covered
     said = {

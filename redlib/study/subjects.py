@@ -134,7 +134,7 @@ def describe(
         for depth, row in zip(DEPTHS, chosen, strict=True):
             frame[f"{name}_{depth}"] = row
         frame[name] = chosen.sum(axis=0)
-    return frame if subject.scene is None else _with_truth(frame, subject.scene)
+    return frame if subject.scene is None else _with_truth(vlm, frame, subject.scene)
 
 
 def measure(
@@ -255,9 +255,9 @@ def is_named(word: str, noun: str) -> bool:
     return word == noun or (len(word) >= 3 and noun.startswith(word))
 
 
-def _with_truth(frame: pd.DataFrame, scene: Scene) -> pd.DataFrame:
+def _with_truth(vlm: VLM, frame: pd.DataFrame, scene: Scene) -> pd.DataFrame:
     at = frame["patch"].to_numpy()
-    coverage = scene.coverage()[:, at]  # (objects, patches)
+    coverage = scene.coverage(vlm.sight)[:, at]  # (objects, patches)
     best = coverage.argmax(axis=0)
     most = coverage.max(axis=0)
     nouns = [scene.objects[k].noun if c > 0 else "" for k, c in zip(best, most, strict=True)]
@@ -268,7 +268,7 @@ def _with_truth(frame: pd.DataFrame, scene: Scene) -> pd.DataFrame:
         coverage=most,
         right=[is_named(w, noun) if noun else False for w, noun in zip(words, nouns, strict=True)],
         named=[any(is_named(word, noun) for noun in present) for word in words],
-        card=scene.word_coverage()[at],
+        card=scene.word_coverage(vlm.sight)[at],
         present=" ".join(sorted(present)),
     )
 

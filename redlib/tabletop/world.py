@@ -29,9 +29,11 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
 from redlib.errors import RedlibError
+from redlib.geometry import Sight
 
 PATCH = 14
 SIDE = 336
+SIGHT = Sight(SIDE, PATCH)
 
 GLYPHS = {
     "umbrella": 0x2602, "star": 0x2605, "cup": 0x2615, "anchor": 0x2693,
@@ -131,15 +133,14 @@ class Scene:
     def image(self) -> Image.Image:
         return Image.fromarray(self.pixels)
 
-    def coverage(self, *, patch: int = PATCH) -> np.ndarray:
-        """Fraction of every patch under every object, (len(objects), L), raster order; the
-        centre square of the scene is what a LLaVA-1.5 processor keeps, so other aspect ratios
-        are read there."""
-        return _shares(self.instance, patch, len(self.objects))[1 : 1 + len(self.objects)]
+    def coverage(self, sight: Sight = SIGHT) -> np.ndarray:
+        """Fraction of every patch under every object, (len(objects), L), raster order, as a model
+        of that sight sees the scene."""
+        return _shares(self.instance, sight, len(self.objects))[1 : 1 + len(self.objects)]
 
-    def word_coverage(self, *, patch: int = PATCH) -> np.ndarray:
+    def word_coverage(self, sight: Sight = SIGHT) -> np.ndarray:
         """Fraction of every patch under the card with the word, (L,)."""
-        return _shares(self.instance, patch, len(self.objects))[-1]
+        return _shares(self.instance, sight, len(self.objects))[-1]
 
     @property
     def caption(self) -> str:
@@ -289,19 +290,20 @@ def _place(
     return None
 
 
-def _shares(instance: np.ndarray, patch: int, objects: int) -> np.ndarray:
-    """Share of every patch of the centre square per label, (objects + 2, L): ground, objects,
-    card."""
-    height, width = instance.shape
-    side = min(height, width) // patch * patch
-    y, x = (height - side) // 2, (width - side) // 2
-    square = instance[y : y + side, x : x + side].astype(np.int64)
-    square[square == 255] = objects + 1
-    n = side // patch
-    where = np.repeat(np.arange(n), patch)
-    cell = where[:, None] * n + where[None, :]  # (side, side) raster index of the patch
-    counts = np.bincount((square * n * n + cell).ravel(), minlength=(objects + 2) * n * n)
-    return counts.reshape(objects + 2, n * n) / patch**2
+def _shares(instance: np.ndarray, sight: Sight, objects: int) -> np.ndarray:
+    """Share of every patch per label, (objects + 2, L): ground, objects, card."""
+    if sight.crop:
+        side = min(instance.shape)
+        y, x = ((n - side) // 2 for n in instance.shape)
+        instance = instance[y : y + side, x : x + side]
+    n = sight.cells
+    rows, cols = (np.arange(size) * sight.side // size // sight.patch for size in instance.shape)
+    label = instance[rows < n][:, cols < n].astype(np.int64)  # a rest at the end makes no patch
+    label[label == 255] = objects + 1
+    rows, cols = rows[rows < n], cols[cols < n]
+    cell = rows[:, None] * n + cols  # raster index of each pixel's patch
+    counts = np.bincount((label * n * n + cell).ravel(), minlength=(objects + 2) * n * n)
+    return counts.reshape(objects + 2, n * n) / np.bincount(cell.ravel(), minlength=n * n)
 
 
 @lru_cache(maxsize=16)

@@ -36,12 +36,7 @@ from torch import Tensor, nn
 
 from redlib.errors import RedlibError
 from redlib.geometry import Grid, Sight
-
-KINDS = {"llava": "LLaVA-1.5", "llava_next": "LLaVA-Next", "llava_onevision": "LLaVA-OneVision"}
-"""Model types that can be loaded, by name in config.json."""
-
-REPEATS = {"llava": 1, "llava_next": 24, "llava_onevision": 27}
-"""How often the single-token probe repeats its token: a line of the base tile (section 7.1)."""
+from redlib.params import FAMILIES, KINDS, PRESETS
 
 DECODERS = ("llama", "qwen2")
 """Text model types whose layers `redlib.engine` reproduces exactly."""
@@ -275,7 +270,7 @@ def load(
         pad=model.get_input_embeddings().weight[pad_id].detach().clone(),
         layers=relative_layers(text.num_hidden_layers),
         revision=_revision(source, config),
-        repeats=REPEATS[config.model_type],
+        repeats=PRESETS["paper"]["repeats"][FAMILIES.index(KINDS[config.model_type])],
         newline=None if newline is None else newline.detach().clone(),
     )
 
@@ -419,7 +414,7 @@ def _config(name: str, source: str, revision: str | None) -> transformers.Pretra
 
 def _check(name: str, config: transformers.PretrainedConfig) -> None:
     if config.model_type not in KINDS:
-        known = ", ".join(f"{kind} ({name!r})" for name, kind in KINDS.items())
+        known = ", ".join(f"{family} ({kind!r})" for kind, family in KINDS.items())
         raise RedlibError(f"model {name!r} is a {config.model_type!r}, none of {known}")
     if config.text_config.model_type not in DECODERS:
         raise RedlibError(

@@ -64,8 +64,8 @@ FAMILIES: tuple[str, ...] = ("llava-1.5", "llava-next", "llava-onevision")
 KINDS = dict(zip(("llava", "llava_next", "llava_onevision"), FAMILIES, strict=True))
 """Families by the model_type in config.json."""
 
-# The largest number of visual tokens that a family can keep: one 24 x 24 grid; a base image and
-# four tiles of it; one 27 x 27 grid.
+# The largest number of visual tokens that a family can keep, of the base tile alone: 24 x 24 or
+# 27 x 27.
 TOKENS: dict[str, int] = {"llava-1.5": 576, "llava-next": 576, "llava-onevision": 729}
 
 # One value, or one per family in the order of FAMILIES.

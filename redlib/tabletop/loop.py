@@ -2,8 +2,8 @@
 
 A stage is a number of steps; a step is a function of its number alone, since it draws its data
 from `default_rng([seed, step])`. So a killed run goes on from its last checkpoint and sees the
-data it would have seen. Matrices inside the transformers train with Muon, everything else with
-AdamW; the learning rate rises for a few steps, stays, and falls to zero over the last part.
+data it would have seen. Matrices inside the transformers and the patch convolution train with Muon,
+everything else with AdamW; the learning rate rises for a few steps, stays, and falls to zero over the last part.
 """
 
 import json
@@ -34,13 +34,14 @@ class Stage:
 def optimizers(
     modules: Iterable[nn.Module], rates: tuple[float, float] = RATES
 ) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of transformer layers and projector, AdamW for the rest (embeddings,
-    norms, biases, convolution, heads), each with its own learning rate."""
+    """Muon for the matrices of transformer layers and projector and for the patch convolution (with
+    AdamW for it, half as many patches are named after 200 steps), AdamW for the rest (embeddings,
+    norms, biases, heads), each with its own learning rate."""
     matrices, others = [], []
     for module in modules:
         for name, weight in module.named_parameters():
             inner = weight.ndim == 2 and (".layers." in f".{name}" or "linear_" in name)
-            (matrices if inner else others).append(weight)
+            (matrices if inner or weight.ndim == 4 else others).append(weight)
     chosen: list[torch.optim.Optimizer] = [
         torch.optim.AdamW(others, lr=rates[1], betas=(0.9, 0.98), weight_decay=0.01)
     ]
@@ -71,10 +72,14 @@ class Muon(torch.optim.Optimizer):
             for weight in group["params"]:
                 if weight.grad is not None:
                     shapes.setdefault(weight.shape, []).append(weight)
-            for (rows, columns), weights in shapes.items():
-                steps = self._orthogonal(torch.stack([self._nesterov(w, group) for w in weights]))
+            for weights in shapes.values():
+                # a convolution is the matrix from its window's pixels to its channels
+                means = [self._nesterov(w, group).flatten(1) for w in weights]
+                steps = self._orthogonal(torch.stack(means))
+                rows, columns = means[0].shape
                 size = group["lr"] * max(1, rows / columns) ** 0.5
                 for weight, step in zip(weights, steps, strict=True):
+                    step = step.view_as(weight)
                     weight.mul_(1 - group["lr"] * group["decay"]).sub_(step, alpha=size)
 
     def _nesterov(self, weight: nn.Parameter, group: dict) -> torch.Tensor:

@@ -16,9 +16,23 @@ often than with an anchor, which gives POPE's popular and adversarial negatives 
 Two grounds are textures with a large blank area on them (a plate, a sheet of paper): many patches
 that say nothing, whatever lies beside them.
 
-Everything follows from the scene's number. The three splits are disjoint ranges of numbers.
+Scenes come in three levels of difficulty, drawn by lot:
+
+* *clear*: objects stand apart on one ground;
+* *cluttered*: crumbs lie on the ground, which nobody names, except in a large free rectangle; a
+  second ground may meet the first, and objects may throw shadows;
+* *crowded*: the same with four to seven, mostly smaller, objects that may hide a part of each
+  other; at least 60 % of each stays visible.
+
+Sixteen pairs of noun and colour are withheld: no scene shows them unless asked to
+(`withheld=True`), so that they are new to whoever was trained on the others, as NoCaps is.
+
+Everything follows from the scene's id, which holds its number and what was asked of it: `redraw`
+gives the scene again. The three splits are disjoint ranges of numbers.
 """
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from importlib.util import find_spec
@@ -66,12 +80,36 @@ COLOURS = {
     "purple": (128, 58, 178),
     "pink": (242, 112, 182),
     "black": (38, 38, 44),
+    "brown": (118, 72, 32),
+    "teal": (30, 165, 170),
 }
 
-SIZES = {"small": (36, 42), "medium": (58, 64), "large": (88, 96), "huge": (130, 140)}
-SIZE_WEIGHTS = (0.35, 0.35, 0.2, 0.1)
+WITHHELD = frozenset(
+    [(noun, "brown") for noun in
+     ("umbrella", "anchor", "horse", "clover", "castle", "envelope", "skull", "moon")]
+    + [(noun, "teal") for noun in
+       ("star", "scissors", "heart", "crown", "pencil", "hammer", "cat", "house")]
+)  # fmt: skip
+"""Pairs of noun and colour that no scene shows unless asked to."""
 
-GROUNDS = ("plain", "noisy", "wood", "gradient", "stripes", "plate", "sheet")
+LEVELS = ("clear", "cluttered", "crowded")
+LEVEL_SHARES = (0.4, 0.35, 0.25)
+COUNTS = {  # chances of one to seven objects
+    "clear": (0.18, 0.17, 0.16, 0.15, 0.13, 0.11, 0.10),
+    "cluttered": (0.18, 0.17, 0.16, 0.15, 0.13, 0.11, 0.10),
+    "crowded": (0, 0, 0, 0.25, 0.25, 0.25, 0.25),
+}
+VISIBLE = 0.6  # of an object, at least
+
+SIZES = {"small": (32, 38, 42), "medium": (58, 64), "large": (88, 96), "huge": (130, 140)}
+SIZE_WEIGHTS = {
+    "clear": (0.35, 0.35, 0.2, 0.1),
+    "cluttered": (0.35, 0.35, 0.2, 0.1),
+    "crowded": (0.45, 0.38, 0.15, 0.02),
+}
+
+SIMPLE = ("plain", "noisy", "wood", "gradient", "stripes")
+GROUNDS = (*SIMPLE, "plate", "sheet")
 PALE = ((236, 230, 218), (214, 226, 236), (222, 234, 214), (240, 222, 222), (226, 220, 238),
         (206, 206, 202), (244, 238, 206))  # fmt: skip
 
@@ -114,12 +152,16 @@ class Scene:
     """A drawn scene and its truth.
 
     Attributes:
-        id: split and number, for example "test-60000012".
+        id: split, number and what was asked of the scene, "test-60000012" or
+            "test-60000012.504x336.objects=1"; see `redraw`.
         pixels: (H, W, 3) uint8.
         objects: the pictograms, left to right.
         word: the written word, or "" where there is none.
         ground: one of GROUNDS.
-        instance: (H, W) uint8; 0 on the ground, k on the k-th object (from 1), 255 on the card.
+        instance: (H, W) uint8; 0 on the ground, k where the k-th object (from 1) is to be seen,
+            255 on the card.
+        level: one of LEVELS.
+        second: the ground that meets the first, "" for none.
     """
 
     id: str
@@ -128,6 +170,12 @@ class Scene:
     word: str
     ground: str
     instance: np.ndarray = field(repr=False)
+    level: str = "clear"
+    second: str = ""
+
+    @property
+    def number(self) -> int:
+        return int(re.search(r"-(\d+)", self.id)[1])
 
     @cached_property
     def image(self) -> Image.Image:
@@ -145,11 +193,16 @@ class Scene:
     @property
     def caption(self) -> str:
         """One sentence that names everything, objects left to right."""
-        parts = [f"{article(o.size)} {o.phrase}" for o in self.objects]
+        return self.sentence(range(len(self.objects)))
+
+    def sentence(self, order: Iterable[int]) -> str:
+        """One sentence that names the objects in that order, then the word and the ground."""
+        parts = [f"{article(o.size)} {o.phrase}" for o in (self.objects[k] for k in order)]
         if self.word:
             parts.append(f"the word {self.word}")
         listing = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
-        return f"{listing} on a {self.ground} ground."
+        under = f"{self.ground} and {self.second}" if self.second else self.ground
+        return f"{listing} on a {under} ground."
 
     def details(self, k: int) -> str:
         """Colour, size and place of the k-th object, in that order; no place near the middle."""
@@ -162,8 +215,11 @@ class Scene:
     @property
     def inventory(self) -> str:
         """The detailed description: every object with its details, left to right."""
-        parts = [f"{thing.noun} {self.details(k)}" for k, thing in enumerate(self.objects)]
-        return f"{', '.join(parts)}."
+        return self.description(range(len(self.objects)))
+
+    def description(self, order: Iterable[int]) -> str:
+        """The detailed description with the objects in that order."""
+        return f"{', '.join(f'{self.objects[k].noun} {self.details(k)}' for k in order)}."
 
     @property
     def graph(self) -> list[tuple[str, ...]]:
@@ -180,22 +236,8 @@ def article(word: str) -> str:
     return "an" if word[0] in "aeiou" else "a"
 
 
-def scenes(
-    split: str,
-    n: int,
-    *,
-    start: int = 0,
-    width: int = SIDE,
-    height: int = SIDE,
-    objects: int | None = None,
-) -> list[Scene]:
-    """The n scenes of a split from its `start`-th on.
-
-    Args:
-        split: "train", "calibration" or "test".
-        width, height: pixels; the shorter side is what the tower sees, objects keep to the
-            centre square that a centre crop leaves.
-        objects: the number of objects in every scene, 1 to 7; None draws it per scene.
+def scenes(split: str, n: int, *, start: int = 0, **asked) -> list[Scene]:
+    """The n scenes of a split from its `start`-th on; `asked` as for `draw`.
 
     Raises:
         RedlibError: an unknown split, or more scenes than the split holds.
@@ -205,10 +247,30 @@ def scenes(
     numbers = SPLITS[split]
     if n < 0 or start < 0 or start + n > len(numbers):
         raise RedlibError(f"{split} holds {len(numbers)} scenes; got start {start}, n {n}")
-    return [
-        draw(number, split=split, width=width, height=height, objects=objects)
-        for number in numbers[start : start + n]
-    ]
+    return [draw(number, split=split, **asked) for number in numbers[start : start + n]]
+
+
+def redraw(id: str) -> Scene:
+    """The scene of an id.
+
+    Raises:
+        RedlibError: not the id of a scene.
+    """
+    found = re.fullmatch(
+        r"(\w+)-(\d+)(?:\.(\d+)x(\d+))?(?:\.level=(\w+))?(?:\.objects=(\d+))?(\.withheld)?", id
+    )
+    if not found or found[1] not in SPLITS:
+        raise RedlibError(f"{id!r} is not the id of a scene, such as 'test-60000012'")
+    split, number, width, height, level, objects, withheld = found.groups()
+    return draw(
+        int(number),
+        split=split,
+        width=int(width or SIDE),
+        height=int(height or SIDE),
+        level=level,
+        objects=int(objects) if objects else None,
+        withheld=bool(withheld),
+    )
 
 
 def draw(
@@ -217,53 +279,104 @@ def draw(
     split: str = "train",
     width: int = SIDE,
     height: int = SIDE,
+    level: str | None = None,
     objects: int | None = None,
+    withheld: bool = False,
 ) -> Scene:
-    """Draw the scene of a number; at most 5 ms at 336 x 336 once the glyphs are cached."""
+    """Draw the scene of a number; at most 5 ms at 336 x 336 once the glyphs are cached.
+
+    Args:
+        width, height: pixels; the shorter side is what the tower sees, objects keep to the
+            centre square that a centre crop leaves.
+        level: one of LEVELS; None draws it.
+        objects: the number of objects, 1 to 7; None draws it.
+        withheld: the first object is one of the WITHHELD pairs; else none is.
+
+    Raises:
+        RedlibError: an unknown level.
+    """
     rng = np.random.default_rng(number)
-    ground = GROUNDS[rng.integers(len(GROUNDS))]
-    pixels = _ground(rng, ground, width, height)
-    instance = np.zeros((height, width), np.uint8)
-    count = int(rng.choice(7, p=(0.18, 0.17, 0.16, 0.15, 0.13, 0.11, 0.10))) + 1
-    count = count if objects is None else objects
-    things, taken = [], []
+    drawn = LEVELS[rng.choice(len(LEVELS), p=LEVEL_SHARES)]
+    if level is not None and level not in LEVELS:
+        raise RedlibError(f"level must be one of {', '.join(LEVELS)}; got {level!r}")
+    asked = "" if (width, height) == (SIDE, SIDE) else f".{width}x{height}"
+    asked += f".level={level}" * bool(level) + f".objects={objects}" * bool(objects)
+    asked += ".withheld" * withheld
+    level = level or drawn
+    ground, second, pixels = _grounds(rng, level, width, height)
     side = min(width, height)
     left, top = (width - side) // 2, (height - side) // 2
+    layer = np.zeros((height, width), np.uint8)  # k where the k-th placed thing is on top
+    boxes: list[tuple[int, int, int, int]] = []
     word = ""
     if rng.random() < 0.35:
         word = WORDS[rng.integers(len(WORDS))]
         card = _card(word, int(rng.choice((26, 32, 40))))
-        box = _place(rng, card.shape[1], card.shape[0], side, left, top, taken)
+        box = _place(rng, card.shape[1], card.shape[0], side, left, top, boxes)
         if box is None:
             word = ""
         else:
-            x0, y0, x1, y1 = box
-            pixels[y0:y1, x0:x1] = card
-            instance[y0:y1, x0:x1] = 255
+            layer[box[1] : box[3], box[0] : box[2]] = 255
+    shadows = level != "clear" and rng.random() < 0.5
+    if level != "clear":
+        _crumbs(rng, pixels)
+    if word:
+        pixels[box[1] : box[3], box[0] : box[2]] = card
+    count = objects or int(rng.choice(7, p=COUNTS[level])) + 1
     theme = THEMES[rng.integers(len(THEMES))]
-    for _ in range(count):
-        noun = (
-            theme[rng.integers(len(theme))]
-            if rng.random() < 0.6
-            else NOUNS[rng.choice(len(NOUNS), p=_POPULARITY)]
-        )
-        colour = tuple(COLOURS)[rng.integers(len(COLOURS))]
-        size = tuple(SIZES)[rng.choice(4, p=SIZE_WEIGHTS)]
+    things: list[Thing] = []
+    areas: list[int] = []
+    for k in range(count):
+        noun, colour = _kind(rng, theme, withheld and k == 0)
+        size = tuple(SIZES)[rng.choice(4, p=SIZE_WEIGHTS[level])]
         solid, lines = _pictogram(noun, int(rng.choice(SIZES[size])))
-        box = _place(rng, solid.shape[1], solid.shape[0], side, left, top, taken)
+        h, w = solid.shape
+        if level == "crowded":
+            box = _overlap(rng, solid, side, left, top, boxes[:1] if word else [], layer, areas)
+        else:
+            box = _place(rng, w, h, side, left, top, boxes)
         if box is None:
             continue
-        things.append((Thing(noun, colour, size, box), solid, lines))
-    things.sort(key=lambda thing: thing[0].centre)
-    for k, (thing, solid, lines) in enumerate(things, start=1):
-        x0, y0, x1, y1 = thing.box
-        paint = np.clip(np.array(COLOURS[thing.colour]) + rng.integers(-12, 13, 3), 0, 255)
+        x0, y0, x1, y1 = box
+        if shadows:
+            _shade(pixels, layer, solid, x0, y0)
+        paint = np.clip(np.array(COLOURS[colour]) + rng.integers(-12, 13, 3), 0, 255)
         area = pixels[y0:y1, x0:x1]
         area[solid] = paint
         # Black needs light lines, every other colour dark ones.
-        area[lines] = (paint * 0.45) if thing.colour != "black" else (150, 150, 156)
-        instance[y0:y1, x0:x1][solid] = k
-    return Scene(f"{split}-{number}", pixels, tuple(t[0] for t in things), word, ground, instance)
+        area[lines] = (paint * 0.45) if colour != "black" else (150, 150, 156)
+        things.append(Thing(noun, colour, size, box))
+        areas.append(int(solid.sum()))
+        layer[y0:y1, x0:x1][solid] = len(things)
+    order = sorted(range(len(things)), key=lambda k: things[k].centre)
+    names = np.zeros(256, np.uint8)
+    names[255] = 255
+    for place, k in enumerate(order, start=1):
+        names[k + 1] = place
+    return Scene(
+        f"{split}-{number}{asked}",
+        pixels,
+        tuple(things[k] for k in order),
+        word,
+        ground,
+        names[layer],
+        level,
+        second,
+    )
+
+
+def _kind(rng: np.random.Generator, theme: tuple[str, ...], withheld: bool) -> tuple[str, str]:
+    """Noun and colour of an object: one of the withheld pairs, or none of them."""
+    if withheld:
+        pairs = sorted(WITHHELD)
+        return pairs[rng.integers(len(pairs))]
+    noun = (
+        theme[rng.integers(len(theme))]
+        if rng.random() < 0.6
+        else NOUNS[rng.choice(len(NOUNS), p=_POPULARITY)]
+    )
+    free = [colour for colour in COLOURS if (noun, colour) not in WITHHELD]
+    return noun, free[rng.integers(len(free))]
 
 
 def _place(
@@ -276,7 +389,7 @@ def _place(
     taken: list[tuple[int, int, int, int]],
 ) -> tuple[int, int, int, int] | None:
     """A free box in the centre square with a margin of 5 pixels to the others, or None after 40
-    tries (only later objects of a crowded scene; the first always fits)."""
+    tries (only later objects; the first always fits)."""
     for _ in range(40):
         x0 = left + int(rng.integers(2, side - width - 1))
         y0 = top + int(rng.integers(2, side - height - 1))
@@ -288,6 +401,97 @@ def _place(
             taken.append(box)
             return box
     return None
+
+
+def _overlap(
+    rng: np.random.Generator,
+    solid: np.ndarray,
+    side: int,
+    left: int,
+    top: int,
+    card: list[tuple[int, int, int, int]],
+    layer: np.ndarray,
+    areas: list[int],
+) -> tuple[int, int, int, int] | None:
+    """A box apart from the card in which the object hides so little of those that were there
+    before that VISIBLE of each is still to be seen, or None after 40 tries. `areas` are the
+    objects' sizes in pixels."""
+    height, width = solid.shape
+    for _ in range(40):
+        box = _place(rng, width, height, side, left, top, card.copy())
+        if box is None:
+            return None
+        x0, y0, x1, y1 = box
+        under = np.bincount(layer[y0:y1, x0:x1][solid], minlength=len(areas) + 1)[1:]
+        hit = np.flatnonzero(under[: len(areas)])
+        if all((layer == k + 1).sum() - under[k] >= VISIBLE * areas[k] for k in hit):
+            return box
+    return None
+
+
+def _shade(pixels: np.ndarray, layer: np.ndarray, solid: np.ndarray, x0: int, y0: int) -> None:
+    """Darken the ground where an object at (x0, y0) throws its shadow, to the lower right."""
+    y, x = y0 + 5, x0 + 4
+    bare = layer[y : y + solid.shape[0], x : x + solid.shape[1]] == 0
+    area = pixels[y : y + solid.shape[0], x : x + solid.shape[1]]
+    dark = solid[: bare.shape[0], : bare.shape[1]] & bare
+    area[dark] = area[dark] * 0.72
+
+
+def _grounds(
+    rng: np.random.Generator, level: str, width: int, height: int
+) -> tuple[str, str, np.ndarray]:
+    """The ground, the second ground ("" for none) and their pixels (H, W, 3)."""
+    ground = GROUNDS[rng.integers(len(GROUNDS))]
+    pixels = _ground(rng, ground, width, height)
+    if level == "clear" or rng.random() < 0.5:
+        return ground, "", pixels
+    second = SIMPLE[rng.integers(len(SIMPLE))]
+    if second == ground:
+        return ground, "", pixels
+    # The border crosses the image at any angle, and leaves at least a fifth to the second.
+    x, y = _grid(width, height)
+    angle = rng.uniform(0, 2 * np.pi)
+    along = (x - width / 2) * np.cos(angle) + (y - height / 2) * np.sin(angle)
+    beyond = along > rng.uniform(0, 0.25) * min(width, height)
+    pixels[beyond] = _ground(rng, second, width, height)[beyond]
+    return ground, second, pixels
+
+
+def _crumbs(rng: np.random.Generator, pixels: np.ndarray) -> None:
+    """Strew 60 to 140 marks of 2 to 8 pixels in muted colours, except in a free rectangle of a
+    quarter to half of the image."""
+    height, width = pixels.shape[:2]
+    n = int(rng.integers(60, 141))
+    share = rng.uniform(0.5, 0.72, 2)
+    w, h = int(width * share[0]), int(height * share[1])
+    x0, y0 = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
+    xs, ys = rng.integers(0, width - 8, n), rng.integers(0, height - 8, n)
+    stamps, sizes = rng.integers(0, len(_STAMPS), n), rng.integers(2, 9, n)
+    tones = rng.integers(70, 170, n)[:, None] + rng.integers(-22, 23, (n, 3))
+    apart = (xs + 8 < x0) | (xs >= x0 + w) | (ys + 8 < y0) | (ys >= y0 + h)
+    for i in np.flatnonzero(apart):
+        stamp = _stamp(_STAMPS[stamps[i]], int(sizes[i]))
+        pixels[ys[i] : ys[i] + len(stamp), xs[i] : xs[i] + len(stamp)][stamp] = tones[i]
+
+
+_STAMPS = ("dot", "ring", "dash", "slash", "corner")
+
+
+@lru_cache(maxsize=64)
+def _stamp(kind: str, size: int) -> np.ndarray:
+    """A crumb, (size, size) bool."""
+    y, x = np.mgrid[0:size, 0:size] - (size - 1) / 2
+    far = np.hypot(x, y)
+    if kind == "dot":
+        return far <= size / 2
+    if kind == "ring":
+        return np.abs(far - size / 2 + 0.8) <= 0.8
+    if kind == "dash":
+        return np.abs(y) <= 1
+    if kind == "slash":
+        return np.abs(x + y) <= 1
+    return (np.minimum(x, y) + (size - 1) / 2) < 2
 
 
 def _shares(instance: np.ndarray, sight: Sight, objects: int) -> np.ndarray:

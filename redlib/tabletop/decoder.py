@@ -17,7 +17,7 @@ show a cup, and the last position has to find what the word found. Where the dec
 in an hour or not at all.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,11 +28,13 @@ from tqdm.auto import tqdm
 
 from redlib.tabletop.loop import precision
 from redlib.tabletop.questions import (
+    CAPTIONS,
     CHECKLIST,
     DESCRIBE,
+    DETAIL,
     ONE_WORD,
     TASKS,
-    Question,
+    ask,
     pope_text,
     questions,
     statistics,
@@ -43,12 +45,17 @@ from redlib.tabletop.world import NOUNS, Scene, article, scenes
 MIN_TOKENS = 16
 FEW, MANY = 8, 12  # questions per scene
 RICH = 8.0
-KINDS = {"colour": 4, "position": 4, "article": 2, "mme": 2, "choice": 2, "count": 1, "word": 2}
+KINDS = {
+    "colour": 4, "position": 4, "article": 2, "mme": 4, "mmb": 1.5, "seed": 3, "rwqa": 1.5,
+    "count": 2, "word": 2.5,
+}  # fmt: skip
 KIND_SHARES = np.array(list(KINDS.values())) / sum(KINDS.values())
 OUT_OF_VIEW = 0.15  # how much rarer questions about an object none of whose tokens is at hand are
 CAPTION_WEIGHT = 0.4  # per token of a caption; 1 elsewhere
 WIDE = 81  # tokens from which many questions, and descriptions, are worth asking
+TALK = {"more": 0.25, "all": 1.0}  # chance of a sentence about a scene; half of it of a list
 ARTICLE_SHARE = 0.12  # one-word answers that begin with an article all the same
+ONE_ANSWER = tuple(task for task in TASKS if task not in CAPTIONS)
 L = 576
 TOKENS = {
     "rich": (16, 20, 24, 30, 36, 49),
@@ -57,7 +64,7 @@ TOKENS = {
     "all": (L,),
 }
 SCENES = {"rich": 20, "few": 16, "more": 10, "all": 5}  # in a step
-EARLY, LATE = (0.65, 0.15, 0.2, 0.0), (0.2, 0.2, 0.35, 0.25)  # shares of the four kinds of step
+EARLY, LATE = (0.65, 0.15, 0.2, 0.0), (0.1, 0.15, 0.3, 0.45)  # shares of the four kinds of step
 EARLY_SHARE = 0.4  # of all steps are early ones
 
 
@@ -138,15 +145,8 @@ class Card:
 
 
 def card(scene: Scene) -> Card:
-    bare = Scene(
-        scene.id,
-        np.empty((0,)),
-        scene.objects,
-        scene.word,
-        scene.ground,
-        np.empty(scene.instance.shape, np.bool_),
-    )
-    return Card(bare, scene.coverage() > 0.5, scene.word_coverage() > 0.5)
+    blank = {"pixels": np.empty((0,)), "instance": np.empty(scene.instance.shape, np.bool_)}
+    return Card(replace(scene, **blank), scene.coverage() > 0.5, scene.word_coverage() > 0.5)
 
 
 def one_word(c: Card, view: np.ndarray, rng: np.random.Generator) -> str:
@@ -198,11 +198,10 @@ def lesson(c: Card, view: np.ndarray, rng: np.random.Generator) -> list[tuple[st
     for _ in range(2 if wide else 1):
         noun, answer = _existence(c, rng)
         rows.append((pope_text(noun), answer))
-    if wide and rng.random() < 0.25:
-        rows.append((DESCRIBE, c.scene.caption))
+    rows += _talk(c, TALK["all" if len(view) == L else "more"] if wide else 0.0, rng)
     in_view = np.append(c.seen[:, view].any(1), True)  # the last is for questions about no object
     while len(rows) < (MANY if wide else FEW):
-        asked = _fresh(c.scene, str(rng.choice(list(KINDS), p=KIND_SHARES)), rng)
+        asked = ask(c.scene, str(rng.choice(list(KINDS), p=KIND_SHARES)), rng)
         if asked:
             weights = np.where(in_view[[q.asked for q in asked]], 1.0, OUT_OF_VIEW)
             q = asked[rng.choice(len(asked), p=weights / weights.sum())]
@@ -210,17 +209,12 @@ def lesson(c: Card, view: np.ndarray, rng: np.random.Generator) -> list[tuple[st
     return rows
 
 
-def _fresh(scene: Scene, task: str, rng: np.random.Generator) -> list[Question]:
-    """Questions of a task with new random choices (a test question is fixed by its scene)."""
-    renamed = Scene(
-        f"train-{rng.integers(2**40)}",
-        scene.pixels,
-        scene.objects,
-        scene.word,
-        scene.ground,
-        scene.instance,
-    )
-    return questions([renamed], task)
+def _talk(c: Card, chance: float, rng: np.random.Generator) -> list[tuple[str, str]]:
+    """A sentence and a list that name everything, in random order: whichever thing is named next,
+    it has to be one that has not been named, and one that was passed over is not lost."""
+    n = len(c.scene.objects)
+    rows = [(DESCRIBE, c.scene.sentence(rng.permutation(n)))] * (rng.random() < chance)
+    return rows + [(DETAIL, c.scene.description(rng.permutation(n)))] * (rng.random() < chance / 2)
 
 
 def view(
@@ -293,7 +287,7 @@ def batch(
             full = asked + said
             ids += full[:-1]
             target += [-100] * (len(asked) - 1) + said
-            each = [CAPTION_WEIGHT if question == DESCRIBE else 1.0] * (len(full) - 1)
+            each = [CAPTION_WEIGHT if question in (DESCRIBE, DETAIL) else 1.0] * (len(full) - 1)
             if question == CHECKLIST:
                 each = [float(token not in writer.nouns) for token in full[1:]]
             weight += each
@@ -430,7 +424,7 @@ def accuracy(
     device: torch.device,
     *,
     tokens: int = L,
-    tasks: tuple[str, ...] = TASKS,
+    tasks: tuple[str, ...] = ONE_ANSWER,
     seed: int = 0,
 ) -> dict[str, float]:
     """Share of questions whose every answer token ranks first given the ones before (equal to

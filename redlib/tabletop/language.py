@@ -22,7 +22,19 @@ from transformers import (
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from redlib.tabletop.questions import CHECKLIST, DESCRIBE, DETAIL, LETTERS, NUMBERS, ONE_WORD
+from redlib.tabletop.questions import (
+    CHECKLIST,
+    DESCRIBE,
+    DETAIL,
+    LETTER,
+    LETTERS,
+    NUMBERS,
+    ONE_WORD,
+    PLACES,
+    RELATIONS,
+    SHORT,
+    YES_NO,
+)
 from redlib.tabletop.world import COLOURS, GROUNDS, NOUNS, PATCH, SIDE, SIZES, WORDS
 
 SPECIAL = ("<pad>", "<unk>", "<s>", "</s>", "<image>")
@@ -32,14 +44,20 @@ FRAMES = (
     DESCRIBE,
     DETAIL,
     CHECKLIST,
+    YES_NO,
+    LETTER,
+    SHORT,
+    *PLACES,
+    *RELATIONS,
     "Is there a cup in the image? Please answer this question with one word.",
-    "Is there an umbrella in this image? Please answer yes or no.",
-    "Is the cup red? What color is the cup? What is the red thing?",
+    "Is there an umbrella in this image? Is the word open written in this image?",
+    "Are there two objects in this image? Is there a plain ground in this image?",
+    "Is the cup red? What color is the cup? What size is the cup? What is the red thing?",
     "Is the cup on the left or on the right? Is the cup at the top or at the bottom?",
     "How many objects are there? What word is written in the image?",
-    "Which object is in the image?\nAnswer with the option's letter from the given choices "
-    "directly. Answer the question using a single word or phrase.",
-    "a large red cup, a small blue star and the word open on a plain ground.",
+    "Which object is in the image? Where is the cup? Where is the cup from the star?",
+    "Answer the question using a single word or phrase.",
+    "a large red cup, a small blue star and the word open on a plain and wood ground.",
     "yes no not which how many in out it this that of to by and or near beside above below",
 )
 SPLIT = r"[A-Za-z]+(?:'[a-z]+)?|[^\sA-Za-z]"

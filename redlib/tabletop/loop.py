@@ -2,8 +2,9 @@
 
 A stage is a number of steps; a step is a function of its number alone, since it draws its data
 from `default_rng([seed, step])`. So a killed run goes on from its last checkpoint and sees the
-data it would have seen. Matrices inside the transformers and the patch convolution train with Muon,
-everything else with AdamW; the learning rate rises for a few steps, stays, and falls to zero over the last part.
+data it would have seen. Matrices inside the transformers and the patch convolution train with
+Muon, everything else with AdamW; the learning rate rises for a few steps, stays, and falls to zero
+over the last part.
 """
 
 import json

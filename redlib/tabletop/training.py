@@ -22,7 +22,7 @@ from redlib.tabletop import decoder, evaluation, language, loop, tower
 from redlib.tabletop.world import scenes
 
 NAMES = ("tiny-llava-1.5",)
-STEPS = {"tower-windows": 3000, "tower-scenes": 300, "decoder": 2000}
+STEPS = {"tower-windows": 3000, "tower-scenes": 1200, "decoder": 3000}
 TRAINING_SCENES = 5_000
 TOWER_SEED, DECODER_SEED = 0, 1
 CHECK_SCENES = 40

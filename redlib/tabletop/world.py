@@ -110,6 +110,7 @@ SIZE_WEIGHTS = {
 
 SIMPLE = ("plain", "noisy", "wood", "gradient", "stripes")
 GROUNDS = (*SIMPLE, "plate", "sheet")
+UNDERLAYS = ("noisy", "wood", "stripes")  # what a plate or a sheet lies on
 PALE = ((236, 230, 218), (214, 226, 236), (222, 234, 214), (240, 222, 222), (226, 220, 238),
         (206, 206, 202), (244, 238, 206))  # fmt: skip
 
@@ -519,7 +520,7 @@ def _grid(width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
 def _ground(rng: np.random.Generator, kind: str, width: int, height: int) -> np.ndarray:
     """The ground, (H, W, 3) uint8."""
     if kind in ("plate", "sheet"):
-        under = ("noisy", "wood", "stripes")[rng.integers(3)]
+        under = UNDERLAYS[rng.integers(3)]
         pixels = _ground(rng, under, width, height)
         side = min(width, height)
         w, h = (side * rng.uniform(0.7, 0.95, 2)).astype(int)

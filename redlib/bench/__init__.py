@@ -6,6 +6,7 @@ from redlib.bench.intervals import Interval, accuracy, difference, interval
 from redlib.bench.metrics import (
     POPE_SUBSETS,
     choice_letter,
+    circular,
     exact_match,
     is_correct,
     mme,
@@ -20,6 +21,7 @@ __all__ = [
     "accuracy",
     "answers",
     "choice_letter",
+    "circular",
     "difference",
     "evaluate",
     "exact_match",

@@ -20,7 +20,7 @@ import torch
 from tqdm.auto import tqdm
 
 from redlib.bench.answering import answers
-from redlib.bench.metrics import is_correct
+from redlib.bench.metrics import circular, is_correct
 from redlib.errors import RedlibError
 from redlib.models import VLM
 
@@ -71,7 +71,8 @@ def evaluate(
 
     Returns:
         One row per question, in the order of `questions`: method, task, image, group, asked,
-        question, gold, answer, correct (bool), kept (number of visual tokens).
+        question, gold, answer, correct (bool, by the benchmark's own unit: see `metrics.circular`),
+        kept (number of visual tokens).
 
     Raises:
         RedlibError: an image has no tokens, or a mask has another length than the tokens.
@@ -95,7 +96,7 @@ def evaluate(
         found = answers(vlm, tokens[mask.to(tokens.device)], texts, max_new_tokens=max_new_tokens)
         for row, text in zip(rows, found, strict=True):
             said[row], kept[row] = text, int(mask.sum())
-    return pd.DataFrame(
+    frame = pd.DataFrame(
         {
             "method": method,
             "task": [q.task for q in questions],
@@ -111,3 +112,4 @@ def evaluate(
             "kept": kept,
         }
     )
+    return frame.assign(correct=circular(frame))

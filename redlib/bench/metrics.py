@@ -9,8 +9,9 @@ name:
     yes_no("No.", rule="llava")        # "no"
     yes_no("No.", rule="lmms-eval")    # "other", counted as wrong
 
-Of the result tables: POPE is accuracy per subset and the mean of the subsets (the paper's number),
-MME adds acc+, the share of pairs with both questions right.
+Of the result tables: POPE is accuracy per subset and the mean of the subsets (the paper's number);
+MME adds acc+, the share of pairs with both questions right, and sums up its categories; MMBench
+wants all four rotations of a question right.
 """
 
 import re
@@ -24,6 +25,7 @@ YesNoRule = Literal["llava", "lmms-eval", "mme"]
 LetterRule = Literal["delimited", "first"]
 
 POPE_SUBSETS = ("pope-random", "pope-popular", "pope-adversarial")
+CHOICES = ("mmb", "seed")
 
 
 def normalise(text: str) -> str:
@@ -96,16 +98,28 @@ def choice_letter(
 def is_correct(task: str, answer: str, gold: str, *, rule: YesNoRule | None = None) -> bool:
     """Whether `answer` is right, by the rule of the task.
 
-    POPE tasks are read by the "llava" rule and MME by "mme" unless `rule` names another; choice
-    questions by the delimited letter; all others are exact matches.
+    POPE tasks are read by the "llava" rule and MME by "mme" unless `rule` names another; MMBench and
+    SEED questions, and those of RealWorldQA whose right answer is a letter, by the delimited letter;
+    all others are exact matches.
     """
     if task.startswith("pope"):
         return yes_no(answer, rule=rule or "llava") == normalise(gold)
     if task == "mme":
         return yes_no(answer, rule=rule or "mme") == normalise(gold)
-    if task == "choice":
+    if task in CHOICES or (task == "rwqa" and len(gold) == 1):
         return choice_letter(answer, letters="ABCDEFGH") == normalise(gold).upper()
     return exact_match(answer, gold)
+
+
+def circular(answers: pd.DataFrame) -> pd.Series:
+    """Right by the benchmark's own unit: MMBench counts a question as right only if it was answered
+    in all its rotations, so each of these rows holds that verdict; other rows stay as they are.
+
+    Args:
+        answers: rows with columns method, task, image, group, correct.
+    """
+    together = answers.groupby(["method", "image", "group"])["correct"].transform("all")
+    return answers["correct"].where(answers["task"] != "mmb", together)
 
 
 def pope(answers: pd.DataFrame, *, rule: YesNoRule = "llava") -> pd.DataFrame:
@@ -150,17 +164,19 @@ def pope(answers: pd.DataFrame, *, rule: YesNoRule = "llava") -> pd.DataFrame:
     return pd.concat([table, mean_row], ignore_index=True)
 
 
-def mme(answers: pd.DataFrame, *, rule: YesNoRule = "mme") -> pd.Series:
-    """MME's numbers: n, pairs, acc (share of questions right), acc_plus (pairs with both right).
+def mme(answers: pd.DataFrame, *, rule: YesNoRule = "mme") -> pd.DataFrame:
+    """MME's numbers per category and their sum.
 
     Args:
         answers: rows with columns task, image, group, answer, gold; only the task "mme" counts.
-            A pair is two rows of one image and group.
+            `group` is the category; a pair is two rows of one image and group.
         rule: how answers are read.
 
     Returns:
-        Series with n, pairs, acc, acc_plus and score = 100 (acc + acc_plus), at most 200, as
-        MME scores one category.
+        One row per category and one "sum": category, n, pairs, acc (share of questions right),
+        acc_plus (share of pairs with both right) and score = 100 (acc + acc_plus), at most 200. The
+        sum adds up the scores, as MME's perception score does; its acc and acc_plus are means over
+        the categories.
 
     Raises:
         RedlibError: there is no MME answer, or a pair has not exactly two questions.
@@ -176,13 +192,20 @@ def mme(answers: pd.DataFrame, *, rule: YesNoRule = "mme") -> pd.Series:
         raise RedlibError(
             f"MME pair {group!r} of image {image!r} has {sizes[image, group]} questions, not 2"
         )
-    acc, acc_plus = right.mean(), pairs.all().mean()
-    return pd.Series(
+    both = pairs.all().groupby(level=1)
+    table = pd.DataFrame(
         {
-            "n": len(part),
-            "pairs": len(sizes),
-            "acc": acc,
-            "acc_plus": acc_plus,
-            "score": 100 * (acc + acc_plus),
+            "n": right.groupby(part["group"]).size(),
+            "pairs": both.size(),
+            "acc": right.groupby(part["group"]).mean(),
+            "acc_plus": both.mean(),
         }
     )
+    table["score"] = 100 * (table["acc"] + table["acc_plus"])
+    table = table.rename_axis("category").reset_index()
+    total = {
+        "category": "sum",
+        **table[["n", "pairs", "score"]].sum(),
+        **table[["acc", "acc_plus"]].mean(),
+    }
+    return pd.concat([table, pd.DataFrame([total])], ignore_index=True)

@@ -1,0 +1,57 @@
+"""Captions against the truth, by their scene graphs.
+
+SPICE turns a caption into tuples (cup), (cup, red), (cup, small) and compares sets of tuples. Its
+parser needs Java and a trained grammar; the captions of the drawn world follow a grammar of their
+own, in which a noun and its adjectives stand together between commas, so that the tuples can be
+read off. The F1 over them is named tabletop-SPICE and is never to be compared with SPICE.
+
+    tuples("a small red cup and the word open on a plain ground.")
+    # {("cup",), ("cup", "red"), ("cup", "small"), ("word", "open")}
+"""
+
+import re
+from collections import Counter
+
+from redlib.tabletop.questions import CAPTIONS
+from redlib.tabletop.world import COLOURS, NOUNS, SIZES, WORDS, Scene
+
+
+def tuples(text: str) -> Counter[tuple[str, ...]]:
+    """The scene graph of a caption or of a detailed description, each tuple as often as it is said.
+
+    A part between commas (or "and") that names no noun says nothing; of several nouns in one part
+    the last counts, of several colours or sizes the first.
+    """
+    found: Counter[tuple[str, ...]] = Counter()
+    for part in re.split(r",|\band\b", text.lower().replace(".", " ")):
+        words = part.split()
+        if "word" in words:
+            written = [word for word in words if word in WORDS]
+            found.update([("word", written[0])] if written else [])
+            continue
+        nouns = [word for word in words if word in NOUNS]
+        if nouns:
+            named = [(nouns[-1],)]
+            for names in (COLOURS, SIZES):
+                named += [(nouns[-1], word) for word in words if word in names][:1]
+            found.update(named)
+    return found
+
+
+def truth(scene: Scene, task: str) -> Counter[tuple[str, ...]]:
+    """The scene's own graph; the word is no part of the detailed description."""
+    graph = Counter(scene.graph)
+    if task == "detail":
+        graph.pop(("word", scene.word), None)
+    return graph
+
+
+def counts(text: str, scene: Scene, task: str = CAPTIONS[0]) -> tuple[int, int, int]:
+    """(tuples said and true, tuples said, tuples true) of one caption."""
+    said, true = tuples(text), truth(scene, task)
+    return (said & true).total(), said.total(), true.total()
+
+
+def f1(hits: int, said: int, true: int) -> float:
+    """Harmonic mean of precision and recall; 0 where nothing is right."""
+    return 2 * hits / (said + true) if hits else 0.0

@@ -98,9 +98,9 @@ def choice_letter(
 def is_correct(task: str, answer: str, gold: str, *, rule: YesNoRule | None = None) -> bool:
     """Whether `answer` is right, by the rule of the task.
 
-    POPE tasks are read by the "llava" rule and MME by "mme" unless `rule` names another; MMBench and
-    SEED questions, and those of RealWorldQA whose right answer is a letter, by the delimited letter;
-    all others are exact matches.
+    POPE tasks are read by the "llava" rule and MME by "mme" unless `rule` names another; MMBench
+    and SEED questions, and those of RealWorldQA whose right answer is a letter, by the delimited
+    letter; all others are exact matches.
     """
     if task.startswith("pope"):
         return yes_no(answer, rule=rule or "llava") == normalise(gold)

@@ -1,5 +1,5 @@
 """The embedded world: scenes with exact masks, questions about them, and the training of the tiny
-checkpoints. `world` draws, `questions` asks, `language` tokenizes, `training` trains,
+checkpoints. `world` draws, `questions` and `pairs` ask, `language` tokenizes, `training` trains,
 `evaluation` measures."""
 
 from redlib.tabletop.questions import ONE_WORD, TASKS, Question, questions

@@ -29,6 +29,9 @@ Sixteen pairs of noun and colour are withheld: no scene shows them unless asked 
 
 Everything follows from the scene's id, which holds its number and what was asked of it: `redraw`
 gives the scene again. The three splits are disjoint ranges of numbers.
+
+All chance is spent on the plan, and painting it is free of chance: whoever changes one piece of a
+plan and paints it again gets the same scene to the pixel but for that piece (`pairs` does so).
 """
 
 import re
@@ -274,6 +277,44 @@ def redraw(id: str) -> Scene:
     )
 
 
+@dataclass(frozen=True)
+class Piece:
+    """One object of a plan.
+
+    Attributes:
+        thing: what it is and where.
+        scale: the size in pixels that its pictogram is made for, one of SIZES[thing.size].
+        paint: (red, green, blue), the colour it has here.
+    """
+
+    thing: Thing
+    scale: int
+    paint: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a scene will show, before its objects are painted.
+
+    Attributes:
+        id, word, ground, level, second: as in `Scene`.
+        pixels: (H, W, 3) uint8, the ground with its crumbs and the card.
+        card: box of the card, None without a word.
+        shadows: whether the objects throw them.
+        pieces: the objects in the order in which they are painted; later ones hide earlier ones.
+    """
+
+    id: str
+    word: str
+    ground: str
+    level: str
+    second: str
+    pixels: np.ndarray = field(repr=False)
+    card: tuple[int, int, int, int] | None
+    shadows: bool
+    pieces: tuple[Piece, ...]
+
+
 def draw(
     number: int,
     *,
@@ -296,6 +337,30 @@ def draw(
     Raises:
         RedlibError: an unknown level.
     """
+    return paint(
+        plan(
+            number,
+            split=split,
+            width=width,
+            height=height,
+            level=level,
+            objects=objects,
+            withheld=withheld,
+        )
+    )
+
+
+def plan(
+    number: int,
+    *,
+    split: str = "train",
+    width: int = SIDE,
+    height: int = SIDE,
+    level: str | None = None,
+    objects: int | None = None,
+    withheld: bool = False,
+) -> Plan:
+    """The plan of the scene of a number; arguments and errors as for `draw`."""
     rng = np.random.default_rng(number)
     drawn = LEVELS[rng.choice(len(LEVELS), p=LEVEL_SHARES)]
     if level is not None and level not in LEVELS:
@@ -307,63 +372,101 @@ def draw(
     ground, second, pixels = _grounds(rng, level, width, height)
     side = min(width, height)
     left, top = (width - side) // 2, (height - side) // 2
-    layer = np.zeros((height, width), np.uint8)  # k where the k-th placed thing is on top
     boxes: list[tuple[int, int, int, int]] = []
-    word = ""
+    word, spot = "", None
     if rng.random() < 0.35:
         word = WORDS[rng.integers(len(WORDS))]
         card = _card(word, int(rng.choice((26, 32, 40))))
-        box = _place(rng, card.shape[1], card.shape[0], side, left, top, boxes)
-        if box is None:
+        spot = _place(rng, card.shape[1], card.shape[0], side, left, top, boxes)
+        if spot is None:
             word = ""
-        else:
-            layer[box[1] : box[3], box[0] : box[2]] = 255
     shadows = level != "clear" and rng.random() < 0.5
     if level != "clear":
         _crumbs(rng, pixels)
-    if word:
-        pixels[box[1] : box[3], box[0] : box[2]] = card
+    if spot:
+        pixels[spot[1] : spot[3], spot[0] : spot[2]] = card
+    layer = _bare(height, width, spot)
     count = objects or int(rng.choice(7, p=COUNTS[level])) + 1
     theme = THEMES[rng.integers(len(THEMES))]
-    things: list[Thing] = []
+    pieces: list[Piece] = []
     areas: list[int] = []
     for k in range(count):
         noun, colour = _kind(rng, theme, withheld and k == 0)
         size = tuple(SIZES)[rng.choice(4, p=SIZE_WEIGHTS[level])]
-        solid, lines = _pictogram(noun, int(rng.choice(SIZES[size])))
-        h, w = solid.shape
+        scale = int(rng.choice(SIZES[size]))
+        solid, _ = _pictogram(noun, scale)
         if level == "crowded":
             box = _overlap(rng, solid, side, left, top, boxes[:1] if word else [], layer, areas)
         else:
-            box = _place(rng, w, h, side, left, top, boxes)
+            box = _place(rng, solid.shape[1], solid.shape[0], side, left, top, boxes)
         if box is None:
             continue
-        x0, y0, x1, y1 = box
-        if shadows:
-            _shade(pixels, layer, solid, x0, y0)
-        paint = np.clip(np.array(COLOURS[colour]) + rng.integers(-12, 13, 3), 0, 255)
-        area = pixels[y0:y1, x0:x1]
-        area[solid] = paint
-        # Black needs light lines, every other colour dark ones.
-        area[lines] = (paint * 0.45) if colour != "black" else (150, 150, 156)
-        things.append(Thing(noun, colour, size, box))
+        pieces.append(Piece(Thing(noun, colour, size, box), scale, shade(colour, rng)))
         areas.append(int(solid.sum()))
-        layer[y0:y1, x0:x1][solid] = len(things)
+        layer[box[1] : box[3], box[0] : box[2]][solid] = len(pieces)
+    id = f"{split}-{number}{asked}"
+    return Plan(id, word, ground, level, second, pixels, spot, shadows, tuple(pieces))
+
+
+def paint(plan: Plan) -> Scene:
+    """The scene of a plan."""
+    pixels = plan.pixels.copy()
+    layer = _bare(*pixels.shape[:2], plan.card)  # k where the k-th piece is on top
+    for k, piece in enumerate(plan.pieces, start=1):
+        solid, lines = _pictogram(piece.thing.noun, piece.scale)
+        x0, y0, x1, y1 = piece.thing.box
+        if plan.shadows:
+            _shadow(pixels, layer, solid, x0, y0)
+        area = pixels[y0:y1, x0:x1]
+        area[solid] = piece.paint
+        # Black needs light lines, every other colour dark ones.
+        dark = np.array(piece.paint) * 0.45
+        area[lines] = dark if piece.thing.colour != "black" else (150, 150, 156)
+        layer[y0:y1, x0:x1][solid] = k
+    things = [piece.thing for piece in plan.pieces]
     order = sorted(range(len(things)), key=lambda k: things[k].centre)
     names = np.zeros(256, np.uint8)
     names[255] = 255
     for place, k in enumerate(order, start=1):
         names[k + 1] = place
     return Scene(
-        f"{split}-{number}{asked}",
+        plan.id,
         pixels,
         tuple(things[k] for k in order),
-        word,
-        ground,
+        plan.word,
+        plan.ground,
         names[layer],
-        level,
-        second,
+        plan.level,
+        plan.second,
     )
+
+
+def outline(noun: str, scale: int) -> tuple[int, int]:
+    """(width, height) in pixels of a noun's pictogram made for `scale` pixels."""
+    height, width = _pictogram(noun, scale)[0].shape
+    return width, height
+
+
+def shade(colour: str, rng: np.random.Generator) -> tuple[int, int, int]:
+    """A shade of a colour, at most 12 levels off its name's."""
+    tone = np.clip(np.array(COLOURS[colour]) + rng.integers(-12, 13, 3), 0, 255)
+    return tuple(tone.tolist())
+
+
+def apart(box: tuple[int, int, int, int], others: Iterable[tuple[int, int, int, int]]) -> bool:
+    """Whether more than 5 pixels lie between a box and every other."""
+    return all(
+        box[0] > b[2] + 5 or box[2] < b[0] - 5 or box[1] > b[3] + 5 or box[3] < b[1] - 5
+        for b in others
+    )
+
+
+def _bare(height: int, width: int, card: tuple[int, int, int, int] | None) -> np.ndarray:
+    """(H, W) uint8, 0 on the ground and 255 on the card: the layer before any object lies on it."""
+    layer = np.zeros((height, width), np.uint8)
+    if card:
+        layer[card[1] : card[3], card[0] : card[2]] = 255
+    return layer
 
 
 def _kind(rng: np.random.Generator, theme: tuple[str, ...], withheld: bool) -> tuple[str, str]:
@@ -395,10 +498,7 @@ def _place(
         x0 = left + int(rng.integers(2, side - width - 1))
         y0 = top + int(rng.integers(2, side - height - 1))
         box = (x0, y0, x0 + width, y0 + height)
-        if all(
-            box[0] > b[2] + 5 or box[2] < b[0] - 5 or box[1] > b[3] + 5 or box[3] < b[1] - 5
-            for b in taken
-        ):
+        if apart(box, taken):
             taken.append(box)
             return box
     return None
@@ -430,7 +530,7 @@ def _overlap(
     return None
 
 
-def _shade(pixels: np.ndarray, layer: np.ndarray, solid: np.ndarray, x0: int, y0: int) -> None:
+def _shadow(pixels: np.ndarray, layer: np.ndarray, solid: np.ndarray, x0: int, y0: int) -> None:
     """Darken the ground where an object at (x0, y0) throws its shadow, to the lower right."""
     y, x = y0 + 5, x0 + 4
     bare = layer[y : y + solid.shape[0], x : x + solid.shape[1]] == 0

@@ -21,7 +21,7 @@ from redlib.tabletop.films import (
     redraw_film,
 )
 from redlib.tabletop.questions import LETTERS, NUMBERS
-from redlib.tabletop.world import COLOURS, GROUNDS, NOUNS, SIZES, SPLITS, WITHHELD, WORDS
+from redlib.tabletop.world import COLOURS, GROUNDS, NOUNS, SIZES, SPLITS, THEMES, WITHHELD, WORDS
 
 
 @pytest.fixture(scope="module")
@@ -322,6 +322,12 @@ def far_from_chance(hits: float, chances: list[float]) -> float:
     return abs(hits - expected) / spread
 
 
+def kin(option: str, offered: list[str]) -> int:
+    """How many of the options name something of the same theme."""
+    theme = next((theme for theme in THEMES if set(theme) & set(option.split())), ())
+    return sum(bool(set(theme) & set(other.split())) for other in offered)
+
+
 @pytest.mark.parametrize("task", SUBTASKS)
 def test_no_guess_beats_chance(task, many):
     """Not a constant letter, nor a constant option, nor a rule about the options' words."""
@@ -343,6 +349,7 @@ def test_no_guess_beats_chance(task, many):
             guess(("asked and offered", asking, option.split()[-1]), option, q)
         guess(("first of the alphabet",), min(offered), q)
         guess(("longest",), max(offered, key=len), q)
+        guess(("odd one out",), min(offered, key=lambda o: kin(o, offered)), q)
         numbers = [option for option in NUMBERS if option in offered]
         guess(("middle",), numbers[len(numbers) // 2] if numbers else sorted(offered)[1], q)
         guess(("best known",), min(offered, key=lambda o: (*NOUNS, o).index(o)), q)

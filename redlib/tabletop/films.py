@@ -10,7 +10,7 @@ few objects, and one to three of them, the actors, each do one thing while all e
     film.events[0]                  # Event(kind='appear', object=1, start=1, end=2, ...)
     film.state(1, 5).box            # (107, 236, 169, 294)
     film_questions([film], "order")[0].text
-    # 'What happens last?\\nA. the snowman leaves\\nB. the pawn appears\\nC. the scales appears\\n...
+    # "What happens last? A. the snowman leaves B. the pawn appears ...", a line for each option
 
 An event is one of EVENTS: an object appears, leaves, moves (left, right, up or down), changes its
 colour, grows or shrinks. Events follow each other and never overlap in time; the first two frames

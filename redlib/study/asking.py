@@ -1,8 +1,8 @@
 """Which questions stand for the paper's benchmarks, and their five-task mean.
 
-The paper judges a pruning method by the mean over five single-image benchmarks. Here five tasks of
-the tabletop world stand in for them: POPE (mean of its three subsets, as the paper reports it), MME
-(accuracy), choice (for MMBench and SEED), colour and position (for the open questions of VQA).
+The paper judges a pruning method by the mean over five benchmarks of short answers; each has its
+own generator in the tabletop world: POPE (mean of its three subsets, as the paper reports it), MME
+(accuracy), MMBench (right in all four rotations), SEED and RealWorldQA (images of another shape).
 """
 
 from collections.abc import Iterable, Sequence
@@ -12,33 +12,51 @@ import numpy as np
 import pandas as pd
 
 from redlib.bench import POPE_SUBSETS
-from redlib.tabletop import Question, Scene, questions
+from redlib.tabletop import Question, Scene, questions, scenes
 
 FIVE: dict[str, tuple[str, ...]] = {
     "pope": POPE_SUBSETS,
     "mme": ("mme",),
-    "choice": ("choice",),
-    "colour": ("colour",),
-    "position": ("position",),
+    "mmb": ("mmb",),
+    "seed": ("seed",),
+    "rwqa": ("rwqa",),
 }
 """The five tasks, each the mean of its subsets."""
 
-FURTHER: tuple[str, ...] = ("count", "word", "naming", "article")
+FURTHER: tuple[str, ...] = ("colour", "position", "count", "word", "naming", "article")
 """Tasks that are reported too but do not enter the mean."""
 
 FIVE_TASKS: tuple[str, ...] = tuple(task for subsets in FIVE.values() for task in subsets)
+
+
+WIDE = (504, 336)
+"""Pixels of the images that RealWorldQA's questions are asked about."""
+
+WIDE_START = 1_000_000
+"""Number of the first of them in its split, beyond the square scenes."""
+
+
+def asked_scenes(split: str, limit: int) -> list[Scene]:
+    """As many square scenes as questions per task, so that most tasks ask each scene once, and
+    half as many wide ones, which give two questions each."""
+    width, height = WIDE
+    wide = scenes(split, (limit + 1) // 2, start=WIDE_START, width=width, height=height)
+    return scenes(split, limit) + wide
 
 
 def ask(scene_list: Sequence[Scene], tasks: Iterable[str], limit: int) -> list[Question]:
     """At most `limit` questions of each task, spread evenly over the scenes.
 
     Every scene gives its first question before any gives its second, so that few questions still
-    see many images; the two questions of an MME pair stay together.
+    see many images. The two questions of an MME pair stay together, and with a limit of one there
+    is one pair all the same; the four rotations of an MMBench question count as one. RealWorldQA
+    alone is asked about images that are not square, and all others about square ones.
     """
     chosen: list[Question] = []
     for task in tasks:
         turns: list[tuple[int, int, list[Question]]] = []
-        for at, scene in enumerate(scene_list):
+        suited = [scene for scene in scene_list if _is_wide(scene) == (task == "rwqa")]
+        for at, scene in enumerate(suited):
             groups: dict[object, list[Question]] = {}
             for number, question in enumerate(questions([scene], task)):
                 groups.setdefault(question.group or number, []).append(question)
@@ -51,11 +69,17 @@ def ask(scene_list: Sequence[Scene], tasks: Iterable[str], limit: int) -> list[Q
             turns += [(turn, at, unit) for turn, unit in enumerate(units)]
         taken = 0
         for _, _, unit in sorted(turns, key=lambda item: item[:2]):
-            if taken + len(unit) > limit:
+            size = 1 if task == "mmb" else len(unit)
+            if taken and taken + size > limit:
                 break
             chosen += unit
-            taken += len(unit)
+            taken += size
     return chosen
+
+
+def _is_wide(scene: Scene) -> bool:
+    height, width = scene.instance.shape
+    return width != height
 
 
 def strata(answers: pd.DataFrame) -> np.ndarray:

@@ -38,7 +38,7 @@ from redlib.geometry import release_ranks
 from redlib.models import VLM
 from redlib.notebook import MEASURING, Session
 from redlib.prune import keep_lowest, random_scores, redundancy
-from redlib.study.asking import FIVE_TASKS, ask, five
+from redlib.study.asking import FIVE_TASKS, ask, asked_scenes, five
 from redlib.tabletop import Scene, scenes
 
 START = 1_000_000
@@ -442,7 +442,7 @@ class _Asker:
     def __init__(self, session: Session) -> None:
         p = session.params
         self.vlm, self.seed = session.model, p.seed
-        drawn = scenes("calibration", p.n_calibration)
+        drawn = asked_scenes("calibration", p.n_calibration)
         self.questions = ask(drawn, FIVE_TASKS, p.n_questions)
         self.tokens = {s.id: self.vlm.encode([s.image]).tokens[0] for s in drawn}
         self.number = {s.id: n for n, s in enumerate(drawn)}

@@ -43,16 +43,19 @@ from redlib.prune import (
 )
 from redlib.store import write_json
 from redlib.study import codebooks
-from redlib.study.asking import FIVE, FIVE_TASKS, FURTHER, ask, strata
+from redlib.study.asking import FIVE, FIVE_TASKS, FURTHER, ask, asked_scenes, strata
 from redlib.study.patches import LEAST_IMAGES
 from redlib.study.verdict import Verdict
-from redlib.tabletop import Scene, scenes
+from redlib.tabletop import scenes
 
 CURVE = (16, 32, 256)
 """Numbers of tokens that the accuracy curve has besides the budgets."""
 
 PATIENCE = 600.0
 """Seconds: a missing codebook is built here if it takes no longer."""
+
+SHOWN = ("pope-adversarial", "mme", "seed", "colour", "position")
+"""Tasks of which the sketch of the pipeline shows one question each, all about a square image."""
 
 METHODS: dict[str, str] = {
     "unpruned": "all tokens",
@@ -157,13 +160,13 @@ class Shown:
 
 
 def show(session: Session, codebook: Codebook, *, keep: int) -> Shown:
-    """The first test scene with `keep` tokens and all, asked one question of each of five tasks."""
+    """The first test scene with `keep` tokens and all, asked one question of each of SHOWN."""
     vlm = session.model
     scene = scenes("test", 1)[0]
     tokens = vlm.encode([scene.image]).tokens[0]
     scores = redundancy(tokens, codebook)
     mask = keep_lowest(scores, keep)
-    chosen = [q for task in FIVE.values() for q in ask([scene], task[-1:], 2)[:1]]
+    chosen = [q for task in SHOWN for q in ask([scene], (task,), 1)[:1]]
     texts = [question.text for question in chosen]
     covered = scene.coverage(vlm.sight).sum(axis=0)
     frame = pd.DataFrame({"patch": np.arange(len(tokens)), "score": scores.cpu().numpy()})
@@ -223,7 +226,7 @@ def answer_images(session: Session, codebook: Codebook, limits: pd.DataFrame) ->
     budget, seed and question.
     """
     p, vlm = session.params, session.model
-    drawn = {scene.id: scene for scene in asked_scenes(session)}
+    drawn = {scene.id: scene for scene in asked_scenes("test", p.n_questions)}
     asked = ask(list(drawn.values()), (*FIVE_TASKS, *FURTHER), p.n_questions)
     about: dict[str, list] = {}
     for question in asked:
@@ -256,11 +259,6 @@ def answer_images(session: Session, codebook: Codebook, limits: pd.DataFrame) ->
         return pd.concat(frames, ignore_index=True)
 
     return store.compute(about, measure, describe="images")
-
-
-def asked_scenes(session: Session) -> list[Scene]:
-    """As many test scenes as questions per task: most tasks then ask each scene once."""
-    return scenes("test", session.params.n_questions)
 
 
 def five_tasks(answers: pd.DataFrame, *, resamples: int, seed: int) -> Interval:
@@ -468,7 +466,7 @@ def write_times(session: Session, codebook: Codebook, *, repeats: int = 20) -> s
     """
     from redlib.engine import extend
 
-    vlm, scene = session.model, asked_scenes(session)[0]
+    vlm, scene = session.model, scenes("test", 1)[0]
     tokens = vlm.encode([scene.image]).tokens[0]
 
     def best(work: Callable[[], object]) -> float:

@@ -124,7 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     train.set_defaults(command=_train)
     evaluate = commands.add_parser("evaluate", help="measure an embedded model's card again")
     evaluate.add_argument("name", metavar="NAME", help="e.g. tiny-llava-1.5")
-    evaluate.add_argument("--quick", action="store_true", help="200 questions per task, not 500")
+    evaluate.add_argument("--quick", action="store_true", help="200 questions per task, not 1,000")
     evaluate.add_argument("--json", action="store_true", help="machine-readable output")
     evaluate.set_defaults(command=_evaluate)
     return parser

@@ -230,7 +230,7 @@ def load(
     Raises:
         RedlibError: nothing of that name, no such LLaVA, or unreadable files.
     """
-    source = _locate(name)
+    source = locate(name)
     place = choose_device(device)
     with _quiet():
         try:
@@ -281,7 +281,7 @@ def check_folder(name: str) -> None:
     Raises:
         RedlibError: config.json or the safetensors are missing, damaged, or of another model.
     """
-    source = _locate(name)
+    source = locate(name)
     _config(name, source, None)
     files = sorted(Path(source).glob("*.safetensors"))
     if not files:
@@ -383,7 +383,7 @@ def _checkpoints() -> Path:
     return Path(str(resources.files("redlib"))) / "checkpoints"
 
 
-def _locate(name: str) -> str:
+def locate(name: str) -> str:
     """A folder, or a Hugging Face id unchanged."""
     if not name:
         raise RedlibError("model: empty; an embedded name, a folder or a Hugging Face id is wanted")

@@ -196,27 +196,42 @@ def test_tsne_is_the_same_each_time():
 
 
 def test_questions_are_spread_over_scenes_and_balanced():
-    drawn = scenes("calibration", 8)
+    drawn = asking.asked_scenes("calibration", 8)
     asked = asking.ask(drawn, asking.FIVE_TASKS, 8)
+    wide = {scene.id for scene in drawn if scene.image.size == asking.WIDE}
+    assert len(drawn) == 12 and len(wide) == 4
     for task in asking.FIVE_TASKS:
         part = [q for q in asked if q.task == task]
-        assert len(part) <= 8
-        if task != "mme":
-            assert len({q.image for q in part}) >= 7
+        images = {q.image for q in part}
+        # The four rotations of an MMBench question count as one, the two of an MME pair as two.
+        units = {"mmb": len({(q.image, q.group) for q in part}), "mme": len(part)}
+        assert units.get(task, len(part)) == 8
+        assert images <= wide if task == "rwqa" else not images & wide
+        assert len(images) == {"mme": 4, "rwqa": 4, "mmb": 8}.get(task, len(images))
+        if task.startswith("pope") or task == "seed":
+            assert len(images) >= 7
     pope = [q.answer for q in asked if q.task == "pope-random"]
     assert pope.count("yes") == pope.count("no") == 4
-    groups = pd.Series([q.group for q in asked if q.task == "mme"]).value_counts()
-    assert (groups == 2).all()
+    pairs = pd.Series([(q.image, q.group) for q in asked if q.task == "mme"]).value_counts()
+    assert (pairs == 2).all()
+    rotations = pd.Series([(q.image, q.group) for q in asked if q.task == "mmb"]).value_counts()
+    assert (rotations == 4).all()
+
+
+def test_even_one_question_a_task_asks_all_five():
+    asked = asking.ask(asking.asked_scenes("calibration", 1), asking.FIVE_TASKS, 1)
+    counts = pd.Series([q.task for q in asked]).value_counts()
+    assert counts.to_dict() == {**dict.fromkeys(asking.FIVE_TASKS, 1), "mme": 2, "mmb": 4}
 
 
 def test_five_task_mean_counts_pope_once():
     rows = [("pope-random", 1), ("pope-random", 0), ("pope-popular", 1), ("pope-adversarial", 0)]
-    rows += [("mme", 1), ("choice", 0), ("colour", 1), ("colour", 0), ("position", 1), ("count", 0)]
+    rows += [("mme", 1), ("mmb", 0), ("seed", 1), ("seed", 0), ("rwqa", 1), ("count", 0)]
     answers = pd.DataFrame(rows, columns=["task", "correct"])
     found = asking.five(answers)
     assert found["pope"] == pytest.approx(0.5)
     assert found["mean"] == pytest.approx((0.5 + 1 + 0 + 0.5 + 1) / 5)
-    assert asking.strata(answers).tolist()[-2:] == ["position", ""]
+    assert asking.strata(answers).tolist()[-2:] == ["rwqa", ""]
 
 
 class Stage:

@@ -18,7 +18,7 @@ import torch
 
 from redlib.errors import RedlibError
 from redlib.models import choose_device
-from redlib.tabletop import decoder, evaluation, language, loop, tower
+from redlib.tabletop import card, decoder, evaluation, language, loop, tower
 from redlib.tabletop.world import scenes
 
 NAMES = ("tiny-llava-1.5",)
@@ -70,7 +70,7 @@ def train(
     )
     target = export_to or work / "checkpoint"
     export(model, processor, target)
-    (target / "training_log.json").write_text(json.dumps(log, indent=1) + "\n")
+    (target / card.LOG).write_text(json.dumps(log, indent=1) + "\n")
     return target
 
 
@@ -169,9 +169,8 @@ def export(model, processor, target: Path) -> None:
 def main(name: str, folder: Path) -> int:
     """Train, measure on held-out scenes, and write the model card beside the weights."""
     where = train(name, folder)
-    log = json.loads((where / "training_log.json").read_text())
     table = evaluation.measure(str(where))
-    evaluation.write_card(name, where, log, table)
-    print(evaluation.table_text(table))
+    card.write(name, where, table)
+    print(card.table_text(table))
     print(where)
     return 0

@@ -1,0 +1,173 @@
+"""A checkpoint's model card: README.md for people, evaluation.json for programs.
+
+A card is made by measuring, never by hand: `redlib evaluate NAME` writes both files beside the
+weights, and `--quick` measures fewer questions and holds them against what is written there.
+
+    write("tiny-llava-1.5", folder, measure("tiny-llava-1.5"))
+    apart(measure("tiny-llava-1.5", quick=True), folder)     # lines, one per number that disagrees
+"""
+
+import json
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from redlib import models
+from redlib.errors import RedlibError
+from redlib.tabletop.decoder import ARTICLE_SHARE, MIN_TOKENS
+from redlib.tabletop.world import COLOURS, GROUNDS, LEVELS, NOUNS, SIZES, WITHHELD, WORDS
+
+MEASURED = "evaluation.json"
+LOG = "training_log.json"
+SHOWN = (
+    "patch thing",
+    "patch colour",
+    "patch place",
+    "retrieval",
+    "pope-random@576",
+    "colour@576",
+    "position@576",
+    "word@576",
+    "naming@576",
+    "pope-random@64",
+    "probe noun",
+    "top1 covered",
+    "top1 bare",
+)
+
+CARD = """---
+license: apache-2.0
+pipeline_tag: image-text-to-text
+---
+# {name}
+
+**Read first.** The decoder was trained on ordinary questions with random subsets and blocks of
+visual tokens, never fewer than {least}, some of them favouring patches that an object covers; no
+single token was ever labelled for it. The vision tower, though, *was* given dense labels: which
+object, colour and size covers each patch and in which band of rows and columns it lies, at the
+layer that LLaVA reads. No real tower has them. And the words for these things began, in the
+decoder, with the directions that tell such patches' features apart as embeddings, as CLIP's
+features already point towards words when LLaVA meets them. What the single-token probe finds here
+is therefore a property of this model, and evidence about the real ones only where the notebooks say
+so.
+
+A LLaVA-1.5 in the stock Hugging Face layout with the real token geometry (336 pixels, 14 per patch,
+24 x 24 visual tokens, feature layer -2, projector of two layers, Llama decoder), a fraction of its
+widths, trained from nothing by `redlib train {name}` on the *tabletop* world: drawn scenes of
+named, coloured pictograms with exact masks. {parameters:,} parameters, fp16 on disk, float32 by
+default.
+
+## Data card: tabletop
+
+Scenes are drawn from a seed by `redlib/tabletop/world.py`: one to seven of {nouns} nouns (glyphs of
+DejaVu Sans) in {colours} colours and {sizes} sizes, sometimes a card with one of {words} written
+words, on {grounds} kinds of ground, in three levels ({levels}). {withheld} pairs of noun and colour
+never occur in training. Nouns come in themes, which gives POPE's popular and adversarial negatives
+their meaning. Questions follow from the scene (`redlib/tabletop/questions.py`). Train, calibration
+and test scenes are disjoint ranges of seeds. No photograph, person or third-party text is in it.
+
+## Measured, held-out test scenes (`redlib evaluate {name}`)
+
+{table}
+
+Intervals come from a bootstrap over scenes. AUROC: how well a number tells patches under an object
+(by 80 % or more) from patches under nothing, crumbs included; for [cls] similarity, attention and
+norms that is a finding, and no bar. The one-word question was answered with an article first in
+{articles:.0%} of the training cases, so that the probe's article rule has something to skip.
+
+## The training run that made these weights
+
+| stage | step | minutes | held-out, in part |
+|---|---|---|---|
+{log}
+
+The whole log is `training_log.json`. {notes}
+{tried}
+## Intended use
+
+Teaching, and testing methods on visual redundancy where the truth is known. It answers the
+question forms of `questions.py` in lower-case words and nothing else; it knows no photograph.
+
+## What the real models had and this one had not
+
+Hundreds of millions of captioned photographs, a language model trained on text, instruction data of
+many kinds, sub-word tokens. What it had and they had not: dense patch labels for the tower, answers
+balanced so that no question can be answered without looking, and visual tokens dropped in training.
+"""
+
+
+def plain(table: pd.DataFrame) -> list[dict]:
+    """The rows as JSON holds them, null for what is not a number."""
+    return json.loads(table.to_json(orient="records"))
+
+
+def table_text(table: pd.DataFrame) -> str:
+    """The table as Markdown, for the terminal and for the card."""
+    lines = ["| metric | value | 95 % interval | n | bar | holds |", "|---|---|---|---|---|---|"]
+    for row in table.itertuples(index=False):
+        bar = "" if np.isnan(row.bar) else f"{row.bar:.2f}"
+        span = "" if np.isnan(row.low) else f"{row.low:.3f} to {row.high:.3f}"
+        lines.append(f"| {row.metric} | {row.value:.3f} | {span} | {row.n} | {bar} | {row[-1]} |")
+    return "\n".join(lines)
+
+
+def apart(table: pd.DataFrame, folder: Path) -> list[str]:
+    """One line for every metric whose interval lies apart from the card's.
+
+    Raises:
+        RedlibError: the folder holds no measured card.
+    """
+    path = Path(folder) / MEASURED
+    if not path.is_file():
+        raise RedlibError(f"no {path}: run `redlib evaluate` without --quick first, it writes it")
+    held = pd.DataFrame(json.loads(path.read_text())).set_index("metric")
+    lines = []
+    for row in table.dropna(subset=["low"]).itertuples(index=False):
+        if row.metric in held.index:
+            of = held.loc[row.metric]
+            if row.high < of["low"] or row.low > of["high"]:
+                lines.append(
+                    f"apart from the card: {row.metric} {row.value:.3f} ({row.low:.3f} to "
+                    f"{row.high:.3f}), the card says {of['value']:.3f} ({of['low']:.3f} to "
+                    f"{of['high']:.3f})"
+                )
+    return lines
+
+
+def write(name: str, folder: Path, table: pd.DataFrame) -> None:
+    """Write both files beside the weights. Of the training log, a row with "note" says what a
+    repetition of the run would not share with it, and one with "tried" what was tried for which
+    bar, with what result."""
+    folder = Path(folder)
+    path = folder / LOG
+    log = json.loads(path.read_text()) if path.is_file() else []
+    lines = []
+    for row in log:
+        if "stage" in row:
+            parts = ", ".join(f"{key} {row[key]:.2f}" for key in SHOWN if key in row)
+            lines.append(f"| {row['stage']} | {row['step']} | {row['minutes']} | {parts} |")
+    notes = " ".join(row["note"] for row in log if "note" in row)
+    tried = [f"| {row['tried']} | {row['result']} |" for row in log if "tried" in row]
+    head = ["", "## What was tried", "", "| change | result |", "|---|---|"]
+    model = models.load(str(folder)).model
+    text = CARD.format(
+        name=name,
+        least=MIN_TOKENS,
+        articles=ARTICLE_SHARE,
+        table=table_text(table),
+        parameters=sum(p.numel() for p in model.parameters()),
+        nouns=len(NOUNS),
+        colours=len(COLOURS),
+        sizes=len(SIZES),
+        words=len(WORDS),
+        grounds=len(GROUNDS),
+        levels=", ".join(LEVELS),
+        withheld=len(WITHHELD),
+        log="\n".join(lines),
+        notes="\n" + textwrap.fill(notes, 100) + "\n" if notes else "",
+        tried="\n".join([*head, *tried, ""]) if tried else "",
+    )
+    (folder / "README.md").write_text(text)
+    (folder / MEASURED).write_text(json.dumps(plain(table), indent=1) + "\n")

@@ -1,0 +1,145 @@
+"""The model card's numbers, against literal computations, and the way from weights to the card."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from redlib import models, states
+from redlib.errors import RedlibError
+from redlib.tabletop import card, evaluation, language, scenes, training
+from redlib.tabletop.questions import POPE, Question
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """An untrained checkpoint in the stock layout."""
+    where = tmp_path_factory.mktemp("untrained") / "tiny-llava-1.5"
+    processor = language.make_processor()
+    training.export(language.make_model(processor.tokenizer), processor, where)
+    return where
+
+
+@pytest.fixture(scope="module")
+def small():
+    """The evaluation at a scale that takes seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation, "QUICK", 8)
+        for name in ("PROBED", "DIVERGED", "SAID", "SAID_MORE", "FEW"):
+            least = {"PROBED": 2, "DIVERGED": 2, "SAID": 8}.get(name, 3)
+            patch.setattr(evaluation, name, getattr(evaluation, name) | {8: least})
+        yield
+
+
+@pytest.fixture(scope="module")
+def table(folder, small):
+    return evaluation.measure(str(folder), quick=True)
+
+
+def test_the_table_holds_every_bar_and_judges_by_it(table):
+    assert list(table.columns) == ["metric", "value", "low", "high", "n", "bar", "pass"]
+    assert table["metric"].is_unique
+    rows = table.set_index("metric")
+    for metric, bar in evaluation.BARS.items():
+        row = rows.loc[metric]
+        assert row["bar"] == bar
+        assert row["pass"] == ("yes" if row["value"] >= bar else "no")
+        assert row["low"] <= row["value"] <= row["high"]
+    rule = rows.loc["points lost with 64 random tokens (rule: 5 to 25)"]
+    assert rule["pass"] == ("yes" if 5 <= rule["value"] <= 25 else "no")
+    others = rows[rows["bar"].isna() & ~rows.index.str.contains("rule:")]
+    assert (others["pass"] == "").all()
+
+
+def test_what_is_asked_is_balanced_and_apart(small):
+    pools = {
+        "square": scenes("test", 8, start=evaluation.START),
+        "alone": scenes("test", 8, start=evaluation.ALONE, objects=1),
+        "wide": scenes("test", 4, start=evaluation.WIDE, width=504, height=336),
+    }
+    asked = evaluation._asked(pools, 8, 0)
+    tasks = pd.Series([q.task for q in asked]).value_counts()
+    assert set(tasks.index) == {*evaluation.ASKED, "naming"}
+    assert tasks["mmb"] == 4 * 8 and tasks["mme"] == 8
+    for subset in POPE:
+        said = [q.answer for q in asked if q.task == subset]
+        assert said.count("yes") == said.count("no") == 4
+    wide = {s.id for s in pools["wide"]}
+    assert {q.image for q in asked if q.task == "rwqa"} <= wide
+
+
+def test_chance_is_the_best_answer_without_looking():
+    asked = [Question("pope-random", "a", "", "yes", options=2)] * 3
+    asked += [Question("seed", "a", "", "b", options=4)] * 2
+    short = (("a", 3), ("left", 2), ("two", 0), ("two", 0), ("six", 0))
+    asked += [Question("rwqa", "a", "", word, options=k) for word, k in short]
+    found = evaluation.chance(asked)
+    assert found["pope"] == 0.5 and found["seed"] == 0.25
+    assert found["rwqa"] == pytest.approx((1 / 3 + 1 / 2 + 2) / 5)
+
+
+def test_a_count_is_within_one():
+    rows = [("two", "three", True), ("Two.", "one", True), ("five", "three", False),
+            ("cup", "one", False), ("seven", "seven", True)]  # fmt: skip
+    part = pd.DataFrame(rows, columns=["answer", "gold", "close"])
+    assert evaluation._within_one(part) == part["close"].tolist()
+
+
+def test_foreign_words_never_come_from_the_same_scene():
+    covered = pd.DataFrame({"image": ["a"] * 5 + ["b"] * 5, "word": ["cup"] * 5 + ["cat"] * 5,
+                            "noun": ["cup"] * 5 + ["cat"] * 5})  # fmt: skip
+    assert not any(evaluation._foreign(covered, 0))
+
+
+def test_probed_patches_and_their_scores_are_what_they_say(folder):
+    vlm = models.load(str(folder))
+    scene = next(s for s in scenes("test", 50, start=9) if s.word and len(s.objects) > 2)
+    found = evaluation._probe_scene(vlm, scene)
+    kinds = {0: "bare"} | {k + 1: o.noun for k, o in enumerate(scene.objects)}
+    for patch, share, noun in zip(found["patch"], found["share"], found["noun"], strict=True):
+        row, column = divmod(patch, 24)
+        square = scene.instance[14 * row : 14 * row + 14, 14 * column : 14 * column + 14]
+        labels, counts = np.unique(square, return_counts=True)
+        if share == 0:
+            assert labels.tolist() == [0]
+        else:
+            best = labels[counts.argmax()]
+            assert kinds[best] == noun and counts.max() / 196 == share >= 0.8
+    tokens = vlm.encode([scene.image]).tokens[0]
+    weights = states.attention(vlm, tokens, prompt=evaluation.ONE_WORD)[3]
+    assert np.allclose(found["attention"], weights[found["patch"]])
+    literal = roc_auc_score(found["share"] > 0, found["top1"])
+    rows = evaluation._aurocs(found, "top1", "x", 0)
+    assert rows[0]["value"] == rows[1]["value"] == pytest.approx(literal)
+
+
+def test_the_card_holds_what_was_measured(folder, table):
+    log = [{"stage": "decoder", "step": 3, "minutes": 0.1, "word@576": 0.5},
+           {"note": "A note."}, {"tried": "more steps", "result": "0.1"}]  # fmt: skip
+    (folder / card.LOG).write_text(json.dumps(log))
+    card.write("tiny-llava-1.5", folder, table)
+    text = (folder / "README.md").read_text()
+    assert card.table_text(table) in text
+    assert "A note." in text and "| more steps | 0.1 |" in text and "word@576 0.50" in text
+    assert json.loads((folder / card.MEASURED).read_text()) == card.plain(table)
+
+
+def test_a_quick_run_is_held_against_the_card(folder, small, table, capsys):
+    card.write("tiny-llava-1.5", folder, table)
+    assert card.apart(table, folder) == []
+    moved = table.assign(value=table["value"] + 2, low=table["low"] + 2, high=table["high"] + 2)
+    lines = card.apart(moved, folder)
+    assert len(lines) == table["low"].notna().sum()
+    assert all(line.startswith("apart from the card: ") for line in lines)
+    assert evaluation.main(str(folder), quick=True, as_json=True) == 1
+    printed = pd.DataFrame(json.loads(capsys.readouterr().out))
+    assert printed["metric"].tolist() == table["metric"].tolist()
+    card.write("tiny-llava-1.5", folder, moved)
+    assert evaluation.main(str(folder), quick=True) == 3
+
+
+def test_a_folder_without_a_card_is_named(tmp_path, table):
+    with pytest.raises(RedlibError, match="evaluation.json"):
+        card.apart(table, tmp_path)

@@ -306,10 +306,10 @@ def accuracy_note(summary: pd.DataFrame, *, model: str, seeds: int) -> dict:
         "title": "Accuracy with fewer visual tokens",
         "caption": (
             "Accuracy on tabletop tasks that stand in for the paper's benchmarks (pope: mean of "
-            "the "
-            "three subsets; mme: accuracy; choice: MMBench and SEED; colour, position: VQA), with "
-            "95 % intervals from resampling images; the mean is over these five, the other columns "
-            f"stand outside it. Random: mean of {seeds} draw{'s' if seeds > 1 else ''}. Computed "
+            "the three subsets; mme: accuracy; mmb: MMBench, right in all four rotations; seed: "
+            "SEED; rwqa: RealWorldQA), with 95 % intervals from resampling images; the mean is "
+            "over these five, the other columns (VQA's kinds of question) stand outside it. "
+            f"Random: mean of {seeds} draw{'s' if seeds > 1 else ''}. Computed "
             f"with {model}; no number of the paper's Table 1 is measured here."
         ),
         "reading": (

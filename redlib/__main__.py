@@ -98,7 +98,7 @@ def _explained(name: str) -> str:
 def _train(chosen: argparse.Namespace) -> int | None:
     from redlib.tabletop import training  # torch, only for who needs it
 
-    return training.main(chosen.name, root() / "runs" / "train")
+    return training.main(chosen.name, root() / "runs" / "train", plain=chosen.plain)
 
 
 def _evaluate(chosen: argparse.Namespace) -> int | None:
@@ -121,6 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     show.set_defaults(command=_params)
     train = commands.add_parser("train", help="train an embedded model from nothing")
     train.add_argument("name", metavar="NAME", help="e.g. tiny-llava-1.5")
+    train.add_argument("--plain", action="store_true", help="a tower without labels of patches")
     train.set_defaults(command=_train)
     evaluate = commands.add_parser("evaluate", help="measure an embedded model's card again")
     evaluate.add_argument("name", metavar="NAME", help="e.g. tiny-llava-1.5")

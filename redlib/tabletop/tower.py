@@ -226,12 +226,15 @@ class Windows:
         }
 
 
-def losses(tower: nn.Module, heads: Heads, batch: dict) -> tuple[torch.Tensor, dict[str, float]]:
-    """Dense cross-entropies plus the symmetric contrastive loss."""
+def losses(
+    tower: nn.Module, heads: Heads, batch: dict, *, dense: bool = True
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """Dense cross-entropies plus the symmetric contrastive loss; without `dense` the heads learn to
+    read the features, for the log, and the tower does not learn from them."""
     device = batch["rows"].device
     with precision(device):
         features, pooled = forward(tower, batch["pixels"], batch["rows"], batch["cols"])
-        shown = heads.norm(features)
+        shown = heads.norm(features if dense else features.detach())
         logits = [head(shown).float() for head in heads.dense]
         image = heads.image(pooled)
     total = torch.zeros((), device=device)

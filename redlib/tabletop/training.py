@@ -8,8 +8,13 @@ happens to be stored in.
 
     train("tiny-llava-1.5", Path("runs/train"))            # two to three hours on two cores
     train("tiny-llava-1.5", folder, share=0.01)             # one hundredth of each stage
+    train("tiny-llava-1.5", folder, plain=True)             # a tower without labels of patches
+
+A folder goes on only with the recipe it was begun with: `recipe.json` holds that, and what differs
+is an error that names it.
 """
 
+import hashlib
 import json
 from functools import partial
 from pathlib import Path
@@ -24,6 +29,7 @@ from redlib.tabletop.world import scenes
 NAMES = ("tiny-llava-1.5",)
 STEPS = {"tower-windows": 3000, "tower-scenes": 1200, "decoder": 3000}
 TRAINING_SCENES = 5_000
+RECIPE = ("world", "questions", "language", "tower", "decoder", "loop", "training")
 TOWER_SEED, DECODER_SEED = 0, 1
 CHECK_SCENES = 40
 
@@ -34,7 +40,7 @@ def train(
     *,
     device: str = "auto",
     share: float = 1.0,
-    export_to: Path | None = None,
+    plain: bool = False,
 ) -> Path:
     """Train a checkpoint, going on from where an earlier run of the same folder stopped.
 
@@ -42,23 +48,26 @@ def train(
         name: one of NAMES.
         folder: work folder; the run lives in `folder/name`.
         share: fraction of every stage's steps and scenes, for trying things.
-        export_to: where the checkpoint goes; default `folder/name/checkpoint`.
+        plain: the ablation: the tower learns from captions alone, as CLIP does, without labels of
+            patches. The decoder's words still begin with the mean features of labelled patches.
 
     Returns:
         the folder of the exported checkpoint.
 
     Raises:
-        RedlibError: an unknown name.
+        RedlibError: an unknown name, or the folder was begun with another recipe.
     """
     if name not in NAMES:
         raise RedlibError(f"train knows {', '.join(NAMES)}; got {name!r}")
-    work, where = Path(folder) / name, choose_device(device)
+    work = Path(folder) / (f"{name}-plain" if plain else name)
+    where = choose_device(device)
+    _same_recipe(work, share)
     processor = language.make_processor()
     model = language.make_model(processor.tokenizer).to(where)
     model.set_attn_implementation({"vision_config": "sdpa", "text_config": "sdpa"})
     steps = {stage: max(4, int(n * share)) for stage, n in STEPS.items()}
     checked = max(4, int(CHECK_SCENES * share))
-    log = _train_tower(model, work, where, steps, checked)
+    log = _train_tower(model, work, where, steps, checked, plain)
     log += _train_decoder(
         model,
         processor,
@@ -68,14 +77,37 @@ def train(
         max(16, int(TRAINING_SCENES * share)),
         checked,
     )
-    target = export_to or work / "checkpoint"
+    target = work / "checkpoint"
     export(model, processor, target)
     (target / card.LOG).write_text(json.dumps(log, indent=1) + "\n")
     return target
 
 
+def _same_recipe(work: Path, share: float) -> None:
+    """Write down what a work folder is trained with, or refuse to go on with something else."""
+    code = {
+        module: hashlib.sha256((Path(__file__).parent / f"{module}.py").read_bytes()).hexdigest()
+        for module in RECIPE
+    }
+    recipe = {"share": share, "steps": STEPS, "scenes": TRAINING_SCENES, **code}
+    path = work / "recipe.json"
+    if path.exists():
+        begun = json.loads(path.read_text())
+        differs = [key for key in recipe if begun.get(key) != recipe[key]]
+        if differs:
+            raise RedlibError(
+                f"{work} was begun with another recipe ({', '.join(differs)} changed): move it "
+                "away, or go on with the code it was begun with"
+            )
+        return
+    work.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(recipe, indent=1) + "\n")
+    temporary.replace(path)
+
+
 def _train_tower(
-    model, work: Path, where: torch.device, steps: dict[str, int], checked: int
+    model, work: Path, where: torch.device, steps: dict[str, int], checked: int, plain: bool
 ) -> list[dict]:
     vision = model.model.vision_tower
     with torch.random.fork_rng(devices=[]):
@@ -87,10 +119,11 @@ def _train_tower(
 
     def on_windows(step: int):
         side, size = (12, 28) if step % 4 == 3 else (8, 64)
-        return tower.losses(vision, heads, windows.batch(step, size, side))
+        return tower.losses(vision, heads, windows.batch(step, size, side), dense=not plain)
 
     def on_scenes(step: int):
-        return tower.losses(vision, heads, windows.batch(steps["tower-windows"] + step, 8, 24))
+        batch = windows.batch(steps["tower-windows"] + step, 8, 24)
+        return tower.losses(vision, heads, batch, dense=not plain)
 
     check = partial(tower.accuracy, vision, heads, where, images=checked)
     log = loop.run(
@@ -166,9 +199,9 @@ def export(model, processor, target: Path) -> None:
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def main(name: str, folder: Path) -> int:
+def main(name: str, folder: Path, *, plain: bool = False) -> int:
     """Train, measure on held-out scenes, and write the model card beside the weights."""
-    where = train(name, folder)
+    where = train(name, folder, plain=plain)
     table = evaluation.measure(str(where))
     card.write(name, where, table)
     print(card.table_text(table))

@@ -16,7 +16,7 @@ import pandas as pd
 
 from redlib import models
 from redlib.errors import RedlibError
-from redlib.tabletop.decoder import ARTICLE_SHARE, MIN_TOKENS
+from redlib.tabletop.lessons import ARTICLE_SHARE, MIN_TOKENS
 from redlib.tabletop.world import COLOURS, GROUNDS, LEVELS, NOUNS, SIZES, WITHHELD, WORDS
 
 MEASURED = "evaluation.json"

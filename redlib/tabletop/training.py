@@ -23,13 +23,15 @@ import torch
 
 from redlib.errors import RedlibError
 from redlib.models import choose_device
-from redlib.tabletop import card, decoder, evaluation, language, loop, tower
+from redlib.tabletop import card, decoder, evaluation, language, lessons, loop, sources, tower
 from redlib.tabletop.world import scenes
 
 NAMES = ("tiny-llava-1.5",)
 STEPS = {"tower-windows": 3000, "tower-scenes": 1200, "decoder": 3000}
 TRAINING_SCENES = 5_000
-RECIPE = ("world", "questions", "language", "tower", "decoder", "loop", "training")
+RECIPE = (
+    "world", "questions", "language", "tower", "sources", "lessons", "decoder", "loop", "training",
+)  # fmt: skip
 TOWER_SEED, DECODER_SEED = 0, 1
 CHECK_SCENES = 40
 
@@ -151,21 +153,19 @@ def _train_decoder(
     vision = model.model.vision_tower
     vision.requires_grad_(False).eval()
     tower.rescale(vision, 1 / tower.spread(vision, where))
-    writer = decoder.Writer(processor)
-    features, cards = decoder.compute_features(model, work, n, where)
-    decoder.begin(model, processor.tokenizer, features, cards)
-    held_features, held_cards = decoder.compute_features(
-        model, work, checked, where, split="calibration"
-    )
+    writer = lessons.Writer(processor)
+    source = sources.images(model, work, n, where)
+    decoder.begin(model, processor.tokenizer, source)
+    held = sources.images(model, work, checked, where, split="calibration")
     masked = scenes("calibration", checked // 2)
-    lessons = decoder.Lessons(writer, features, cards, DECODER_SEED, where, steps)
+    early = int(lessons.EARLY_SHARE * steps)
+    steps_of = lessons.Lessons(writer, [(source, 1.0)], DECODER_SEED, where, early)
 
     def check() -> dict[str, float]:
-        held = (model, writer, held_features, held_cards)
         return {
-            **decoder.accuracy(*held, where, tokens=576),
-            **decoder.accuracy(*held, where, tokens=64),
-            **decoder.single_tokens(model, writer, held_features, masked, where),
+            **decoder.accuracy(model, writer, held, where, tokens=576),
+            **decoder.accuracy(model, writer, held, where, tokens=64),
+            **decoder.single_tokens(model, writer, held, masked, where),
         }
 
     modules = {
@@ -177,7 +177,7 @@ def _train_decoder(
         loop.Stage("decoder", steps),
         work,
         modules,
-        loss=lambda step: decoder.loss(model, writer, *lessons.batch(step)),
+        loss=lambda step: decoder.loss(model, writer, *steps_of.batch(model, step)),
         check=check,
         checks=8,
         rates=(0.004, 3e-4),

@@ -1,0 +1,266 @@
+"""What a training step asks: ordinary questions about scenes, seen through some of their tokens.
+
+Every step takes a few scenes, keeps a part of each one's visual tokens, and asks ordinary questions
+about the scene: is there a cup, what colour is it, where, how many, what does the image show, which
+of these things are there. The questions of a scene share its visual prefix in one sequence, and
+cannot see each other.
+
+What is kept is a random subset or a block of neighbouring tokens, never fewer than MIN_TOKENS. An
+answer is the whole scene's, whatever the subset shows: who is asked about a cup that fell outside
+has to hedge, and that is how the decoder learns to be unsure where nothing is to be seen. Nobody
+ever tells it what a single token is. The one-word question alone is answered from what the tokens
+at hand show: with an object among them, if there is one, else with any object of the scene.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from redlib.tabletop.questions import (
+    CHECKLIST,
+    DESCRIBE,
+    DETAIL,
+    ONE_WORD,
+    ask,
+    pope_text,
+    statistics,
+)
+from redlib.tabletop.sources import Card, Source
+from redlib.tabletop.tower import GRID
+from redlib.tabletop.world import NOUNS, article
+
+MIN_TOKENS = 16
+FEW, MANY = 8, 12  # questions per scene
+RICH = 8.0
+KINDS = {
+    "colour": 4, "position": 4, "article": 2, "mme": 4, "mmb": 1.5, "seed": 3, "rwqa": 1.5,
+    "count": 2, "word": 2.5,
+}  # fmt: skip
+KIND_SHARES = np.array(list(KINDS.values())) / sum(KINDS.values())
+OUT_OF_VIEW = 0.15  # how much rarer questions about an object none of whose tokens is at hand are
+CAPTION_WEIGHT = 0.4  # per token of a caption; 1 elsewhere
+WIDE = 81  # tokens from which many questions, and descriptions, are worth asking
+TALK = {"more": 0.25, "all": 1.0}  # chance of a sentence about a scene; half of it of a list
+ARTICLE_SHARE = 0.12  # one-word answers that begin with an article all the same
+L = 576  # tokens that cost as much as those of one whole scene
+TOKENS = {
+    "rich": (16, 20, 24, 30, 36, 49),
+    "few": (16, 16, 20, 24, 25, 30, 36, 42, 49, 56, 64),
+    "more": (81, 100, 121, 144, 196),
+}
+SCENES = {"rich": 20, "few": 16, "more": 10, "all": 5}  # in a step
+EARLY, LATE = (0.65, 0.15, 0.2, 0.0), (0.1, 0.15, 0.3, 0.45)  # shares of the four kinds of step
+EARLY_SHARE = 0.4  # of all steps are early ones
+
+
+def one_word(c: Card, view: np.ndarray, rng: np.random.Generator) -> str:
+    """An object among the tokens at hand, by the number of tokens it covers; without one, any."""
+    weights = c.seen[:, view].sum(1).astype(float)
+    if weights.sum() == 0:
+        weights[:] = 1
+    noun = c.scene.objects[rng.choice(len(weights), p=weights / weights.sum())].noun
+    return f"{article(noun)} {noun}" if rng.random() < ARTICLE_SHARE else noun
+
+
+def _existence(c: Card, rng: np.random.Generator) -> tuple[str, str]:
+    """A noun that is there or one that is not, half each."""
+    nouns = [o.noun for o in c.scene.objects]
+    if rng.random() < 0.5:
+        return nouns[rng.integers(len(nouns))], "yes"
+    weights = _absent_weights(nouns)
+    return NOUNS[rng.choice(len(NOUNS), p=weights / weights.sum())], "no"
+
+
+def checklist(c: Card, rng: np.random.Generator) -> str:
+    """Nouns in random order, present and absent ones: "cup yes red small left, anchor no, ...".
+
+    The shortest way to many questions: the word before the answer is the thing asked about. Which
+    noun comes next is chance and not learned (see `batch`)."""
+    nouns = [o.noun for o in c.scene.objects]
+    parts = [
+        f"{noun} yes {c.scene.details(k)}" for k, noun in enumerate(nouns) if nouns.count(noun) == 1
+    ]
+    absent = _absent_weights(nouns)
+    several = rng.choice(len(NOUNS), len(nouns) + 1, replace=False, p=absent / absent.sum())
+    parts += [f"{NOUNS[i]} no" for i in several]
+    return f"{', '.join(parts[i] for i in rng.permutation(len(parts)))}."
+
+
+def _absent_weights(nouns: list[str]) -> np.ndarray:
+    """How often each noun occurs, 0 for the ones at hand: no absent noun is by itself a hint."""
+    weights, _ = statistics()
+    weights = weights.copy()
+    weights[[NOUNS.index(noun) for noun in nouns]] = 0
+    return weights
+
+
+def lesson(c: Card, view: np.ndarray, rng: np.random.Generator) -> list[tuple[str, str]]:
+    """Questions and answers about a scene seen through some of its tokens: FEW where these are few,
+    MANY where they are so many that a question more costs little beside them."""
+    wide = len(view) >= WIDE
+    rows = [(CHECKLIST, checklist(c, rng)), (ONE_WORD, one_word(c, view, rng))]
+    for _ in range(2 if wide else 1):
+        noun, answer = _existence(c, rng)
+        rows.append((pope_text(noun), answer))
+    whole = len(view) == c.seen.shape[1]
+    rows += _talk(c, TALK["all" if whole else "more"] if wide else 0.0, rng)
+    in_view = np.append(c.seen[:, view].any(1), True)  # the last is for questions about no object
+    while len(rows) < (MANY if wide else FEW):
+        asked = ask(c.scene, str(rng.choice(list(KINDS), p=KIND_SHARES)), rng)
+        if asked:
+            weights = np.where(in_view[[q.asked for q in asked]], 1.0, OUT_OF_VIEW)
+            q = asked[rng.choice(len(asked), p=weights / weights.sum())]
+            rows.append((q.text, q.answer))
+    return rows
+
+
+def _talk(c: Card, chance: float, rng: np.random.Generator) -> list[tuple[str, str]]:
+    """A sentence and a list that name everything, in random order: whichever thing is named next,
+    it has to be one that has not been named, and one that was passed over is not lost."""
+    n = len(c.scene.objects)
+    rows = [(DESCRIBE, c.scene.sentence(rng.permutation(n)))] * (rng.random() < chance)
+    return rows + [(DETAIL, c.scene.description(rng.permutation(n)))] * (rng.random() < chance / 2)
+
+
+def view(rng: np.random.Generator, tokens: int, c: Card, *, rich: bool = False) -> np.ndarray:
+    """(tokens,) numbers of visual tokens, ascending: all of them, or with even chances a random
+    subset or a block of neighbours in one tile. Three blocks in four lie over an object. A rich
+    view is a random subset that takes covered patches RICH times as often as bare ones."""
+    size = c.seen.shape[1]
+    if tokens == size:
+        return np.arange(tokens)
+    if rich:
+        weights = np.where(c.seen.any(0), RICH, 1.0)
+        return np.sort(rng.choice(size, tokens, replace=False, p=weights / weights.sum()))
+    sides = [(h, tokens // h) for h in range(3, 15) if tokens % h == 0 and 3 <= tokens // h <= GRID]
+    if not sides or rng.random() < 0.5:
+        return np.sort(rng.permutation(size)[:tokens])
+    h, w = sides[rng.integers(len(sides))]
+    tile = rng.integers(size // GRID**2)
+    row, column = rng.integers(GRID - h + 1), rng.integers(GRID - w + 1)
+    over = np.flatnonzero(c.seen[rng.integers(len(c.seen))])
+    if len(over) and rng.random() < 0.75:
+        tile, at = divmod(int(rng.choice(over)), GRID**2)
+        r, col = divmod(at, GRID)
+        row = np.clip(r - rng.integers(h), 0, GRID - h)
+        column = np.clip(col - rng.integers(w), 0, GRID - w)
+    block = (row + np.arange(h))[:, None] * GRID + column + np.arange(w)
+    return tile * GRID**2 + block.ravel()
+
+
+class Writer:
+    """Turns (question, answer) pairs into token ids, once per distinct text."""
+
+    def __init__(self, processor) -> None:
+        self.tokenizer = processor.tokenizer
+        text = processor.apply_chat_template(
+            [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "|"}]}],
+            add_generation_prompt=True,
+        )
+        before, after = text.split("<image>")
+        self.after = after
+        self.prefix = self.tokenizer(before).input_ids
+        self.end = self.tokenizer.eos_token_id
+        self.memo: dict[str, list[int]] = {}
+        self.nouns = {self.ids(noun)[0] for noun in NOUNS}
+
+    def ids(self, text: str) -> list[int]:
+        if text not in self.memo:
+            if len(self.memo) > 50_000:
+                self.memo.clear()
+            self.memo[text] = self.tokenizer(text, add_special_tokens=False).input_ids
+        return self.memo[text]
+
+    def pair(self, question: str, answer: str) -> tuple[list[int], list[int]]:
+        return self.ids(self.after.replace("|", question)), [*self.ids(answer), self.end]
+
+
+def batch(
+    writer: Writer, pairs: list[list[tuple[str, str]]], tokens: int, device: torch.device
+) -> dict[str, torch.Tensor]:
+    """Pack the questions of every scene behind its visual tokens.
+
+    Returns:
+        ids (B, T) of the text after the visual tokens; mask (B, 1, P + n + T, P + n + T), True
+        where attention is allowed; positions (B, P + n + T); target (B, T), the id that position
+        has to predict or -100; weight (B, T); part (B, T) number of the question.
+    """
+    rows = []
+    for scene_pairs in pairs:
+        ids, target, weight, part, place = [], [], [], [], []
+        for k, (question, answer) in enumerate(scene_pairs):
+            asked, said = writer.pair(question, answer)
+            full = asked + said
+            ids += full[:-1]
+            target += [-100] * (len(asked) - 1) + said
+            each = [CAPTION_WEIGHT if question in (DESCRIBE, DETAIL) else 1.0] * (len(full) - 1)
+            if question == CHECKLIST:
+                each = [float(token not in writer.nouns) for token in full[1:]]
+            weight += each
+            part += [k + 1] * (len(full) - 1)
+            place += list(range(len(full) - 1))
+        rows.append((ids, target, weight, part, place))
+    length = max(len(r[0]) for r in rows)
+
+    def stack(k: int, fill: float, dtype: torch.dtype) -> torch.Tensor:
+        return torch.tensor([r[k] + [fill] * (length - len(r[k])) for r in rows], dtype=dtype)
+
+    part = stack(3, -1, torch.long)
+    head = len(writer.prefix) + tokens
+    whole = torch.cat((torch.zeros(len(rows), head, dtype=torch.long), part), 1)
+    order = torch.arange(head + length)
+    allowed = (whole[:, None, :] == 0) | (whole[:, None, :] == whole[:, :, None])
+    mask = (allowed & (order[None, :] <= order[:, None]))[:, None]
+    place = torch.cat((order[:head].expand(len(rows), -1), head + stack(4, 0, torch.long)), 1)
+    made = {
+        "ids": stack(0, 0, torch.long),
+        "mask": mask,
+        "positions": place,
+        "part": part,
+        "target": stack(1, -100, torch.long),
+        "weight": stack(2, 0.0, torch.float),
+    }
+    return {key: value.to(device) for key, value in made.items()}
+
+
+class Lessons:
+    """Training batches by step number.
+
+    To find among the tokens the ones that a question is about is the hard part, and it is learned
+    an order of magnitude sooner from few tokens that show much. So the first steps mostly see rich
+    views of few tokens; then come plain subsets and blocks of all sizes, and whole images.
+
+    Args:
+        sources: each with its share of the steps.
+        early: how many of the steps are early ones.
+    """
+
+    def __init__(
+        self,
+        writer: Writer,
+        sources: Sequence[tuple[Source, float]],
+        seed: int,
+        device: torch.device,
+        early: int,
+    ):
+        self.writer, self.seed, self.device, self.early = writer, seed, device, early
+        self.sources = [source for source, _ in sources]
+        self.shares = np.array([share for _, share in sources])
+
+    def batch(self, model: nn.Module, step: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """The packed text of a step and its visual inputs (B, T, D)."""
+        rng = np.random.default_rng([self.seed, step])
+        source = self.sources[0]
+        if len(self.sources) > 1:
+            source = self.sources[rng.choice(len(self.sources), p=self.shares)]
+        kinds = ("rich", "few", "more", "all")
+        kind = kinds[rng.choice(len(kinds), p=EARLY if step < self.early else LATE)]
+        tokens = source.tokens if kind == "all" else int(rng.choice(TOKENS[kind]))
+        size = max(1, SCENES[kind] * L // tokens) if kind == "all" else SCENES[kind]
+        chosen = rng.integers(0, len(source.cards), size)
+        kept = [view(rng, tokens, source.cards[i], rich=kind == "rich") for i in chosen]
+        pairs = [lesson(source.cards[i], v, rng) for i, v in zip(chosen, kept, strict=True)]
+        visual = source.pack(model, chosen, kept, self.device)
+        return batch(self.writer, pairs, visual.shape[1], self.device), visual

@@ -10,6 +10,7 @@ happens to be stored in.
     train("tiny-llava-1.5", folder, share=0.01)             # one hundredth of each stage
 """
 
+import copy
 import json
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ import torch
 
 from redlib.errors import RedlibError
 from redlib.models import choose_device
-from redlib.tabletop import decoder, evaluation, language, loop, tower
+from redlib.tabletop import architectures, decoder, evaluation, loop, tower
 from redlib.tabletop.world import scenes
 
 NAMES = ("tiny-llava-1.5",)
@@ -53,8 +54,8 @@ def train(
     if name not in NAMES:
         raise RedlibError(f"train knows {', '.join(NAMES)}; got {name!r}")
     work, where = Path(folder) / name, choose_device(device)
-    processor = language.make_processor()
-    model = language.make_model(processor.tokenizer).to(where)
+    processor = architectures.make_processor(name)
+    model = architectures.make_model(name, processor.tokenizer).to(where)
     model.set_attn_implementation({"vision_config": "sdpa", "text_config": "sdpa"})
     steps = {stage: max(4, int(n * share)) for stage, n in STEPS.items()}
     checked = max(4, int(CHECK_SCENES * share))
@@ -154,8 +155,7 @@ def _train_decoder(
 def export(model, processor, target: Path) -> None:
     """Write model and processor as stock files: fp16 weights, fp32 in the config."""
     target.mkdir(parents=True, exist_ok=True)
-    half = language.make_model(processor.tokenizer).half()
-    half.load_state_dict({k: v.half() for k, v in model.state_dict().items()})
+    half = copy.deepcopy(model).half()
     half.generation_config.do_sample = False
     half.save_pretrained(target)
     processor.save_pretrained(target)

@@ -2,7 +2,8 @@
 
 The library behind the notebooks of this repository. Imports point only downwards:
 
-    params, geometry, errors            parameters, token grids, the error a reader sees
+    params, geometry, layouts, errors   parameters, token grids, what stands at which position, the
+                                        error a reader sees
     models, store                       a checkpoint as one handle; resumable result tables
     engine                              exact forwards over many variants of one image
     probe, leave_one_out, states,       what a token says alone, what its absence changes, what
@@ -29,8 +30,9 @@ _HOME = {
     "open_image": "models",
 }
 _MODULES = (
-    "batch", "bench", "clustering", "codebook", "engine", "errors", "geometry", "leave_one_out",
-    "models", "notebook", "params", "probe", "prune", "report", "states", "store", "tabletop",
+    "batch", "bench", "clustering", "codebook", "engine", "errors", "geometry", "layouts",
+    "leave_one_out", "models", "notebook", "params", "probe", "prune", "report", "states", "store",
+    "tabletop",
 )  # fmt: skip
 
 __all__ = ["__version__", *_HOME, *_MODULES]

@@ -14,12 +14,17 @@ from the stock modules.
 
 Of Next and OneVision, whose processors cut an image into tiles, `encode` takes the base tile alone:
 the whole image at the tower's size, 576 or 729 tokens, ended by one image newline (`visual`). The
-paper probes them so.
+paper probes them so. Other visual inputs of these models come whole, newlines and all:
+
+    vlm.tiles(image)              # (T, D) base tile and its tiles: Next "with split"
+    vlm.several([one, other])     # OneVision: images of one prompt
+    vlm.film(frames)              # OneVision: a video
 
 A name is looked up as an embedded checkpoint, then as a folder, then as a Hugging Face id.
 """
 
 import hashlib
+import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -34,6 +39,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from redlib import layouts
 from redlib.errors import RedlibError
 from redlib.geometry import Grid, Sight
 from redlib.params import FAMILIES, KINDS, PRESETS
@@ -52,6 +58,11 @@ DTYPES = {
     "float64": torch.float64,
 }
 VISION_BATCH = 8
+SIGLIP_PATCH = 14  # of OneVision's tower, whose processor does not say it
+VIDEO_KEYS = (
+    "do_convert_rgb", "do_normalize", "do_rescale", "do_resize", "image_mean", "image_std",
+    "resample", "rescale_factor", "size",
+)  # fmt: skip
 MOST_OBLONG = 50
 
 
@@ -82,12 +93,42 @@ class Parts:
     image_processor: transformers.BaseImageProcessor
     chat_template: str | None
     image_token: str = "<image>"
+    video_token: str = "<video>"
 
     def apply_chat_template(self, messages: list[dict], **options: bool) -> str:
         """The text of a conversation, as the stock processor's method gives it."""
         return self.tokenizer.apply_chat_template(
             messages, chat_template=self.chat_template, tokenize=False, **options
         )
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the files from which the stock processor loads where torchvision is installed.
+
+        Frames of a video are prepared as images are.
+        """
+        images = self.image_processor.to_dict()
+        cells = images["size"]["height"] // SIGLIP_PATCH
+        images["image_processor_type"] = "LlavaOnevisionImageProcessor"
+        videos = {key: images[key] for key in VIDEO_KEYS}
+        videos |= {
+            "do_sample_frames": False,
+            "video_processor_type": "LlavaOnevisionVideoProcessor",
+        }
+        stored = {
+            "image_processor": images,
+            "video_processor": videos,
+            "image_token": self.image_token,
+            "video_token": self.video_token,
+            "num_image_tokens": cells**2,
+            "vision_feature_select_strategy": "full",
+            "vision_aspect_ratio": "anyres_max_9",
+            "processor_class": "LlavaOnevisionProcessor",
+        }
+        folder = Path(folder)
+        self.tokenizer.save_pretrained(folder)
+        text = json.dumps(stored, indent=2, sort_keys=True)
+        (folder / "processor_config.json").write_text(text + "\n", encoding="utf-8")
+        (folder / "chat_template.jinja").write_text(self.chat_template or "", encoding="utf-8")
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,17 +188,24 @@ class VLM:
         return Encoded(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
     def _encode(self, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor, Tensor]:
-        config = self.model.config
-        pixels = self._pixels(images).to(self.device, self.dtype)  # (B, 3, side, side)
-        seen = self.model.model.vision_tower(pixels, output_hidden_states=True)
-        features = seen.hidden_states[config.vision_feature_layer]  # (B, L or 1 + L, .)
-        first = int(config.vision_feature_select_strategy == "default")  # [cls] comes first
-        tokens = self.model.model.multi_modal_projector(features[:, first:])  # (B, L, D)
+        features = self._tower(self._pixels(images))  # (B, L or 1 + L, .)
+        tokens = self.model.model.multi_modal_projector(features[:, self._first :])  # (B, L, D)
         # Half precision has too few digits for a cosine that is then ranked over 576 patches.
         features = features if features.dtype == torch.float64 else features.float()
-        patches = features[:, first:]
-        whole = features[:, :1] if first else patches.mean(1, keepdim=True)
+        patches = features[:, self._first :]
+        whole = features[:, :1] if self._first else patches.mean(1, keepdim=True)
         return tokens, torch.cosine_similarity(whole, patches, dim=-1), patches.norm(dim=-1)
+
+    @property
+    def _first(self) -> int:
+        """Where the patches begin among the features of the tower, behind [cls] if there is one."""
+        return int(self.model.config.vision_feature_select_strategy == "default")
+
+    def _tower(self, pixels: Tensor) -> Tensor:
+        """(B, L or 1 + L, width of the tower) features at the feature layer."""
+        pixels = pixels.to(self.device, self.dtype)  # (B, 3, side, side)
+        seen = self.model.model.vision_tower(pixels, output_hidden_states=True)
+        return seen.hidden_states[self.model.config.vision_feature_layer]
 
     def _pixels(self, images: Sequence[Image.Image], **options: bool) -> Tensor:
         """(B, 3, side, side): what the tower sees of each image, the base tile where there are
@@ -168,6 +216,76 @@ class VLM:
         ]
         rows = [one["pixel_values"][0] for one in made]  # (3, .) or (tiles, 3, .), the base first
         return torch.stack([row[0] if row.ndim == 4 else row for row in rows])
+
+    def _packed(self, pixels: Tensor, layout: layouts.Layout) -> Tensor:
+        """(T, D) from the pixels of n tiles, (n, 3, side, side)."""
+        features = torch.cat([self._tower(part) for part in pixels.split(VISION_BATCH)])
+        return layouts.pack(self.model, [features[:, self._first :].flatten(0, 1)], [layout])[0]
+
+    @torch.no_grad()
+    def tiles(self, image: Image.Image, *, packing: str = "split") -> Tensor:
+        """An image in tiles, as Next and OneVision see it.
+
+        Args:
+            packing: "split", the form of the paper's release: the base tile and the others one
+                after another, (n * L + 1, D); or "unpadded", Hugging Face's: the base tile, then
+                the tiles as one picture without padding, each of its rows ended by a newline. See
+                `redlib.layouts`.
+
+        Raises:
+            RedlibError: another packing, or a model without tiles.
+        """
+        config = self.model.config
+        if self.newline is None:
+            raise RedlibError(f"model {self.name!r} ({config.model_type}) has no tiles")
+        pixels = self.processor.image_processor(images=image, return_tensors="pt")["pixel_values"]
+        cells, side = self.grid.height, config.vision_config.image_size
+        if packing == "split":
+            layout = layouts.split(cells, tiles=pixels.shape[1])
+        elif packing == "unpadded":
+            most = getattr(config, "vision_aspect_ratio", None)  # "anyres_max_9" of OneVision
+            layout = layouts.unpadded(
+                cells,
+                (image.height, image.width),
+                side,
+                config.image_grid_pinpoints,
+                most=int(most.rsplit("_", 1)[1]) if most else None,
+            )
+        else:
+            raise RedlibError(f"packing must be split or unpadded; got {packing!r}")
+        return self._packed(pixels[0], layout)
+
+    @torch.no_grad()
+    def several(self, images: Sequence[Image.Image]) -> Tensor:
+        """(n * (L + 1), D): n images of one prompt, padded to squares, a newline after each.
+
+        Raises:
+            RedlibError: fewer than two images, or not a OneVision.
+        """
+        self._check_onevision("several images need")
+        if len(images) < 2:
+            raise RedlibError(f"several needs at least two images; got {len(images)}")
+        made = self.processor.image_processor(images=[list(images)], return_tensors="pt")
+        layout = layouts.several(self.grid.height, len(images))
+        return self._packed(made["pixel_values"][:, 0], layout)
+
+    @torch.no_grad()
+    def film(self, frames: Sequence[Image.Image]) -> Tensor:
+        """(n * P + 1, D): a video, its frames squeezed to squares and pooled to P = 196 tokens
+        each (of 729), one newline at the end.
+
+        Raises:
+            RedlibError: no frames, or not a OneVision.
+        """
+        self._check_onevision("a video needs")
+        if not frames:
+            raise RedlibError("film needs at least one frame; got none")
+        return self._packed(self._pixels(frames), layouts.film(self.grid.height, len(frames)))
+
+    def _check_onevision(self, what: str) -> None:
+        kind = self.model.config.model_type
+        if kind != "llava_onevision":
+            raise RedlibError(f"{what} a OneVision model; {self.name!r} is a {kind!r}")
 
     def visual(self, tokens: Tensor) -> Tensor:
         """(K, D) visual tokens as they stand in the prompt, with the newline that ends them."""

@@ -9,15 +9,16 @@ import torch
 import transformers
 
 from redlib.errors import RedlibError
-from redlib.tabletop import decoder, language, loop, questions, scenes, training
+from redlib.tabletop import architectures, decoder, loop, questions, scenes, training
 from redlib.tabletop.questions import DESCRIBE, ONE_WORD, TASKS
 
-CHECKPOINT = Path(training.__file__).parents[1] / "checkpoints" / "tiny-llava-1.5"
+NAME = "tiny-llava-1.5"
+CHECKPOINT = Path(training.__file__).parents[1] / "checkpoints" / NAME
 
 
 @pytest.fixture(scope="module")
 def processor():
-    return language.make_processor()
+    return architectures.make_processor(NAME)
 
 
 def test_every_word_of_the_world_is_one_token(processor):
@@ -32,7 +33,7 @@ def test_every_word_of_the_world_is_one_token(processor):
 def test_packed_questions_do_not_see_each_other(processor):
     """Logits of a question packed with others equal those of the question alone, through the
     stock model."""
-    model = language.make_model(processor.tokenizer).eval()
+    model = architectures.make_model(NAME, processor.tokenizer).eval()
     writer = decoder.Writer(processor)
     pairs = [(ONE_WORD, "cup"), ("What color is the cup?", "red"), (DESCRIBE, "a small red cup")]
     features = torch.randn(1, 20, 192, generator=torch.Generator().manual_seed(0))
@@ -107,7 +108,7 @@ def test_the_decoder_begins_where_the_features_point(processor):
         for thing, mask in zip(c.scene.objects, c.seen, strict=True):
             features[i][mask] += vectors[thing.noun]
     features = features.astype(np.float16)
-    model = language.make_model(processor.tokenizer)
+    model = architectures.make_model(NAME, processor.tokenizer)
     decoder.begin(model, processor.tokenizer, features, cards)
     with torch.no_grad():
         shown = model.model.multi_modal_projector(torch.from_numpy(features).float())

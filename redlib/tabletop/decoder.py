@@ -6,6 +6,8 @@ show a cup, and the last position has to find what the word found. Where the dec
 learns this in an hour or not at all.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -121,36 +123,37 @@ def accuracy(
     model: nn.Module,
     writer: Writer,
     source: Source,
-    device: torch.device,
     *,
-    tokens: int,
+    tokens: int | None = None,
+    view: Sequence[int] | None = None,
     tasks: tuple[str, ...] = ONE_ANSWER,
-    seed: int = 0,
 ) -> dict[str, float]:
     """Share of questions whose every answer token ranks first given the ones before (equal to
-    greedy decoding being right), by task, over the scenes at hand, with that many of their tokens
-    by lot."""
-    rng = np.random.default_rng(seed)
+    greedy decoding being right), by task, over the scenes at hand: with so many of their visual
+    tokens by lot, or with those of a view."""
+    rng = np.random.default_rng(0)
+    device = model.lm_head.weight.device
     hits: dict[str, list[float]] = {task: [] for task in tasks}
     for i, c in enumerate(source.cards):
-        view = np.sort(rng.permutation(source.tokens)[:tokens])
+        kept = np.sort(rng.permutation(source.tokens)[:tokens]) if view is None else view
         asked = [q for task in tasks for q in questions([c.scene], task)]
-        visual = source.pack(model, np.array([i]), [view], device)
+        visual = source.pack(model, np.array([i]), [np.asarray(kept)], device)
         pairs = [[(q.text, q.answer) for q in asked]]
         packed = batch(writer, pairs, visual.shape[1], device)
         best = logits(model, writer, packed, visual).argmax(-1)
         wrong = (best != packed["target"]) & (packed["target"] != -100)
         for k, q in enumerate(asked):
             hits[q.task].append(float(not wrong[packed["part"] == k + 1].any()))
-    return {f"{task}@{tokens}": float(np.mean(v)) for task, v in hits.items() if v}
+    return {task: float(np.mean(v)) for task, v in hits.items() if v}
 
 
 @torch.no_grad()
 def single_tokens(
-    model: nn.Module, writer: Writer, source: Source, found: list[Scene], device: torch.device
+    model: nn.Module, writer: Writer, source: Source, found: list[Scene]
 ) -> dict[str, float]:
     """The single-token probe in short: share of covered patches whose best word is their noun,
     and the mean top-1 probability on covered and on bare patches."""
+    device = model.lm_head.weight.device
     right, high, low = [], [], []
     nouns = np.array([writer.ids(noun)[0] for noun in NOUNS])
     for i, scene in enumerate(found):

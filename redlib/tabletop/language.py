@@ -1,26 +1,17 @@
-"""The tiny family's words, and its checkpoints before training.
+"""The tiny family's words.
 
 A word-level tokenizer: every word and punctuation mark that captions, questions and answers can
 hold is one token, so that one decoding step is one word and the single-token probe reads plainly.
 Words are lower-cased. The chat template is LLaVA-1.5's, `USER: <image>\\n... ASSISTANT:`.
+Images and videos come before the text, with nothing between them.
 
-    processor = make_processor()
-    model = make_model(processor.tokenizer)      # random weights, stock classes
+    make_tokenizer()("USER: <image>\\nwhat color is the cup? ASSISTANT:").input_ids
 """
 
 import re
 
-import torch
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import (
-    CLIPVisionConfig,
-    LlamaConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    LlavaProcessor,
-    PreTrainedTokenizerFast,
-)
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers import PreTrainedTokenizerFast
 
 from redlib.tabletop.questions import (
     CHECKLIST,
@@ -35,7 +26,7 @@ from redlib.tabletop.questions import (
     SHORT,
     YES_NO,
 )
-from redlib.tabletop.world import COLOURS, GROUNDS, NOUNS, PATCH, SIDE, SIZES, WORDS
+from redlib.tabletop.world import COLOURS, GROUNDS, NOUNS, SIZES, WORDS
 
 SPECIAL = ("<pad>", "<unk>", "<s>", "</s>", "<image>")
 FRAMES = (
@@ -63,8 +54,8 @@ FRAMES = (
 SPLIT = r"[A-Za-z]+(?:'[a-z]+)?|[^\sA-Za-z]"
 CHAT = (
     "{% for message in messages %}{{ message['role'].upper() }}: "
-    "{% for part in message['content'] %}{% if part['type'] == 'image' %}<image>\n{% endif %}"
-    "{% endfor %}"
+    "{% for part in message['content'] %}{% if part['type'] in ('image', 'video') %}"
+    "<{{ part['type'] }}>\n{% endif %}{% endfor %}"
     "{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}"
     "{% endif %}{% endfor %} {% endfor %}"
     "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
@@ -79,8 +70,10 @@ def vocabulary() -> list[str]:
     return [*SPECIAL, *dict.fromkeys(words)]
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    tokens = vocabulary()
+def make_tokenizer(*more: str, positions: int = 2048) -> PreTrainedTokenizerFast:
+    """The tokenizer of the vocabulary and, behind it, `more` special tokens, for sequences of at
+    most so many positions. Ids of words are the same in all of them."""
+    tokens = [*vocabulary(), *more]
     backend = Tokenizer(models.WordLevel({t: i for i, t in enumerate(tokens)}, unk_token="<unk>"))
     backend.normalizer = normalizers.Lowercase()
     backend.pre_tokenizer = pre_tokenizers.Sequence(
@@ -98,69 +91,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
         unk_token="<unk>",
         bos_token="<s>",
         eos_token="</s>",
-        additional_special_tokens=["<image>"],
+        additional_special_tokens=["<image>", *more],
         padding_side="left",
-        model_max_length=2048,
+        model_max_length=positions,
     )
-
-
-def make_processor() -> LlavaProcessor:
-    return LlavaProcessor(
-        image_processor=CLIPImageProcessorPil(
-            size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}
-        ),
-        tokenizer=make_tokenizer(),
-        patch_size=PATCH,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=CHAT,
-    )
-
-
-def make_config(tokenizer: PreTrainedTokenizerFast) -> LlavaConfig:
-    """tiny-llava-1.5: the real model's geometry (24 x 24 tokens, feature layer -2, a projector of
-    two layers), a hundredth of its widths."""
-    ids = {name: tokenizer.convert_tokens_to_ids(f"<{name}>") for name in ("pad", "s", "image")}
-    end = tokenizer.convert_tokens_to_ids("</s>")
-    return LlavaConfig(
-        vision_config=CLIPVisionConfig(
-            hidden_size=192,
-            intermediate_size=768,
-            num_hidden_layers=6,
-            num_attention_heads=3,
-            image_size=SIDE,
-            patch_size=PATCH,
-            layer_norm_eps=1e-9,  # small beside the rescaled stream, see tower.rescale
-        ),
-        text_config=LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=192,
-            intermediate_size=512,
-            num_hidden_layers=6,
-            # A question has to find patches hundreds of positions away by what they show. Rotary
-            # embedding spoils that for all dimensions that turn within such a distance: heads of
-            # 64 with Llama 3's base leave more than half of them, heads of 32 with 10,000 a third.
-            num_attention_heads=4,
-            num_key_value_heads=4,
-            head_dim=64,
-            rope_parameters={"rope_type": "default", "rope_theta": 500_000.0},
-            max_position_embeddings=2048,
-            pad_token_id=ids["pad"],
-            bos_token_id=ids["s"],
-            eos_token_id=end,
-        ),
-        image_token_id=ids["image"],
-        vision_feature_layer=-2,
-        vision_feature_select_strategy="default",
-        image_seq_length=(SIDE // PATCH) ** 2,
-        pad_token_id=ids["pad"],
-    )
-
-
-def make_model(
-    tokenizer: PreTrainedTokenizerFast, *, seed: int = 0
-) -> LlavaForConditionalGeneration:
-    """The untrained checkpoint, random weights of a seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return LlavaForConditionalGeneration(make_config(tokenizer))

@@ -1,12 +1,14 @@
-"""`redlib train NAME`: a tiny checkpoint from nothing.
+"""`redlib train NAME`: a tiny checkpoint.
 
-Four stages, each resumable (see `loop`): the tower on windows, the tower on whole scenes, the
-features of the training scenes, projector and decoder. Work goes to `runs/train/NAME`; a finished
-checkpoint is exported in the stock Hugging Face layout, weights in half precision and `dtype:
-float32` in its config, since transformers would otherwise compute in the precision that a file
-happens to be stored in.
+tiny-llava-1.5 is trained from nothing in four stages, each resumable (see `loop`): the tower on
+windows, the tower on whole scenes, the features of the training scenes, projector and decoder.
+tiny-llava-next begins as tiny-llava-1.5, the one trained beside it or else the shipped one, and
+goes on on base tiles alone and on images of twice the sides with their four tiles. Work goes to
+`runs/train/NAME`; a finished checkpoint is exported in the stock Hugging Face layout, weights in
+half precision and `dtype: float32` in its config, since transformers would otherwise compute in the
+precision that a file happens to be stored in.
 
-    train("tiny-llava-1.5", Path("runs/train"))            # two to three hours on two cores
+    train("tiny-llava-1.5", Path("runs/train"))            # about two hours on two cores
     train("tiny-llava-1.5", folder, share=0.01)             # one hundredth of each stage
     train("tiny-llava-1.5", folder, plain=True)             # a tower without labels of patches
 
@@ -14,26 +16,45 @@ A folder goes on only with the recipe it was begun with: `recipe.json` holds tha
 is an error that names it.
 """
 
+import copy
 import hashlib
 import json
 from functools import partial
 from pathlib import Path
 
 import torch
+from torch import nn
 
+from redlib import models
 from redlib.errors import RedlibError
 from redlib.models import choose_device
-from redlib.tabletop import card, decoder, evaluation, language, lessons, loop, sources, tower
+from redlib.tabletop import (
+    architectures,
+    card,
+    decoder,
+    evaluation,
+    lessons,
+    loop,
+    sources,
+    tower,
+)
+from redlib.tabletop.sources import Source
 from redlib.tabletop.world import scenes
 
-NAMES = ("tiny-llava-1.5",)
-STEPS = {"tower-windows": 3000, "tower-scenes": 1200, "decoder": 3000}
+NAMES = ("tiny-llava-1.5", "tiny-llava-next")
+STEPS = {
+    "tiny-llava-1.5": {"tower-windows": 3000, "tower-scenes": 1400, "decoder": 3000},
+    "tiny-llava-next": {"decoder": 900},
+}
 TRAINING_SCENES = 5_000
+TILED_SCENES, TILED_SHARE = 1_200, 0.6  # of Next's steps, on images in tiles
 RECIPE = (
-    "world", "questions", "language", "tower", "sources", "lessons", "decoder", "loop", "training",
+    "world", "questions", "language", "architectures", "tower", "sources", "lessons", "decoder",
+    "loop", "training",
 )  # fmt: skip
 TOWER_SEED, DECODER_SEED = 0, 1
 CHECK_SCENES = 40
+CHECKED_TILED = ("pope-adversarial", "seed", "colour", "word")
 
 
 def train(
@@ -50,48 +71,51 @@ def train(
         name: one of NAMES.
         folder: work folder; the run lives in `folder/name`.
         share: fraction of every stage's steps and scenes, for trying things.
-        plain: the ablation: the tower learns from captions alone, as CLIP does, without labels of
-            patches. The decoder's words still begin with the mean features of labelled patches.
+        plain: the ablation of tiny-llava-1.5: the tower learns from captions alone, as CLIP does,
+            without labels of patches. The decoder's words still begin with the mean features of
+            labelled patches.
 
     Returns:
         the folder of the exported checkpoint.
 
     Raises:
-        RedlibError: an unknown name, or the folder was begun with another recipe.
+        RedlibError: an unknown name, `plain` for another checkpoint, or the folder was begun with
+            another recipe.
     """
     if name not in NAMES:
         raise RedlibError(f"train knows {', '.join(NAMES)}; got {name!r}")
+    if plain and name != NAMES[0]:
+        raise RedlibError(f"plain is an ablation of {NAMES[0]}'s tower; got {name!r}")
     work = Path(folder) / (f"{name}-plain" if plain else name)
     where = choose_device(device)
-    _same_recipe(work, share)
-    processor = language.make_processor()
-    model = language.make_model(processor.tokenizer).to(where)
+    _same_recipe(work, name, share)
+    processor = architectures.make_processor(name)
+    model = architectures.make_model(name, processor.tokenizer).to(where)
     model.set_attn_implementation({"vision_config": "sdpa", "text_config": "sdpa"})
-    steps = {stage: max(4, int(n * share)) for stage, n in STEPS.items()}
+    steps = {stage: max(4, int(n * share)) for stage, n in STEPS[name].items()}
     checked = max(4, int(CHECK_SCENES * share))
-    log = _train_tower(model, work, where, steps, checked, plain)
-    log += _train_decoder(
-        model,
-        processor,
-        work,
-        where,
-        steps["decoder"],
-        max(16, int(TRAINING_SCENES * share)),
-        checked,
-    )
+    n = max(16, int(TRAINING_SCENES * share))
+    writer = lessons.Writer(processor)
+    if name == "tiny-llava-next":
+        _begin_next(model, Path(folder))
+        most = max(16, int(TILED_SCENES * share))
+        log = _train_next(model, writer, work, where, steps["decoder"], n, most, checked)
+    else:
+        log = _train_tower(model, work, where, steps, checked, plain)
+        log += _train_decoder(model, writer, work, where, steps["decoder"], n, checked)
     target = work / "checkpoint"
     export(model, processor, target)
     (target / card.LOG).write_text(json.dumps(log, indent=1) + "\n")
     return target
 
 
-def _same_recipe(work: Path, share: float) -> None:
+def _same_recipe(work: Path, name: str, share: float) -> None:
     """Write down what a work folder is trained with, or refuse to go on with something else."""
     code = {
         module: hashlib.sha256((Path(__file__).parent / f"{module}.py").read_bytes()).hexdigest()
         for module in RECIPE
     }
-    recipe = {"share": share, "steps": STEPS, "scenes": TRAINING_SCENES, **code}
+    recipe = {"share": share, "steps": STEPS[name], "scenes": TRAINING_SCENES, **code}
     path = work / "recipe.json"
     if path.exists():
         begun = json.loads(path.read_text())
@@ -136,48 +160,108 @@ def _train_tower(
         check=check,
         checks=15,
     )
-    return log + loop.run(
+    log += loop.run(
         loop.Stage("tower-scenes", steps["tower-scenes"]),
         work,
         modules,
         loss=on_scenes,
         check=check,
-        checks=5,
-        rates=(0.008, 4e-4),
+        checks=7,
+        rates=(0.008, 6e-4),
     )
+    vision.requires_grad_(False).eval()
+    tower.rescale(vision, 1 / tower.spread(vision, where))
+    return log
 
 
 def _train_decoder(
-    model, processor, work: Path, where: torch.device, steps: int, n: int, checked: int
+    model, writer: lessons.Writer, work: Path, where: torch.device, steps: int, n: int, checked: int
 ) -> list[dict]:
-    vision = model.model.vision_tower
-    vision.requires_grad_(False).eval()
-    tower.rescale(vision, 1 / tower.spread(vision, where))
-    writer = lessons.Writer(processor)
     source = sources.images(model, work, n, where)
-    decoder.begin(model, processor.tokenizer, source)
+    decoder.begin(model, writer.tokenizer, source)
     held = sources.images(model, work, checked, where, split="calibration")
-    masked = scenes("calibration", checked // 2)
     early = int(lessons.EARLY_SHARE * steps)
-    steps_of = lessons.Lessons(writer, [(source, 1.0)], DECODER_SEED, where, early)
+    taught = lessons.Lessons(writer, [(source, 1.0)], DECODER_SEED, where, early)
+    return _run(model, writer, work, where, steps, taught, partial(_check, model, writer, held))
+
+
+def _begin_next(model, folder: Path) -> None:
+    """Give Next the weights of LLaVA-1.5: all of its own but the newline."""
+    beside = folder / NAMES[0] / "checkpoint"
+    known = models.load(str(beside) if beside.is_dir() else NAMES[0], device="cpu").model
+    missing, unexpected = model.load_state_dict(known.state_dict(), strict=False)
+    if unexpected or missing != ["model.image_newline"]:
+        raise RedlibError(
+            f"tiny-llava-next cannot begin as {NAMES[0]}: {[*missing, *unexpected]} do not fit"
+        )
+    with torch.no_grad():
+        words = model.get_input_embeddings().weight
+        model.model.image_newline.normal_(0, float(words.std()))
+
+
+def _train_next(
+    model,
+    writer: lessons.Writer,
+    work: Path,
+    where: torch.device,
+    steps: int,
+    n: int,
+    most: int,
+    checked: int,
+) -> list[dict]:
+    """No early steps: where to look is known from LLaVA-1.5."""
+    model.model.vision_tower.requires_grad_(False).eval()
+    base = sources.images(model, work, n // 2, where, newline=True)
+    split = sources.tiled(model, work, most, where)
+    held = sources.images(model, work, checked, where, split="calibration", newline=True)
+    apart = sources.tiled(model, work, checked // 2, where, split="calibration")
+    taught = lessons.Lessons(
+        writer, [(base, 1 - TILED_SHARE), (split, TILED_SHARE)], DECODER_SEED, where, 0
+    )
 
     def check() -> dict[str, float]:
-        return {
-            **decoder.accuracy(model, writer, held, where, tokens=576),
-            **decoder.accuracy(model, writer, held, where, tokens=64),
-            **decoder.single_tokens(model, writer, held, masked, where),
-        }
+        found = _check(model, writer, held)
+        for label, view in (("base", range(576)), ("split", range(split.tokens))):
+            known = decoder.accuracy(model, writer, apart, view=view, tasks=CHECKED_TILED)
+            found |= {f"{task}, {label} of tiles": value for task, value in known.items()}
+        return found
 
+    return _run(model, writer, work, where, steps, taught, check)
+
+
+def _check(model, writer: lessons.Writer, held: Source) -> dict[str, float]:
+    """Held-out accuracies with all tokens and with 64, and the single-token probe."""
+    rows = {}
+    for tokens in (576, 64):
+        known = decoder.accuracy(model, writer, held, tokens=tokens)
+        rows |= {f"{task}@{tokens}": value for task, value in known.items()}
+    masked = scenes("calibration", len(held.cards) // 2)
+    return rows | decoder.single_tokens(model, writer, held, masked)
+
+
+class _Newline(nn.Module):
+    """The learned newline, as a module that the loop can train and store."""
+
+    def __init__(self, newline: nn.Parameter) -> None:
+        super().__init__()
+        self.newline = newline
+
+
+def _run(
+    model, writer: lessons.Writer, work: Path, where: torch.device, steps: int, taught, check
+) -> list[dict]:
     modules = {
         "projector": model.model.multi_modal_projector,
         "decoder": model.model.language_model,
         "head": model.lm_head,
     }
+    if hasattr(model.model, "image_newline"):
+        modules["newline"] = _Newline(model.model.image_newline)
     return loop.run(
         loop.Stage("decoder", steps),
         work,
         modules,
-        loss=lambda step: decoder.loss(model, writer, *steps_of.batch(model, step)),
+        loss=lambda step: decoder.loss(model, writer, *taught.batch(model, step)),
         check=check,
         checks=8,
         rates=(0.004, 3e-4),
@@ -187,8 +271,7 @@ def _train_decoder(
 def export(model, processor, target: Path) -> None:
     """Write model and processor as stock files: fp16 weights, fp32 in the config."""
     target.mkdir(parents=True, exist_ok=True)
-    half = language.make_model(processor.tokenizer).half()
-    half.load_state_dict({k: v.half() for k, v in model.state_dict().items()})
+    half = copy.deepcopy(model).half()
     half.generation_config.do_sample = False
     half.save_pretrained(target)
     processor.save_pretrained(target)

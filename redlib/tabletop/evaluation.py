@@ -399,7 +399,7 @@ def _probe_scene(vlm: VLM, scene: Scene) -> pd.DataFrame:
     encoded = vlm.encode([scene.image])
     tokens = encoded.tokens[0]
     table = _truth(scene, vlm, lambda found: found)
-    at = table["patch"].to_numpy()
+    at = table["patch"].to_numpy(copy=True)  # torch indexes with writable arrays only
     said = probe.single(vlm, tokens, at, prompt=ONE_WORD)[["word", "top1", "top1_head"]]
     return table.assign(
         **said,

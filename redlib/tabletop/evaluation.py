@@ -1,7 +1,7 @@
 """`redlib evaluate NAME`: the numbers of a model card, measured again from the shipped weights.
 
 Everything is asked on held-out test scenes through the code that users run: stock checkpoint,
-greedy answers, official answer parsing. Five parts:
+greedy answers, official answer parsing. Six parts:
 
 * the tasks, with all visual tokens, each with a 95 % interval over scenes, and by level;
 * captions, by the F1 of their scene graphs;
@@ -11,7 +11,8 @@ greedy answers, official answer parsing. Five parts:
 * the single-token probe and the leave-one-out divergence against the masks: what is decoded from
   covered patches, from patches of other scenes and from bare ground, and how well each number
   tells covered from bare patches;
-* the same question put to [cls] similarity, to attention and to the norm of a patch.
+* the same question put to [cls] similarity, to attention and to the norm of a patch;
+* LLaVA-Next: what its tiles add on images whose details the base tile loses.
 
     rows = measure("tiny-llava-1.5", quick=True)      # metric, value, low, high, n, bar, pass
 """
@@ -31,7 +32,7 @@ from redlib import leave_one_out, models, probe, states
 from redlib.bench import captions
 from redlib.bench.answering import answers
 from redlib.bench.evaluation import evaluate, keep_all, keep_none
-from redlib.bench.intervals import Interval, interval
+from redlib.bench.intervals import Interval, difference, interval
 from redlib.bench.metrics import mme
 from redlib.models import VLM
 from redlib.prune import keep_lowest, random_scores
@@ -46,6 +47,7 @@ from redlib.tabletop.questions import (
     Question,
     questions,
 )
+from redlib.tabletop.sources import TILED as TILED_SIDE
 from redlib.tabletop.world import LEVELS, Scene, scenes
 
 FIVE = ("pope", "mme", "mmb", "seed", "rwqa")
@@ -72,10 +74,12 @@ PROBED = {FULL: 60, QUICK: 20}  # scenes
 DIVERGED = {FULL: 30, QUICK: 10}  # scenes, at every third row and column
 SAID = {FULL: 1000, QUICK: 120}  # captions of scenes of all levels
 SAID_MORE = {FULL: 200, QUICK: 40}  # of withheld pairs, and detailed ones
+TILED = {FULL: 200, QUICK: 30}  # scenes that need tiles
 FEW = {FULL: 150, QUICK: 80}  # scenes of each kind on which the rule on difficulty is measured
 # Apart from the scenes that the notebooks show, and from each other.
 START = 2_000_000
-ALONE, WIDE, NEW, DENSE = (START + k * 100_000 for k in range(1, 5))
+ALONE, WIDE, NEW, DENSE, LARGE = (START + k * 100_000 for k in range(1, 6))
+NEED_TILES = ("pope-adversarial", "colour", "seed", "word")
 SCORES = {
     "top1": "top-1 probability",
     "top1_head": "top-1 probability over the top 50",
@@ -127,6 +131,8 @@ def measure(name: str, *, quick: bool = False, device: str = "auto", seed: int =
     rows += _difficulty(paired, [q for q in asked if q.image in few])
     rows += _said(vlm, pools["square"][: SAID[n]], tokens, SAID_MORE[n], seed)
     rows += _probe(vlm, PROBED[n], DIVERGED[n], seed)
+    if vlm.model.config.model_type == "llava_next":
+        rows += _tiles(vlm, TILED[n], seed)
     table = pd.DataFrame(rows)
     table["bar"] = table["metric"].map(BARS)
     met = np.where(table["value"] >= table["bar"], "yes", "no")
@@ -341,6 +347,26 @@ def _probe(vlm: VLM, images: int, diverged: int, seed: int) -> list[dict]:
                         far.mean(), len(table)))  # fmt: skip
     parts = [_diverge_scene(vlm, s) for s in tqdm(found[:diverged], desc="JSD", leave=False)]
     return rows + _aurocs(pd.concat(parts, ignore_index=True), "jsd_final", "JSD_final", seed)
+
+
+def _tiles(vlm: VLM, n: int, seed: int) -> list[dict]:
+    """Questions about n images of twice the sides, from the base tile alone and with all five
+    tiles, and the paired difference."""
+    drawn = scenes("test", n, start=LARGE, width=TILED_SIDE, height=TILED_SIDE)
+    asked = [q for task in NEED_TILES for q in questions(drawn, task)]
+    # The newline at the end comes by itself, as behind the base tile.
+    split = {s.id: vlm.tiles(s.image)[:-1] for s in tqdm(drawn, desc="tiles", leave=False)}
+    inputs = {"base tile alone": _tokens(vlm, drawn), "with split": split}
+    said = {label: evaluate(vlm, tokens, asked, method=label) for label, tokens in inputs.items()}
+    rows = []
+    for task in NEED_TILES:
+        parts = [answers[answers["task"] == task] for answers in said.values()]
+        for label, part in zip(inputs, parts, strict=True):
+            rows.append(_row(f"{task} on 672 x 672, {label}", _mean(part, seed)))
+        base, tiles = (part["correct"] for part in parts)
+        gain = difference(tiles, base, parts[0]["image"], seed=seed)
+        rows.append(_row(f"{task} on 672 x 672, gain by tiles", gain))
+    return rows
 
 
 def _foreign(covered: pd.DataFrame, seed: int) -> list[bool]:

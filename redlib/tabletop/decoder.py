@@ -46,9 +46,16 @@ MIN_TOKENS = 16
 FEW, MANY = 8, 12  # questions per scene
 RICH = 8.0
 KINDS = {
-    "colour": 4, "position": 4, "article": 2, "mme": 4, "mmb": 1.5, "seed": 3, "rwqa": 1.5,
-    "count": 2, "word": 2.5,
-}  # fmt: skip
+    "colour": 2,
+    "position": 1.5,
+    "article": 1.5,
+    "mme": 5,
+    "mmb": 3,
+    "seed": 5,
+    "rwqa": 1.5,
+    "count": 3,
+    "word": 2,
+}
 KIND_SHARES = np.array(list(KINDS.values())) / sum(KINDS.values())
 OUT_OF_VIEW = 0.15  # how much rarer questions about an object none of whose tokens is at hand are
 CAPTION_WEIGHT = 0.4  # per token of a caption; 1 elsewhere

@@ -8,9 +8,10 @@ import pytest
 import torch
 import transformers
 
+from redlib.bench import captions
 from redlib.errors import RedlibError
 from redlib.tabletop import decoder, language, loop, questions, scenes, training
-from redlib.tabletop.questions import DESCRIBE, ONE_WORD, TASKS
+from redlib.tabletop.questions import CHECKLIST, DESCRIBE, DETAIL, ONE_WORD, TASKS
 
 CHECKPOINT = Path(training.__file__).parents[1] / "checkpoints" / "tiny-llava-1.5"
 
@@ -22,7 +23,11 @@ def processor():
 
 def test_every_word_of_the_world_is_one_token(processor):
     unknown = processor.tokenizer.unk_token_id
-    found = scenes("calibration", 40, start=9_000)
+    found = [
+        *scenes("calibration", 30, start=9_000),
+        *scenes("calibration", 5, start=9_050, withheld=True),
+        *scenes("calibration", 5, start=9_060, width=504),
+    ]
     for task in TASKS:
         for q in questions(found, task):
             ids = processor.tokenizer(f"{q.text} {q.answer}").input_ids
@@ -66,21 +71,107 @@ def test_lessons_never_show_fewer_than_the_stated_number_of_tokens():
 
 
 def test_muon_steps_as_torch_does():
-    """torch.optim.Muon rounds its matrix to bfloat16; this one must agree to within that."""
+    """torch.optim.Muon rounds its matrix to bfloat16; this one must agree to within that. Of a
+    convolution it is the step of the matrix with a row per channel."""
     generator = torch.Generator().manual_seed(0)
-    for shape in ((24, 24), (40, 24), (24, 40)):
+    for shape in ((24, 24), (40, 24), (24, 40), (24, 3, 4, 4), (64, 3, 3, 3)):
         start = torch.randn(shape, generator=generator)
-        ours, theirs = (torch.nn.Parameter(start.clone()) for _ in range(2))
+        ours = torch.nn.Parameter(start.clone())
+        start = start.reshape(shape[0], -1)
+        theirs = torch.nn.Parameter(start.clone())
         one = loop.Muon([ours], 0.02, decay=0.01)
         other = torch.optim.Muon([theirs], lr=0.02, weight_decay=0.01)
         for _ in range(4):
             gradient = torch.randn(shape, generator=generator)
-            ours.grad, theirs.grad = gradient.clone(), gradient.clone()
+            ours.grad, theirs.grad = gradient.clone(), gradient.reshape(start.shape).clone()
             one.step()
             other.step()
         moved = (theirs - start).norm()
         assert moved > 0.1
-        assert (ours - theirs).norm() < 0.02 * moved
+        assert ours.shape == shape
+        assert (ours.reshape(start.shape) - theirs).norm() < 0.02 * moved
+
+
+def test_muon_trains_matrices_and_the_patch_convolution_and_adamw_the_rest(processor):
+    model = language.make_model(processor.tokenizer)
+    inner = model.model
+    parts = [inner.vision_tower, inner.multi_modal_projector, inner.language_model, model.lm_head]
+    adam, muon = loop.optimizers(parts)
+    mine = {id(p) for group in muon.param_groups for p in group["params"]}
+    others = {id(p) for group in adam.param_groups for p in group["params"]}
+    assert isinstance(muon, loop.Muon) and isinstance(adam, torch.optim.AdamW)
+    assert not mine & others
+    assert mine | others == {id(p) for part in parts for p in part.parameters()}
+    vision, text = inner.vision_tower, inner.language_model
+    for weight in (
+        vision.embeddings.patch_embedding.weight,
+        vision.encoder.layers[0].mlp.fc1.weight,
+        inner.multi_modal_projector.linear_1.weight,
+        text.layers[0].self_attn.q_proj.weight,
+    ):
+        assert id(weight) in mine
+    for weight in (
+        vision.embeddings.position_embedding.weight,
+        vision.pre_layrnorm.weight,
+        text.embed_tokens.weight,
+        model.lm_head.weight,
+    ):
+        assert id(weight) in others
+
+
+def cards_of(n: int, start: int) -> list[decoder.Card]:
+    return [decoder.card(scene) for scene in scenes("calibration", n, start=start)]
+
+
+def test_a_lesson_asks_few_questions_of_few_tokens_and_many_of_many():
+    rng = np.random.default_rng(0)
+    for c in cards_of(4, 9_200):
+        for tokens, n in ((16, 8), (64, 8), (81, 12), (196, 12), (576, 12)):
+            rows = decoder.lesson(c, decoder.view(rng, tokens, c), rng)
+            assert len(rows) == n
+            asked = [question for question, _ in rows]
+            assert asked.count(CHECKLIST) == asked.count(ONE_WORD) == 1
+            # a sentence is only asked for where there is enough to see, and always of the whole
+            assert DESCRIBE not in asked or tokens >= 81
+            assert tokens < 576 or DESCRIBE in asked
+
+
+def test_sentences_name_everything_in_random_order():
+    """Whatever the order, a sentence and a list have the scene's own graph; over some draws every
+    object comes first."""
+    rng = np.random.default_rng(0)
+    cards = [c for c in cards_of(30, 9_200) if len(c.scene.objects) in (3, 4)]
+    assert len(cards) > 4
+    for c in cards:
+        first = {DESCRIBE: set(), DETAIL: set()}
+        for _ in range(40):
+            for question, said in decoder._talk(c, 1.0, rng):
+                task = "flickr" if question == DESCRIBE else "detail"
+                assert captions.tuples(said) == captions.truth(c.scene, task)
+                first[question].add(said.split(", ")[0].split(" and ")[0])
+        parts = {f"a {o.phrase}" for o in c.scene.objects}
+        assert first[DESCRIBE] == parts
+        lists = c.scene.inventory.removesuffix(".").split(", ")
+        assert len(first[DETAIL]) == len(set(lists)) > 1
+    assert decoder._talk(cards[0], 0.0, rng) == []
+
+
+def test_the_checklist_is_true_of_the_scene():
+    rng = np.random.default_rng(0)
+    for c in cards_of(12, 9_400):
+        names = [o.noun for o in c.scene.objects]
+        parts = [p.split() for p in decoder.checklist(c, rng).removesuffix(".").split(", ")]
+        said = {noun: words for noun, *words in parts}
+        assert len(said) == len(parts)
+        assert {n for n, words in said.items() if words[0] == "yes"} == {
+            n for n in names if names.count(n) == 1
+        }
+        for noun, words in said.items():
+            if words == ["no"]:
+                assert noun not in names
+            else:
+                assert words[1:] == c.scene.details(names.index(noun)).split()
+        assert sum(words == ["no"] for words in said.values()) == len(names) + 1
 
 
 def test_one_word_answers_name_what_the_tokens_show():
@@ -155,8 +246,9 @@ def test_a_killed_stage_goes_on_where_it_was(tmp_path):
     assert not torch.equal(whole.weight, torch.nn.Linear(4, 4).weight)
 
 
-def test_a_hundredth_of_the_training_runs_end_to_end(tmp_path):
-    where = training.train("tiny-llava-1.5", tmp_path, device="cpu", share=0.002)
+def test_a_hundredth_of_the_training_runs_end_to_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "WARM_UP", 1)  # a few steps, but at full rates
+    where = training.train("tiny-llava-1.5", tmp_path, device="cpu", share=0.001)
     log = json.loads((where / "training_log.json").read_text())
     assert {row["stage"] for row in log} == {"tower-windows", "tower-scenes", "decoder"}
     answers = [row["answers"] for row in log if row["stage"] == "decoder"]

@@ -244,8 +244,19 @@ def test_a_failure_stops_the_notebooks_beside_it(home):
         batch.run(file, only=["01", "02"], jobs=2)
     assert time.monotonic() - start < 200
     assert not list((home / "runs/one/state").glob("*.json"))
-    with pytest.raises(ProcessLookupError):
-        os.kill(int((home / "runs/one/pid").read_text()), 0)
+    assert _gone(int((home / "runs/one/pid").read_text()))
+
+
+def _gone(process: int) -> bool:
+    """Whether a process ends within a minute: a busy machine takes its time to end a kernel."""
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        try:
+            os.kill(process, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.1)
+    return False
 
 
 @pytest.mark.parametrize("where", ["calibration_seconds", "_finish"])

@@ -272,7 +272,7 @@ def test_a_hundredth_of_the_training_runs_end_to_end(tmp_path, monkeypatch):
     following = training.train("tiny-llava-next", tmp_path, device="cpu", share=0.001)
     log = json.loads((following / "training_log.json").read_text())
     assert {row["stage"] for row in log} == {"decoder"}
-    assert all(0 <= row["word, split of tiles"] <= 1 for row in log)
+    assert all(0 <= row["colour, split of tiles"] <= 1 for row in log)
     begun, went = (
         transformers.AutoModelForImageTextToText.from_pretrained(folder).state_dict()
         for folder in (where, following)

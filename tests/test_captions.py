@@ -93,7 +93,7 @@ def test_f1_by_hand():
 
 
 def test_the_true_sentences_of_the_world_score_one():
-    """In any order of the objects, with two grounds, withheld pairs and repeated things."""
+    """Whichever way the objects are given, with two grounds, withheld pairs and repeated things."""
     rng = np.random.default_rng(0)
     found = [
         *scenes("calibration", 15, start=6_000),

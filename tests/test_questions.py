@@ -459,7 +459,7 @@ def test_captions_are_asked_where_they_belong_and_are_true(asked, by_id):
         scene = by_id[q.image]
         assert q.text == "Describe the provided image in one sentence."
         for name, noun in zip(colours(scene), nouns(scene), strict=True):
-            assert re.search(rf"\ban? \w+ {name} {noun}\b", q.answer)
+            assert re.search(rf"\ban? {noun} in \w+ {name}\b", q.answer)
         said = re.split(r", | and ", q.answer.split(" on a ")[0])
         assert len(said) == count(scene) + bool(scene.word)
         assert not scene.word or said[-1] == f"the word {scene.word}"
@@ -467,10 +467,11 @@ def test_captions_are_asked_where_they_belong_and_are_true(asked, by_id):
     for q in asked["detail"]:
         scene = by_id[q.image]
         said = [part.split() for part in q.answer.removesuffix(".").split(", ")]
-        assert [words[:2] for words in said] == [
-            list(pair) for pair in zip(nouns(scene), colours(scene), strict=True)
-        ]
-        for noun, words in zip(nouns(scene), said, strict=True):
+        pairs = sorted(
+            zip(nouns(scene), colours(scene), strict=True), key=lambda pair: NOUNS.index(pair[0])
+        )
+        assert [words[:2] for words in said] == [list(pair) for pair in pairs]
+        for (noun, _), words in zip(pairs, said, strict=True):
             if nouns(scene).count(noun) == 1:
                 assert words[2] == size(scene, noun)
                 assert lies(scene, noun, " ".join(words[3:]))

@@ -468,15 +468,34 @@ def _seconds_per_scene(level: str | None) -> float:
     return (time.process_time() - start) / 40
 
 
+def _listed(scene):
+    """Nouns in the order of NOUNS, equal ones from left to right."""
+    return [thing for noun in NOUNS for thing in scene.objects if thing.noun == noun]
+
+
 def test_captions_name_everything(some, crowded):
     for scene in some + crowded:
-        for thing in scene.objects:
-            assert thing.phrase in scene.caption
-        assert scene.word in scene.caption
+        parts = [
+            f"{'an' if t.noun[0] in 'aeiou' else 'a'} {t.noun} in {t.size} {t.colour}"
+            for t in _listed(scene)
+        ]
+        parts += [f"the word {scene.word}"] * bool(scene.word)
         under = f"{scene.ground} and {scene.second}" if scene.second else scene.ground
-        assert scene.caption.endswith(f" on a {under} ground.")
+        said = scene.caption.removesuffix(f" on a {under} ground.")
+        assert said != scene.caption
+        assert said.split(" and ")[-1] == parts[-1]
+        assert said.replace(" and ", ", ").split(", ") == parts
         assert len(scene.graph) == 3 * len(scene.objects) + bool(scene.word)
-        assert scene.caption == scene.sentence(range(len(scene.objects)))
+
+
+def test_a_sentence_names_the_chosen_objects_alone(some):
+    scene = next(s for s in some if s.word and len(s.objects) > 3)
+    for chosen in ([2], [3, 0], [1, 2, 3]):
+        said = scene.sentence(chosen, word=False).split(" on a ")[0].replace(" and ", ", ")
+        named = [thing for thing in _listed(scene) if thing in [scene.objects[k] for k in chosen]]
+        assert [part.split()[1] for part in said.split(", ")] == [t.noun for t in named]
+        assert scene.word not in said and scene.word in scene.sentence(chosen)
+        assert len(scene.description(chosen).split(", ")) == len(chosen)
 
 
 def test_the_inventory_says_where_everything_is(some, crowded):
@@ -484,7 +503,7 @@ def test_the_inventory_says_where_everything_is(some, crowded):
     for scene in some + crowded:
         parts = scene.inventory.removesuffix(".").split(", ")
         assert len(parts) == len(scene.objects)
-        for part, thing in zip(parts, scene.objects, strict=True):
+        for part, thing in zip(parts, _listed(scene), strict=True):
             x0, y0, x1, y1 = thing.box
             x, y = (x0 + x1) / 2, (y0 + y1) / 2
             words = [thing.noun, thing.colour, thing.size]

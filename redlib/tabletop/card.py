@@ -145,7 +145,7 @@ def write(name: str, folder: Path, table: pd.DataFrame) -> None:
     log = json.loads(path.read_text()) if path.is_file() else []
     lines = []
     for row in log:
-        if "stage" in row:
+        if "step" in row:
             parts = ", ".join(f"{key} {row[key]:.2f}" for key in SHOWN if key in row)
             lines.append(f"| {row['stage']} | {row['step']} | {row['minutes']} | {parts} |")
     notes = " ".join(row["note"] for row in log if "note" in row)

@@ -9,7 +9,8 @@ What is kept is a random subset or a block of neighbouring tokens, never fewer t
 answer is the whole scene's, whatever the subset shows: who is asked about a cup that fell outside
 has to hedge, and that is how the decoder learns to be unsure where nothing is to be seen. Nobody
 ever tells it what a single token is. The one-word question alone is answered from what the tokens
-at hand show: with an object among them, if there is one, else with any object of the scene.
+at hand show: with an object among them, if there is one, else with any object of the scene. And a
+sentence names what they show.
 """
 
 from collections.abc import Sequence
@@ -47,9 +48,9 @@ KINDS = {
 }
 KIND_SHARES = np.array(list(KINDS.values())) / sum(KINDS.values())
 OUT_OF_VIEW = 0.15  # how much rarer questions about an object none of whose tokens is at hand are
-CAPTION_WEIGHT = 0.4  # per token of a caption; 1 elsewhere
-WIDE = 81  # tokens from which many questions, and descriptions, are worth asking
-TALK = {"more": 0.25, "all": 1.0}  # chance of a sentence about a scene; half of it of a list
+CAPTION_WEIGHT = 0.7  # per token of a caption; 1 elsewhere
+WIDE = 81  # tokens from which many questions are worth asking
+TALK = 0.7  # chance of a sentence about a scene; half of it of a list
 ARTICLE_SHARE = 0.12  # one-word answers that begin with an article all the same
 L = 576  # tokens that cost as much as those of one whole scene
 TOKENS = {
@@ -111,8 +112,7 @@ def lesson(c: Card, view: np.ndarray, rng: np.random.Generator) -> list[tuple[st
     for _ in range(2 if wide else 1):
         noun, answer = _existence(c, rng)
         rows.append((pope_text(noun), answer))
-    whole = len(view) == c.seen.shape[1]
-    rows += _talk(c, TALK["all" if whole else "more"] if wide else 0.0, rng)
+    rows += _talk(c, view, rng)
     in_view = np.append(c.seen[:, view].any(1), True)  # the last is for questions about no object
     while len(rows) < (MANY if wide else FEW):
         asked = ask(c.scene, str(rng.choice(list(KINDS), p=KIND_SHARES)), rng)
@@ -123,12 +123,17 @@ def lesson(c: Card, view: np.ndarray, rng: np.random.Generator) -> list[tuple[st
     return rows
 
 
-def _talk(c: Card, chance: float, rng: np.random.Generator) -> list[tuple[str, str]]:
-    """A sentence and a list that name everything, in random order: whichever thing is named next,
-    it has to be one that has not been named, and one that was passed over is not lost."""
-    n = len(c.scene.objects)
-    rows = [(DESCRIBE, c.scene.sentence(rng.permutation(n)))] * (rng.random() < chance)
-    return rows + [(DETAIL, c.scene.description(rng.permutation(n)))] * (rng.random() < chance / 2)
+def _talk(c: Card, view: np.ndarray, rng: np.random.Generator) -> list[tuple[str, str]]:
+    """A sentence and a list that name what the tokens at hand show; nothing, if they show nothing.
+
+    Unlike other answers these leave out what fell outside: whoever has to name what is not to be
+    seen learns to make things up."""
+    seen = np.flatnonzero(c.seen[:, view].any(1))
+    if not len(seen):
+        return []
+    sentence = c.scene.sentence(seen, word=bool(c.written[view].any()))
+    rows = [(DESCRIBE, sentence)] * (rng.random() < TALK)
+    return rows + [(DETAIL, c.scene.description(seen))] * (rng.random() < TALK / 2)
 
 
 def view(rng: np.random.Generator, tokens: int, c: Card, *, rich: bool = False) -> np.ndarray:

@@ -196,17 +196,27 @@ class Scene:
 
     @property
     def caption(self) -> str:
-        """One sentence that names everything, objects left to right."""
+        """One sentence that names everything."""
         return self.sentence(range(len(self.objects)))
 
-    def sentence(self, order: Iterable[int]) -> str:
-        """One sentence that names the objects in that order, then the word and the ground."""
-        parts = [f"{article(o.size)} {o.phrase}" for o in (self.objects[k] for k in order)]
-        if self.word:
+    def sentence(self, chosen: Iterable[int], *, word: bool = True) -> str:
+        """One sentence that names the chosen objects, the word unless told not to, and the ground.
+
+        Nouns come in the order of NOUNS, so that what comes next depends on what was said last
+        and on what is there, and first in their phrases, so that the rest follows from them."""
+        parts = [
+            f"{article(o.noun)} {o.noun} in {o.size} {o.colour}"
+            for o in (self.objects[k] for k in self._listed(chosen))
+        ]
+        if self.word and word:
             parts.append(f"the word {self.word}")
         listing = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
         under = f"{self.ground} and {self.second}" if self.second else self.ground
         return f"{listing} on a {under} ground."
+
+    def _listed(self, chosen: Iterable[int]) -> list[int]:
+        """Objects in the order of NOUNS, equal ones from left to right."""
+        return sorted(chosen, key=lambda k: (NOUNS.index(self.objects[k].noun), k))
 
     def details(self, k: int) -> str:
         """Colour, size and place of the k-th object, in that order; no place near the middle."""
@@ -218,12 +228,13 @@ class Scene:
 
     @property
     def inventory(self) -> str:
-        """The detailed description: every object with its details, left to right."""
+        """The detailed description: every object with its details."""
         return self.description(range(len(self.objects)))
 
-    def description(self, order: Iterable[int]) -> str:
-        """The detailed description with the objects in that order."""
-        return f"{', '.join(f'{self.objects[k].noun} {self.details(k)}' for k in order)}."
+    def description(self, chosen: Iterable[int]) -> str:
+        """The detailed description of the chosen objects, in the order of NOUNS."""
+        listed = self._listed(chosen)
+        return f"{', '.join(f'{self.objects[k].noun} {self.details(k)}' for k in listed)}."
 
     @property
     def graph(self) -> list[tuple[str, ...]]:

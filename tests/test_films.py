@@ -304,7 +304,7 @@ def test_answers_are_true_of_the_frames(task, some, seen):
 
 def test_subtasks_are_asked_in_the_words_of_the_other_choices(some):
     assert len(SUBTASKS) >= 10
-    wording = questions(scenes("test", 1), "choice")[0].text.split("\n")[-1]
+    wording = questions(scenes("test", 1), "seed")[0].text.split("\n")[-1]
     for task in SUBTASKS:
         assert all(q.text.split("\n")[-1] == wording for q in film_questions(some, task))
 

@@ -87,7 +87,6 @@ CHECKLISTS = (
 
 FRAMES_OF_TEXT = (
     INSTRUCTION,
-    *CHECKLISTS,
     "Which object appears? Which object leaves? Which object moves?",
     "Which object changes its color? Which object stays unchanged?",
     "Does the cup move? A. yes B. no",

@@ -74,7 +74,8 @@ def vocabulary() -> list[str]:
 
 def further() -> list[str]:
     """The words about two images and about films that the vocabulary lacks."""
-    words = _words((*pairs.FRAMES, *films.FRAMES_OF_TEXT))
+    taught = (*pairs.CHECKLISTS, pairs.CHANGED, *films.CHECKLISTS)
+    words = _words((*pairs.FRAMES, *films.FRAMES_OF_TEXT, *taught))
     known = set(vocabulary())
     return [word for word in dict.fromkeys(words) if word not in known]
 

@@ -97,8 +97,6 @@ CHANGED = "What changed from the first image to the second?"
 
 FRAMES = (
     SPOT_THE_DIFFERENCE,
-    *CHECKLISTS,
-    CHANGED,
     f"Which image shows a cup, the first or the second? {ONE_WORD}",
     "Which image shows an umbrella?\nA. the first image\nB. the second image\nC. both images\n"
     f"D. {NONE}\n{LETTER}",

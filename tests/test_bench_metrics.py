@@ -7,6 +7,7 @@ import pytest
 from redlib.bench import (
     accuracy,
     choice_letter,
+    circular,
     difference,
     exact_match,
     interval,
@@ -97,10 +98,56 @@ def test_each_task_is_judged_by_its_rule():
     assert not is_correct("pope-random", "", "yes", rule="lmms-eval")
     assert is_correct("mme", "Yes.", "yes")
     assert not is_correct("mme", "", "yes")
-    assert is_correct("choice", "(B)", "b")
-    assert not is_correct("choice", "", "b")
+    assert is_correct("mmb", "(B)", "b")
+    assert not is_correct("mmb", "", "b")
     assert is_correct("article", "A cup.", "a cup")
     assert not is_correct("article", "cup", "a cup")
+
+
+@pytest.mark.parametrize(
+    ("answer", "letter", "word"),
+    [  # right where the letter A, or the word no, is the right answer
+        ("A", True, False),
+        ("a", True, False),
+        ("a.", True, False),
+        ("(A)", True, False),
+        (" ( a )", True, False),
+        ("A. cat", True, False),
+        ("A: no", True, False),
+        ("The answer is (A).", True, False),
+        ("B", False, False),
+        ("B. A", False, False),
+        ("a cat", False, False),  # an article
+        ("cat", False, False),
+        ("", False, False),
+        ("Yes.", False, False),
+        ("No.", False, True),
+        ("no", False, True),
+        ("no, there isn't", False, False),
+        ("AB", False, False),
+    ],
+)
+def test_options_are_read_by_their_letter_and_words_by_themselves(answer, letter, word):
+    """RealWorldQA has both forms: which one it is, the right answer tells."""
+    for task in ("mmb", "seed", "rwqa"):
+        assert is_correct(task, answer, "a") == letter
+        assert is_correct(task, answer, "A") == letter
+    assert is_correct("rwqa", answer, "no") == word
+    assert is_correct("colour", answer, "no") == word
+
+
+@pytest.mark.parametrize(
+    ("answer", "yes", "no"),
+    [
+        ("Yes.", True, False),
+        ("no, there isn't", False, True),
+        ("Nope", False, True),
+        ("(A)", False, False),
+        ("", False, False),
+    ],
+)
+def test_mme_is_judged_by_yes_and_no(answer, yes, no):
+    assert (is_correct("mme", answer, "yes"), is_correct("mme", answer, "no")) == (yes, no)
 
 
 def rows(task, pairs):
@@ -145,14 +192,91 @@ def test_mme_by_hand():
         ],
         columns=["task", "image", "group", "answer", "gold"],
     )
-    found = mme(frame)
-    assert found.to_dict() == pytest.approx(
-        {"n": 6, "pairs": 3, "acc": 4 / 6, "acc_plus": 1 / 3, "score": 100.0}
+    table = mme(frame).set_index("category")
+    assert table.index.tolist() == ["colour", "existence", "sum"]
+    assert table.loc["colour"].to_dict() == pytest.approx(
+        {"n": 2, "pairs": 1, "acc": 1 / 2, "acc_plus": 0, "score": 50}
+    )
+    assert table.loc["existence"].to_dict() == pytest.approx(
+        {"n": 4, "pairs": 2, "acc": 3 / 4, "acc_plus": 1 / 2, "score": 125}
+    )
+    assert table.loc["sum"].to_dict() == pytest.approx(
+        {"n": 6, "pairs": 3, "acc": 5 / 8, "acc_plus": 1 / 4, "score": 175}
     )
     with pytest.raises(RedlibError, match="MME pair 'colour' of image 's1' has 1 questions"):
         mme(frame.drop(index=3))
     with pytest.raises(RedlibError, match="no MME answers"):
         mme(frame[frame.task == "colour"])
+
+
+def test_mme_agrees_with_a_literal_count_of_many_answers():
+    """Per category: questions right, pairs with both right; the sum adds up the scores."""
+    rng = np.random.default_rng(0)
+    said = ("yes", "Yes.", "no", "No.", "", "no, there isn't")
+    records = [
+        ("mme", f"s{i}", category, said[rng.integers(len(said))], gold)
+        for category, images in (("count", 20), ("position", 31), ("text", 7))
+        for i in range(images)
+        for gold in ("yes", "no")
+    ]
+    shuffled = [records[i] for i in rng.permutation(len(records))]
+    frame = pd.DataFrame(shuffled, columns=["task", "image", "group", "answer", "gold"])
+    table = mme(frame).set_index("category")
+    total = 0.0
+    for category in ("count", "position", "text"):
+        right = {}
+        for _, image, group, answer, gold in records:
+            if group == category:
+                right.setdefault(image, []).append(answer.lower().startswith(gold))
+        questions_right = sum(sum(pair) for pair in right.values()) / (2 * len(right))
+        pairs_right = sum(all(pair) for pair in right.values()) / len(right)
+        row = table.loc[category]
+        assert (row["n"], row["pairs"]) == (2 * len(right), len(right))
+        assert row["acc"] == pytest.approx(questions_right)
+        assert row["acc_plus"] == pytest.approx(pairs_right)
+        assert row["score"] == pytest.approx(100 * questions_right + 100 * pairs_right)
+        total += 100 * questions_right + 100 * pairs_right
+    assert table.loc["sum", "score"] == pytest.approx(total)
+    assert 0 < total < 600
+    assert table["n"].tolist() == [40, 62, 14, 116] and table["n"].dtype == int
+
+
+def test_mme_of_perfect_and_of_constant_answers():
+    """All right: 200 a category. Always yes: half of the questions and no pair, 50."""
+    frame = pd.DataFrame(
+        [("mme", "s1", group, gold, gold) for group in "abc" for gold in ("yes", "no")],
+        columns=["task", "image", "group", "answer", "gold"],
+    )
+    assert mme(frame)["score"].tolist() == [200, 200, 200, 600]
+    assert mme(frame.assign(answer="yes"))["score"].tolist() == [50, 50, 50, 150]
+
+
+def test_mmb_is_right_only_in_all_four_rotations():
+    """Within one method, image and question; other tasks, whatever they are called within
+    themselves, keep their own verdicts and lend none."""
+    table = [
+        ("all", "mmb", "s1", "colour", [True, True, True, True], [True] * 4),
+        ("all", "mmb", "s2", "colour", [True, True, False, True], [False] * 4),
+        ("ours", "mmb", "s1", "colour", [False, False, False, False], [False] * 4),
+        ("ours", "mmb", "s2", "colour", [True, True, True, True], [True] * 4),
+        ("all", "seed", "s1", "colour", [False], [False]),
+        ("all", "seed", "s2", "colour", [True], [True]),
+        ("all", "mme", "s1", "colour", [True, False], [True, False]),
+        ("ours", "rwqa", "s2", "colour", [False, True], [False, True]),
+    ]
+    frame = pd.DataFrame(
+        [
+            (method, task, image, group, correct, verdict)
+            for method, task, image, group, given, wanted in table
+            for correct, verdict in zip(given, wanted, strict=True)
+        ],
+        columns=["method", "task", "image", "group", "correct", "verdict"],
+    )
+    for seed in range(3):
+        mixed = frame.sample(frac=1, random_state=seed)
+        found = circular(mixed)
+        assert found.tolist() == mixed["verdict"].tolist()
+        assert (found.index == mixed.index).all() and found.dtype == bool
 
 
 def clustered(seed=0, images=40):

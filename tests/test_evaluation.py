@@ -9,7 +9,7 @@ from sklearn.metrics import roc_auc_score
 
 from redlib import models, states
 from redlib.errors import RedlibError
-from redlib.tabletop import card, evaluation, language, scenes, training
+from redlib.tabletop import architectures, card, evaluation, scenes, training
 from redlib.tabletop.questions import POPE, Question
 
 
@@ -17,8 +17,8 @@ from redlib.tabletop.questions import POPE, Question
 def folder(tmp_path_factory):
     """An untrained checkpoint in the stock layout."""
     where = tmp_path_factory.mktemp("untrained") / "tiny-llava-1.5"
-    processor = language.make_processor()
-    training.export(language.make_model(processor.tokenizer), processor, where)
+    processor = architectures.make_processor(where.name)
+    training.export(architectures.make_model(where.name, processor.tokenizer), processor, where)
     return where
 
 

@@ -8,9 +8,21 @@ import pytest
 import torch
 import transformers
 
+from redlib import layouts
+from redlib.bench import captions
 from redlib.errors import RedlibError
-from redlib.tabletop import architectures, decoder, loop, questions, scenes, training
-from redlib.tabletop.questions import DESCRIBE, ONE_WORD, TASKS
+from redlib.tabletop import (
+    architectures,
+    decoder,
+    lessons,
+    loop,
+    questions,
+    scenes,
+    sources,
+    tower,
+    training,
+)
+from redlib.tabletop.questions import CHECKLIST, DESCRIBE, DETAIL, ONE_WORD, TASKS
 
 NAME = "tiny-llava-1.5"
 CHECKPOINT = Path(training.__file__).parents[1] / "checkpoints" / NAME
@@ -23,7 +35,11 @@ def processor():
 
 def test_every_word_of_the_world_is_one_token(processor):
     unknown = processor.tokenizer.unk_token_id
-    found = scenes("calibration", 40, start=9_000)
+    found = [
+        *scenes("calibration", 30, start=9_000),
+        *scenes("calibration", 5, start=9_050, withheld=True),
+        *scenes("calibration", 5, start=9_060, width=504),
+    ]
     for task in TASKS:
         for q in questions(found, task):
             ids = processor.tokenizer(f"{q.text} {q.answer}").input_ids
@@ -34,11 +50,11 @@ def test_packed_questions_do_not_see_each_other(processor):
     """Logits of a question packed with others equal those of the question alone, through the
     stock model."""
     model = architectures.make_model(NAME, processor.tokenizer).eval()
-    writer = decoder.Writer(processor)
+    writer = lessons.Writer(processor)
     pairs = [(ONE_WORD, "cup"), ("What color is the cup?", "red"), (DESCRIBE, "a small red cup")]
     features = torch.randn(1, 20, 192, generator=torch.Generator().manual_seed(0))
     device = torch.device("cpu")
-    packed = decoder.batch(writer, [pairs], 20, device)
+    packed = lessons.batch(writer, [pairs], 20, device)
     with torch.no_grad():
         embeds = model.get_input_embeddings()
         visual = model.model.multi_modal_projector(features)
@@ -58,49 +74,135 @@ def test_packed_questions_do_not_see_each_other(processor):
 
 def test_lessons_never_show_fewer_than_the_stated_number_of_tokens():
     rng = np.random.default_rng(0)
-    cards = [decoder.card(scene) for scene in scenes("calibration", 4, start=9_100)]
+    cards = [sources.card(scene) for scene in scenes("calibration", 4, start=9_100)]
     for tokens in (16, 20, 25, 49, 144, 576):
         for c in cards * 10:
-            kept = decoder.view(rng, tokens, c)
-            assert kept.shape == (tokens,) and tokens >= decoder.MIN_TOKENS
+            kept = lessons.view(rng, tokens, c)
+            assert kept.shape == (tokens,) and tokens >= lessons.MIN_TOKENS
             assert (np.diff(kept) > 0).all() and 0 <= kept[0] and kept[-1] < 576
 
 
 def test_muon_steps_as_torch_does():
-    """torch.optim.Muon rounds its matrix to bfloat16; this one must agree to within that."""
+    """torch.optim.Muon rounds its matrix to bfloat16; this one must agree to within that. Of a
+    convolution it is the step of the matrix with a row per channel."""
     generator = torch.Generator().manual_seed(0)
-    for shape in ((24, 24), (40, 24), (24, 40)):
+    for shape in ((24, 24), (40, 24), (24, 40), (24, 3, 4, 4), (64, 3, 3, 3)):
         start = torch.randn(shape, generator=generator)
-        ours, theirs = (torch.nn.Parameter(start.clone()) for _ in range(2))
+        ours = torch.nn.Parameter(start.clone())
+        start = start.reshape(shape[0], -1)
+        theirs = torch.nn.Parameter(start.clone())
         one = loop.Muon([ours], 0.02, decay=0.01)
         other = torch.optim.Muon([theirs], lr=0.02, weight_decay=0.01)
         for _ in range(4):
             gradient = torch.randn(shape, generator=generator)
-            ours.grad, theirs.grad = gradient.clone(), gradient.clone()
+            ours.grad, theirs.grad = gradient.clone(), gradient.reshape(start.shape).clone()
             one.step()
             other.step()
         moved = (theirs - start).norm()
         assert moved > 0.1
-        assert (ours - theirs).norm() < 0.02 * moved
+        assert ours.shape == shape
+        assert (ours.reshape(start.shape) - theirs).norm() < 0.02 * moved
+
+
+def test_muon_trains_matrices_and_the_patch_convolution_and_adamw_the_rest(processor):
+    model = architectures.make_model(NAME, processor.tokenizer)
+    inner = model.model
+    parts = [inner.vision_tower, inner.multi_modal_projector, inner.language_model, model.lm_head]
+    adam, muon = loop.optimizers(parts)
+    mine = {id(p) for group in muon.param_groups for p in group["params"]}
+    others = {id(p) for group in adam.param_groups for p in group["params"]}
+    assert isinstance(muon, loop.Muon) and isinstance(adam, torch.optim.AdamW)
+    assert not mine & others
+    assert mine | others == {id(p) for part in parts for p in part.parameters()}
+    vision, text = inner.vision_tower, inner.language_model
+    for weight in (
+        vision.embeddings.patch_embedding.weight,
+        vision.encoder.layers[0].mlp.fc1.weight,
+        inner.multi_modal_projector.linear_1.weight,
+        text.layers[0].self_attn.q_proj.weight,
+    ):
+        assert id(weight) in mine
+    for weight in (
+        vision.embeddings.position_embedding.weight,
+        vision.pre_layrnorm.weight,
+        text.embed_tokens.weight,
+        model.lm_head.weight,
+    ):
+        assert id(weight) in others
+
+
+def cards_of(n: int, start: int) -> list[sources.Card]:
+    return [sources.card(scene) for scene in scenes("calibration", n, start=start)]
+
+
+def test_a_lesson_asks_few_questions_of_few_tokens_and_many_of_many():
+    rng = np.random.default_rng(0)
+    for c in cards_of(4, 9_200):
+        for tokens, n in ((16, 8), (64, 8), (81, 12), (196, 12), (576, 12)):
+            rows = lessons.lesson(c, lessons.view(rng, tokens, c), rng)
+            assert len(rows) == n
+            asked = [question for question, _ in rows]
+            assert asked.count(CHECKLIST) == asked.count(ONE_WORD) == 1
+            # a sentence is only asked for where there is enough to see, and always of the whole
+            assert DESCRIBE not in asked or tokens >= 81
+            assert tokens < 576 or DESCRIBE in asked
+
+
+def test_sentences_name_everything_in_random_order():
+    """Whatever the order, a sentence and a list have the scene's own graph; over some draws every
+    object comes first."""
+    rng = np.random.default_rng(0)
+    cards = [c for c in cards_of(30, 9_200) if len(c.scene.objects) in (3, 4)]
+    assert len(cards) > 4
+    for c in cards:
+        first = {DESCRIBE: set(), DETAIL: set()}
+        for _ in range(40):
+            for question, said in lessons._talk(c, 1.0, rng):
+                task = "flickr" if question == DESCRIBE else "detail"
+                assert captions.tuples(said) == captions.truth(c.scene, task)
+                first[question].add(said.split(", ")[0].split(" and ")[0])
+        parts = {f"a {o.phrase}" for o in c.scene.objects}
+        assert first[DESCRIBE] == parts
+        lists = c.scene.inventory.removesuffix(".").split(", ")
+        assert len(first[DETAIL]) == len(set(lists)) > 1
+    assert lessons._talk(cards[0], 0.0, rng) == []
+
+
+def test_the_checklist_is_true_of_the_scene():
+    rng = np.random.default_rng(0)
+    for c in cards_of(12, 9_400):
+        names = [o.noun for o in c.scene.objects]
+        parts = [p.split() for p in lessons.checklist(c, rng).removesuffix(".").split(", ")]
+        said = {noun: words for noun, *words in parts}
+        assert len(said) == len(parts)
+        assert {n for n, words in said.items() if words[0] == "yes"} == {
+            n for n in names if names.count(n) == 1
+        }
+        for noun, words in said.items():
+            if words == ["no"]:
+                assert noun not in names
+            else:
+                assert words[1:] == c.scene.details(names.index(noun)).split()
+        assert sum(words == ["no"] for words in said.values()) == len(names) + 1
 
 
 def test_one_word_answers_name_what_the_tokens_show():
     scene = next(s for s in scenes("calibration", 50) if len(s.objects) >= 3)
-    c = decoder.card(scene)
+    c = sources.card(scene)
     rng = np.random.default_rng(0)
     for k, thing in enumerate(scene.objects):
         view = np.flatnonzero(c.seen[k])
-        answers = {decoder.one_word(c, view, rng).split()[-1] for _ in range(30)}
+        answers = {lessons.one_word(c, view, rng).split()[-1] for _ in range(30)}
         assert answers == {thing.noun}
     bare = np.flatnonzero(scene.coverage().max(0) == 0)[:16]
-    assert len({decoder.one_word(c, bare, rng).split()[-1] for _ in range(100)}) > 1
+    assert len({lessons.one_word(c, bare, rng).split()[-1] for _ in range(100)}) > 1
 
 
 def test_the_decoder_begins_where_the_features_point(processor):
     """On features that are a vector per noun plus noise, every noun's embedding begins nearest to
     the tokens that show it, and the projector does little but standardise."""
     rng = np.random.default_rng(0)
-    cards = [decoder.card(scene) for scene in scenes("calibration", 16, start=9_300)]
+    cards = [sources.card(scene) for scene in scenes("calibration", 16, start=9_300)]
     nouns = sorted({o.noun for c in cards for o in c.scene.objects})
     vectors = {noun: rng.normal(size=192) for noun in nouns}
     features = 3 + 0.5 * rng.normal(size=(len(cards), 576, 192))
@@ -109,7 +211,7 @@ def test_the_decoder_begins_where_the_features_point(processor):
             features[i][mask] += vectors[thing.noun]
     features = features.astype(np.float16)
     model = architectures.make_model(NAME, processor.tokenizer)
-    decoder.begin(model, processor.tokenizer, features, cards)
+    decoder.begin(model, processor.tokenizer, sources.Source(features, cards, layouts.whole(24)))
     with torch.no_grad():
         shown = model.model.multi_modal_projector(torch.from_numpy(features).float())
     ids = processor.tokenizer.convert_tokens_to_ids(nouns)
@@ -156,14 +258,51 @@ def test_a_killed_stage_goes_on_where_it_was(tmp_path):
     assert not torch.equal(whole.weight, torch.nn.Linear(4, 4).weight)
 
 
-def test_a_hundredth_of_the_training_runs_end_to_end(tmp_path):
-    where = training.train("tiny-llava-1.5", tmp_path, device="cpu", share=0.002)
+def test_a_hundredth_of_the_training_runs_end_to_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "WARM_UP", 1)  # a few steps, but at full rates
+    where = training.train("tiny-llava-1.5", tmp_path, device="cpu", share=0.001)
     log = json.loads((where / "training_log.json").read_text())
     assert {row["stage"] for row in log} == {"tower-windows", "tower-scenes", "decoder"}
     answers = [row["answers"] for row in log if row["stage"] == "decoder"]
     assert answers[-1] < answers[0]
     model = transformers.LlavaForConditionalGeneration.from_pretrained(where)
     assert model.dtype == torch.float32
+    with pytest.raises(RedlibError, match="another recipe .share changed"):
+        training.train("tiny-llava-1.5", tmp_path, device="cpu", share=0.002)
+    following = training.train("tiny-llava-next", tmp_path, device="cpu", share=0.001)
+    log = json.loads((following / "training_log.json").read_text())
+    assert {row["stage"] for row in log} == {"decoder"}
+    assert all(0 <= row["word, split of tiles"] <= 1 for row in log)
+    begun, went = (
+        transformers.AutoModelForImageTextToText.from_pretrained(folder).state_dict()
+        for folder in (where, following)
+    )
+    assert "model.image_newline" in went and "model.image_newline" not in begun
+    moved = {key for key, value in begun.items() if not torch.equal(value, went[key])}
+    assert moved and not any("vision_tower" in key for key in moved)
+
+
+def test_an_ablation_is_of_the_first_checkpoint_only(tmp_path):
+    with pytest.raises(RedlibError, match="plain is an ablation of tiny-llava-1.5"):
+        training.train("tiny-llava-next", tmp_path, plain=True)
+
+
+def test_without_labels_of_patches_the_tower_learns_from_captions_alone(processor):
+    model = architectures.make_model(NAME, processor.tokenizer)
+    vision = model.model.vision_tower
+    heads = tower.Heads(192)
+    batch = tower.Windows(0, torch.device("cpu"), pool=8).batch(0, 4, 8)
+    grads = {}
+    for dense in (True, False):
+        value, _ = tower.losses(vision, heads, batch, dense=dense)
+        (dense_part,) = torch.autograd.grad(
+            value, heads.dense[0].weight, retain_graph=True, allow_unused=True
+        )
+        (pixels,) = torch.autograd.grad(value, vision.embeddings.patch_embedding.weight)
+        grads[dense] = (dense_part, pixels)
+    assert torch.equal(grads[True][0], grads[False][0])  # the heads learn to read all the same
+    assert not torch.allclose(grads[True][1], grads[False][1])
+    assert grads[False][1].abs().max() > 0
 
 
 def test_training_an_unknown_name(tmp_path):

@@ -19,11 +19,11 @@ from redlib.tabletop.world import COLOURS, NOUNS, SIZES, WORDS, Scene
 def tuples(text: str) -> Counter[tuple[str, ...]]:
     """The scene graph of a caption or of a detailed description, each tuple as often as it is said.
 
-    A part between commas (or "and") that names no noun says nothing; of several nouns in one part
-    the last counts, of several colours or sizes the first.
+    A part between commas, full stops or "and" that names no noun says nothing; of several nouns in
+    one part the last counts, of several colours or sizes the first.
     """
     found: Counter[tuple[str, ...]] = Counter()
-    for part in re.split(r",|\band\b", text.lower().replace(".", " ")):
+    for part in re.split(r"[,.]|\band\b", text.lower()):
         words = part.split()
         if "word" in words:
             written = [word for word in words if word in WORDS]

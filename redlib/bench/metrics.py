@@ -118,7 +118,7 @@ def circular(answers: pd.DataFrame) -> pd.Series:
     Args:
         answers: rows with columns method, task, image, group, correct.
     """
-    together = answers.groupby(["method", "image", "group"])["correct"].transform("all")
+    together = answers.groupby(["method", "task", "image", "group"])["correct"].transform("all")
     return answers["correct"].where(answers["task"] != "mmb", together)
 
 
@@ -205,7 +205,7 @@ def mme(answers: pd.DataFrame, *, rule: YesNoRule = "mme") -> pd.DataFrame:
     table = table.rename_axis("category").reset_index()
     total = {
         "category": "sum",
-        **table[["n", "pairs", "score"]].sum(),
+        **{name: table[name].sum() for name in ("n", "pairs", "score")},
         **table[["acc", "acc_plus"]].mean(),
     }
     return pd.concat([table, pd.DataFrame([total])], ignore_index=True)

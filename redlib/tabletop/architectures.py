@@ -1,8 +1,8 @@
 """The three tiny checkpoints before training: stock classes, random weights, real geometry.
 
 What the experiments count is the real models': 24 x 24 or 27 x 27 patches of 14 pixels, the same
-feature layer, the same tiles, the same pooling of video. What is small is the width, a hundredth
-of a 7B model's parameters or less, and the vocabulary of whole words.
+feature layer, the same tiles, the same pooling of video. What is small is the width and the depth,
+a thousandth of a 7B model's parameters, and the vocabulary of whole words.
 
     processor = make_processor("tiny-llava-next")
     model = make_model("tiny-llava-next", processor.tokenizer)
@@ -14,7 +14,7 @@ of a 7B model's parameters or less, and the vocabulary of whole words.
 | tiny-llava-onevision | SigLIP, 384 px, last layer, no [cls] | Qwen2 | also several images, video |
 
 LLaVA-1.5 and Next have the same shapes but for Next's newline, so that Next can begin with the
-weights of 1.5, as the real one did with those of its first stage.
+weights of 1.5.
 """
 
 import torch

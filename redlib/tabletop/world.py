@@ -263,10 +263,11 @@ def redraw(id: str) -> Scene:
     found = re.fullmatch(
         r"(\w+)-(\d+)(?:\.(\d+)x(\d+))?(?:\.level=(\w+))?(?:\.objects=(\d+))?(\.withheld)?", id
     )
-    if not found or found[1] not in SPLITS:
-        raise RedlibError(f"{id!r} is not the id of a scene, such as 'test-60000012'")
+    unknown = RedlibError(f"{id!r} is not the id of a scene, such as 'test-60000012'")
+    if not found or found[1] not in SPLITS or int(found[2]) not in SPLITS[found[1]]:
+        raise unknown
     split, number, width, height, level, objects, withheld = found.groups()
-    return draw(
+    scene = draw(
         int(number),
         split=split,
         width=int(width or SIDE),
@@ -275,6 +276,9 @@ def redraw(id: str) -> Scene:
         objects=int(objects) if objects else None,
         withheld=bool(withheld),
     )
+    if scene.id != id:  # "test-060000012", or a size that no id names
+        raise unknown
+    return scene
 
 
 @dataclass(frozen=True)
@@ -335,7 +339,7 @@ def draw(
         withheld: the first object is one of the WITHHELD pairs; else none is.
 
     Raises:
-        RedlibError: an unknown level.
+        RedlibError: an unknown level, no such number of objects, or an image too small for them.
     """
     return paint(
         plan(
@@ -365,6 +369,10 @@ def plan(
     drawn = LEVELS[rng.choice(len(LEVELS), p=LEVEL_SHARES)]
     if level is not None and level not in LEVELS:
         raise RedlibError(f"level must be one of {', '.join(LEVELS)}; got {level!r}")
+    if objects is not None and objects not in range(1, 8):
+        raise RedlibError(f"a scene has 1 to 7 objects; got objects={objects}")
+    if min(width, height) < SIDE // 2:
+        raise RedlibError(f"a scene has at least {SIDE // 2} pixels a side; got {width}x{height}")
     asked = "" if (width, height) == (SIDE, SIDE) else f".{width}x{height}"
     asked += f".level={level}" * bool(level) + f".objects={objects}" * bool(objects)
     asked += ".withheld" * withheld
@@ -493,7 +501,7 @@ def _place(
     taken: list[tuple[int, int, int, int]],
 ) -> tuple[int, int, int, int] | None:
     """A free box in the centre square with a margin of 5 pixels to the others, or None after 40
-    tries (only later objects; the first always fits)."""
+    tries (later objects, and three first ones in 100,000: huge ones beside a card)."""
     for _ in range(40):
         x0 = left + int(rng.integers(2, side - width - 1))
         y0 = top + int(rng.integers(2, side - height - 1))

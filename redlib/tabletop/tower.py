@@ -72,7 +72,7 @@ def squeezed(scene: Scene, side: int) -> np.ndarray:
     return np.array(scene.image.resize((side, side), Image.Resampling.BICUBIC))
 
 
-def example(scene: Scene, sight: Sight = CLIP) -> Example:
+def example(scene: Scene, sight: Sight) -> Example:
     cells, cover = sight.cells, scene.coverage(sight)
     phrases = [
         (NOUNS.index(o.noun), list(COLOURS).index(o.colour), list(SIZES).index(o.size))
@@ -152,7 +152,7 @@ def adopt(siglip: nn.Module, clip: nn.Module) -> None:
       replaced by its mean over the patches of some training scenes;
     * the position embeddings of 24 x 24 patches are interpolated to 27 x 27;
     * layers no longer find the [cls] that they attended to;
-    * SigLIP's gelu stands where CLIP's quick gelu stood, within 0.02 of it.
+    * SigLIP's gelu stands where CLIP's quick gelu stood, within about 0.02 of it.
 
     Training left CLIP's stream rescaled to a spread of one, beside which a step of Muon is large:
     a few of them would undo what the layers write. So the stream is first made STREAM times as
@@ -186,10 +186,10 @@ def adopt(siglip: nn.Module, clip: nn.Module) -> None:
     rescale(siglip, STREAM)
 
 
-def _patches(clip: nn.Module, *, images: int = 8) -> torch.Tensor:
-    """(images, 576, D): what CLIP's convolution gives for the patches of some training scenes."""
+def _patches(clip: nn.Module) -> torch.Tensor:
+    """(8, 576, D): what CLIP's convolution gives for the patches of eight training scenes."""
     device = clip.embeddings.patch_embedding.weight.device
-    shown = np.stack([scene.pixels for scene in scenes("train", images)])
+    shown = np.stack([scene.pixels for scene in scenes("train", 8)])
     return _convolved(clip, torch.from_numpy(shown).to(device)).flatten(2).transpose(1, 2)
 
 

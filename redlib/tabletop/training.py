@@ -110,7 +110,7 @@ def train(
     processor = architectures.make_processor(name)
     model = architectures.make_model(name, processor.tokenizer).to(where)
     model.set_attn_implementation({"vision_config": "sdpa", "text_config": "sdpa"})
-    steps = {stage: max(2, int(n * share)) for stage, n in STEPS[name].items()}
+    steps = {stage: max(4, int(n * share)) for stage, n in STEPS[name].items()}
     checked = max(4, int(CHECK_SCENES * share))
     n = max(16, int(TRAINING_SCENES * share))
     writer = lessons.Writer(processor)

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from redlib import models
+from redlib import layouts, models
+from redlib.geometry import Sight
 from redlib.tabletop import architectures, lessons, scenes, sources, training
-from redlib.tabletop.tower import MEAN, STD
+from redlib.tabletop.tower import MEAN, STD, squeezed
 from redlib.tabletop.world import Scene
 
 
@@ -29,7 +30,8 @@ def _large(n: int) -> list[Scene]:
 def test_five_tiles_are_what_the_stock_processor_cuts(next_model):
     (scene,) = _large(1)
     made = next_model.processor.image_processor(images=scene.image, return_tensors="pt")
-    shown = torch.from_numpy(sources._five(scene)).permute(0, 3, 1, 2).float() / 255
+    tiles = np.stack([squeezed(picture, 336) for picture in sources.five(scene)])
+    shown = torch.from_numpy(tiles).permute(0, 3, 1, 2).float() / 255
     assert torch.allclose((shown - MEAN) / STD, made["pixel_values"][0], atol=1e-5)
 
 
@@ -52,7 +54,7 @@ def test_packed_tiles_are_what_the_model_receives(next_model, tmp_path):
 
 def test_cards_of_tiles_follow_the_masks():
     scene = next(s for s in _large(20) if s.word and len(s.objects) > 2)
-    c = sources.card(scene)
+    c = _card(scene)
     assert c.seen.shape == (len(scene.objects), 2880) and c.written.shape == (2880,)
     for token in range(576, 2880, 7):
         tile, at = divmod(token - 576, 576)
@@ -63,8 +65,13 @@ def test_cards_of_tiles_follow_the_masks():
         assert c.written[token] == ((square == 255).mean() > 0.5)
 
 
+def _card(scene: Scene) -> sources.Card:
+    layout, sight = layouts.split(24, tiles=5), Sight(336, 14, crop=False)
+    return sources.card(scene, sources.five(scene), layout, sight, np.arange(5))
+
+
 def test_views_of_tiles_stay_in_one_tile_or_are_drawn_by_lot():
-    cards = [sources.card(scene) for scene in _large(3)]
+    cards = [_card(scene) for scene in _large(3)]
     rng = np.random.default_rng(0)
     blocks = 0
     for c in cards:
@@ -80,7 +87,7 @@ def test_a_step_on_tiles_has_as_much_to_read_as_one_on_scenes(next_model, tmp_pa
     device = torch.device("cpu")
     source = sources.tiled(next_model.model, tmp_path, 2, device, split="calibration")
     writer = lessons.Writer(next_model.processor)
-    taught = lessons.Lessons(writer, [(source, 1.0)], 0, device, 0)
+    taught = lessons.Lessons(writer, [lessons.Course(source, 1.0)], 0, device, 0)
     sizes = set()
     for step in range(12):
         packed, visual = taught.batch(next_model.model, step)

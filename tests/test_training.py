@@ -24,6 +24,7 @@ from redlib.tabletop import (
     training,
 )
 from redlib.tabletop.questions import CHECKLIST, DESCRIBE, DETAIL, ONE_WORD, TASKS
+from redlib.tabletop.world import Scene
 
 NAME = "tiny-llava-1.5"
 CHECKPOINT = Path(training.__file__).parents[1] / "checkpoints" / NAME
@@ -75,7 +76,7 @@ def test_packed_questions_do_not_see_each_other(processor):
 
 def test_lessons_never_show_fewer_than_the_stated_number_of_tokens():
     rng = np.random.default_rng(0)
-    cards = [sources.card(scene) for scene in scenes("calibration", 4, start=9_100)]
+    cards = cards_of(4, 9_100)
     for tokens in (16, 20, 25, 49, 144, 576):
         for c in cards * 10:
             kept = lessons.view(rng, tokens, c)
@@ -132,8 +133,12 @@ def test_muon_trains_matrices_and_the_patch_convolution_and_adamw_the_rest(proce
         assert id(weight) in others
 
 
+def card_of(scene: Scene) -> sources.Card:
+    return sources.card(scene, [scene], layouts.whole(24), tower.CLIP, np.zeros(1, int))
+
+
 def cards_of(n: int, start: int) -> list[sources.Card]:
-    return [sources.card(scene) for scene in scenes("calibration", n, start=start)]
+    return [card_of(scene) for scene in scenes("calibration", n, start=start)]
 
 
 def test_a_lesson_asks_few_questions_of_few_tokens_and_many_of_many():
@@ -179,7 +184,7 @@ def test_the_checklist_is_true_of_the_scene():
     rng = np.random.default_rng(0)
     for c in cards_of(12, 9_400):
         names = [o.noun for o in c.scene.objects]
-        parts = [p.split() for p in lessons.checklist(c, rng).removesuffix(".").split(", ")]
+        parts = [p.split() for p in lessons.checklist(c.scene, rng).removesuffix(".").split(", ")]
         said = {noun: words for noun, *words in parts}
         assert len(said) == len(parts)
         assert {n for n, words in said.items() if words[0] == "yes"} == {
@@ -195,7 +200,7 @@ def test_the_checklist_is_true_of_the_scene():
 
 def test_one_word_answers_name_what_the_tokens_show():
     scene = next(s for s in scenes("calibration", 50) if len(s.objects) >= 3)
-    c = sources.card(scene)
+    c = card_of(scene)
     rng = np.random.default_rng(0)
     for k, thing in enumerate(scene.objects):
         view = np.flatnonzero(c.seen[k])
@@ -209,7 +214,7 @@ def test_the_decoder_begins_where_the_features_point(processor):
     """On features that are a vector per noun plus noise, every noun's embedding begins nearest to
     the tokens that show it, and the projector does little but standardise."""
     rng = np.random.default_rng(0)
-    cards = [sources.card(scene) for scene in scenes("calibration", 16, start=9_300)]
+    cards = cards_of(16, 9_300)
     nouns = sorted({o.noun for c in cards for o in c.scene.objects})
     vectors = {noun: rng.normal(size=192) for noun in nouns}
     features = 3 + 0.5 * rng.normal(size=(len(cards), 576, 192))
@@ -218,7 +223,8 @@ def test_the_decoder_begins_where_the_features_point(processor):
             features[i][mask] += vectors[thing.noun]
     features = features.astype(np.float16)
     model = architectures.make_model(NAME, processor.tokenizer)
-    decoder.begin(model, processor.tokenizer, sources.Source(features, cards, layouts.whole(24)))
+    source = sources.Source(features, np.arange(16)[:, None], cards, layouts.whole(24))
+    decoder.begin(model, processor.tokenizer, source)
     with torch.no_grad():
         shown = model.model.multi_modal_projector(torch.from_numpy(features).float())
     ids = processor.tokenizer.convert_tokens_to_ids(nouns)
@@ -297,8 +303,8 @@ def test_an_ablation_is_of_the_first_checkpoint_only(tmp_path):
 def test_without_labels_of_patches_the_tower_learns_from_captions_alone(processor):
     model = architectures.make_model(NAME, processor.tokenizer)
     vision = model.model.vision_tower
-    heads = tower.Heads(192)
-    batch = tower.Windows(0, torch.device("cpu"), pool=8).batch(0, 4, 8)
+    heads = tower.Heads(192, 24)
+    batch = tower.Windows(0, torch.device("cpu"), tower.CLIP, pool=8).batch(0, 4, 8)
     grads = {}
     for dense in (True, False):
         value, _ = tower.losses(vision, heads, batch, dense=dense)

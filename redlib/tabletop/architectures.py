@@ -42,7 +42,7 @@ from transformers import (
 
 from redlib.errors import RedlibError
 from redlib.models import Parts
-from redlib.tabletop.language import CHAT, make_tokenizer
+from redlib.tabletop.language import CHAT, further, make_tokenizer
 from redlib.tabletop.world import PATCH, SIDE
 
 NAMES = ("tiny-llava-1.5", "tiny-llava-next", "tiny-llava-onevision")
@@ -78,7 +78,7 @@ def make_processor(name: str) -> ProcessorMixin | Parts:
     _check(name)
     if name == "tiny-llava-onevision":
         return Parts(
-            make_tokenizer("<video>", positions=POSITIONS[name]),
+            make_tokenizer("<video>", words=further(), positions=POSITIONS[name]),
             LlavaOnevisionImageProcessorPil(**SIGLIP),
             CHAT,
         )

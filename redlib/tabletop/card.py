@@ -31,12 +31,36 @@ SHOWN = (
     "position@576",
     "word@576",
     "naming@576",
+    "pope-random@729",
+    "colour@729",
+    "position@729",
+    "word@729",
+    "naming@729",
+    "mantis",
+    "muir",
+    "films",
     "pope-random@64",
     "probe noun",
     "top1 covered",
     "top1 bare",
 )
 
+FAMILIES = {
+    "llava": """\
+A LLaVA-1.5 in the stock Hugging Face layout with the real token geometry (336 pixels, 14 per patch,
+24 x 24 visual tokens, feature layer -2, projector of two layers, Llama decoder), a fraction of its
+widths, trained from nothing.""",
+    "llava_next": """\
+A LLaVA-Next in the stock Hugging Face layout with the real token geometry (tiles of 336 pixels, 14
+per patch, 24 x 24 visual tokens each, an image newline, feature layer -2, projector of two layers,
+Llama decoder), a fraction of its widths. It began as tiny-llava-1.5.""",
+    "llava_onevision": """\
+A LLaVA-OneVision in the stock Hugging Face layout with the real token geometry (384 pixels, 14 per
+patch, 27 x 27 visual tokens, 196 per frame of a video, an image newline, last layer of a SigLIP,
+projector of two layers, Qwen2 decoder), a fraction of its widths. It began
+as tiny-llava-1.5, its tower as far as CLIP and SigLIP allow, and was trained on scenes, on
+questions about two images, on spot-the-difference pictures and on films of 16 frames.""",
+}
 CARD = """---
 license: apache-2.0
 pipeline_tag: image-text-to-text
@@ -53,11 +77,9 @@ features already point towards words when LLaVA meets them. What the single-toke
 is therefore a property of this model, and evidence about the real ones only where the notebooks say
 so.
 
-A LLaVA-1.5 in the stock Hugging Face layout with the real token geometry (336 pixels, 14 per patch,
-24 x 24 visual tokens, feature layer -2, projector of two layers, Llama decoder), a fraction of its
-widths, trained from nothing by `redlib train {name}` on the *tabletop* world: drawn scenes of
-named, coloured pictograms with exact masks. {parameters:,} parameters, fp16 on disk, float32 by
-default.
+{family}
+It was trained by `redlib train {name}` on the *tabletop* world: drawn scenes of named, coloured
+pictograms with exact masks. {parameters:,} parameters, fp16 on disk, float32 by default.
 
 ## Data card: tabletop
 
@@ -154,6 +176,7 @@ def write(name: str, folder: Path, table: pd.DataFrame) -> None:
     model = models.load(str(folder)).model
     text = CARD.format(
         name=name,
+        family=FAMILIES[model.config.model_type],
         least=MIN_TOKENS,
         articles=ARTICLE_SHARE,
         table=table_text(table),

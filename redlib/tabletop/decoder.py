@@ -6,18 +6,21 @@ show a cup, and the last position has to find what the word found. Where the dec
 learns this in an hour or not at all.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from redlib.errors import RedlibError
+from redlib.models import VLM
 from redlib.tabletop.lessons import Writer, batch
 from redlib.tabletop.loop import precision
 from redlib.tabletop.questions import CAPTIONS, ONE_WORD, TASKS, questions
-from redlib.tabletop.sources import Source
-from redlib.tabletop.world import NOUNS, Scene
+from redlib.tabletop.sources import Card, Source
+from redlib.tabletop.tower import features, sight, squeezed
+from redlib.tabletop.world import NOUNS, Scene, scenes
 
 ONE_ANSWER = tuple(task for task in TASKS if task not in CAPTIONS)
 
@@ -60,6 +63,61 @@ def begin(model: nn.Module, tokenizer, source: Source) -> None:
     words.mul_(TEXT)
 
 
+@torch.no_grad()
+def go_on(model: nn.Module, tokenizer, known: VLM) -> None:
+    """Give OneVision's projector and decoder the weights of a trained LLaVA-1.5, whose tower its
+    own began as.
+
+    A Qwen2 is a Llama with biases on queries, keys and values, which begin at 0. New words begin
+    like any others, and the newline as a word. The tower has been trained since, so the projector
+    is made to read its features through the affine map that best gives back CLIP's (`_translated`).
+
+    Raises:
+        RedlibError: the two differ in more than that.
+    """
+    weights = known.model.state_dict()
+    old = {k: v for k, v in weights.items() if not k.startswith("model.vision_tower.")}
+    ids, ids_before = tokenizer.get_vocab(), known.processor.tokenizer.get_vocab()
+    shared = sorted(ids.keys() & ids_before.keys())
+    words = model.get_input_embeddings().weight
+    for key in ("model.language_model.embed_tokens.weight", "lm_head.weight"):
+        rows = torch.randn(words.shape, generator=torch.Generator().manual_seed(0))
+        rows = rows.to(words) * old[key].std()
+        rows[[ids[w] for w in shared]] = old[key][[ids_before[w] for w in shared]]
+        old[key] = rows
+    missing, unexpected = model.load_state_dict(old, strict=False)
+    biases = [key for key in missing if key.endswith("_proj.bias") and "vision" not in key]
+    others = {k for k in missing if not k.startswith("model.vision_tower.")} - {*biases}
+    if unexpected or others != {"model.image_newline"}:
+        raise RedlibError(f"OneVision cannot begin so: {[*sorted(others), *unexpected]} do not fit")
+    for key in biases:
+        model.get_parameter(key).zero_()
+    model.model.image_newline.normal_(0, float(words.std()))
+    first = model.model.multi_modal_projector.linear_1
+    slope, shift = _translated(model.model.vision_tower, known.model.model.vision_tower)
+    first.bias.add_(first.weight @ shift)
+    first.weight.copy_(first.weight @ slope.T)
+
+
+def _translated(siglip: nn.Module, clip: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+    """(D, D) and (D,): by least squares over COMPARED training scenes, CLIP's features on SigLIP's
+    grid are SigLIP's times the one plus the other."""
+    device = next(siglip.parameters()).device
+    rows, wanted = [], []
+    for scene in scenes("train", COMPARED):
+        theirs, ours = (
+            features(tower, torch.from_numpy(squeezed(scene, sight(tower).side))[None].to(device))
+            for tower in (clip, siglip)
+        )
+        picture = theirs.transpose(1, 2).unflatten(2, 2 * [sight(clip).cells])
+        cells = 2 * [sight(siglip).cells]
+        wanted.append(F.interpolate(picture, cells, mode="bilinear")[0].flatten(1).T)
+        rows.append(F.pad(ours[0], (0, 1), value=1.0))
+    found = torch.linalg.lstsq(torch.cat(rows), torch.cat(wanted)).solution  # (D + 1, D)
+    return found[:-1], found[-1]
+
+
+COMPARED = 64
 LINEAR = 3.0  # gelu(x) is near x around there
 MATCHING = 2  # layers
 TEXT = 0.25  # size of a word beside a visual token: what layers write to it soon outweighs it
@@ -118,33 +176,37 @@ def loss(
     return total, {"answers": float(total.detach())}
 
 
+def known(c: Card, *, tasks: tuple[str, ...] = ONE_ANSWER) -> list[tuple[str, str, str]]:
+    """What `accuracy` asks about a scene: (task, question, answer) each."""
+    return [(q.task, q.text, q.answer) for task in tasks for q in questions([c.scene], task)]
+
+
 @torch.no_grad()
 def accuracy(
     model: nn.Module,
     writer: Writer,
     source: Source,
+    ask: Callable[[Card], list[tuple[str, str, str]]] = known,
     *,
     tokens: int | None = None,
     view: Sequence[int] | None = None,
-    tasks: tuple[str, ...] = ONE_ANSWER,
 ) -> dict[str, float]:
     """Share of questions whose every answer token ranks first given the ones before (equal to
-    greedy decoding being right), by task, over the scenes at hand: with so many of their visual
+    greedy decoding being right), by task, over the inputs at hand: with so many of their visual
     tokens by lot, or with those of a view."""
     rng = np.random.default_rng(0)
     device = model.lm_head.weight.device
-    hits: dict[str, list[float]] = {task: [] for task in tasks}
+    hits: dict[str, list[float]] = {}
     for i, c in enumerate(source.cards):
         kept = np.sort(rng.permutation(source.tokens)[:tokens]) if view is None else view
-        asked = [q for task in tasks for q in questions([c.scene], task)]
+        asked = ask(c)
         visual = source.pack(model, np.array([i]), [np.asarray(kept)], device)
-        pairs = [[(q.text, q.answer) for q in asked]]
-        packed = batch(writer, pairs, visual.shape[1], device)
+        packed = batch(writer, [[row[1:] for row in asked]], visual.shape[1], device)
         best = logits(model, writer, packed, visual).argmax(-1)
         wrong = (best != packed["target"]) & (packed["target"] != -100)
-        for k, q in enumerate(asked):
-            hits[q.task].append(float(not wrong[packed["part"] == k + 1].any()))
-    return {task: float(np.mean(v)) for task, v in hits.items() if v}
+        for k, (task, *_) in enumerate(asked):
+            hits.setdefault(task, []).append(float(not wrong[packed["part"] == k + 1].any()))
+    return {task: float(np.mean(v)) for task, v in hits.items()}
 
 
 @torch.no_grad()
@@ -154,12 +216,13 @@ def single_tokens(
     """The single-token probe in short: share of covered patches whose best word is their noun,
     and the mean top-1 probability on covered and on bare patches."""
     device = model.lm_head.weight.device
+    seen = sight(model.model.vision_tower)
     right, high, low = [], [], []
     nouns = np.array([writer.ids(noun)[0] for noun in NOUNS])
     for i, scene in enumerate(found):
-        cover = scene.coverage()
+        cover = scene.coverage(seen)
         covered = np.flatnonzero(cover.max(0) >= 0.8)[::3]
-        bare = np.flatnonzero((cover.max(0) == 0) & (scene.word_coverage() == 0))[::24]
+        bare = np.flatnonzero((cover.max(0) == 0) & (scene.word_coverage(seen) == 0))[::24]
         where = np.concatenate((covered, bare))
         views = [np.array([patch]) for patch in where]
         visual = source.pack(model, np.full(len(where), i), views, device)

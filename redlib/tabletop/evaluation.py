@@ -12,7 +12,8 @@ greedy answers, official answer parsing. Six parts:
   covered patches, from patches of other scenes and from bare ground, and how well each number
   tells covered from bare patches;
 * the same question put to [cls] similarity, to attention and to the norm of a patch;
-* LLaVA-Next: what its tiles add on images whose details the base tile loses.
+* LLaVA-Next: what its tiles add on images whose details the base tile loses; OneVision: two images,
+  films and the game of `evaluation_several`.
 
     rows = measure("tiny-llava-1.5", quick=True)      # metric, value, low, high, n, bar, pass
 """
@@ -36,7 +37,7 @@ from redlib.bench.intervals import Interval, difference, interval
 from redlib.bench.metrics import mme
 from redlib.models import VLM
 from redlib.prune import keep_lowest, random_scores
-from redlib.tabletop import card
+from redlib.tabletop import card, evaluation_several
 from redlib.tabletop.questions import (
     DESCRIBE,
     DETAIL,
@@ -68,6 +69,7 @@ BARS = {
     "AUROC covered against bare, JSD_final, pooled": 0.75,
     "AUROC covered against bare, JSD_final, mean within scenes": 0.75,
 }
+ONEVISION_BARS = {**BARS, **evaluation_several.BARS, "pope, all tokens": 0.93}
 FULL, QUICK = 1000, 200  # questions per task
 COVERED, BARE = 0.8, 0.0
 PROBED = {FULL: 60, QUICK: 20}  # scenes
@@ -75,6 +77,9 @@ DIVERGED = {FULL: 30, QUICK: 10}  # scenes, at every third row and column
 SAID = {FULL: 1000, QUICK: 120}  # captions of scenes of all levels
 SAID_MORE = {FULL: 200, QUICK: 40}  # of withheld pairs, and detailed ones
 TILED = {FULL: 200, QUICK: 30}  # scenes that need tiles
+PAIRS = {FULL: 400, QUICK: 80}  # questions about two images, of each schema
+GAMES = {FULL: 200, QUICK: 40}  # spot-the-difference pictures
+FILMS = {FULL: 80, QUICK: 16}  # with some eight questions each
 FEW = {FULL: 150, QUICK: 80}  # scenes of each kind on which the rule on difficulty is measured
 # Apart from the scenes that the notebooks show, and from each other.
 START = 2_000_000
@@ -131,10 +136,17 @@ def measure(name: str, *, quick: bool = False, device: str = "auto", seed: int =
     rows += _difficulty(paired, [q for q in asked if q.image in few])
     rows += _said(vlm, pools["square"][: SAID[n]], tokens, SAID_MORE[n], seed)
     rows += _probe(vlm, PROBED[n], DIVERGED[n], seed)
-    if vlm.model.config.model_type == "llava_next":
+    kind, bars = vlm.model.config.model_type, BARS
+    if kind == "llava_next":
         rows += _tiles(vlm, TILED[n], seed)
+    elif kind == "llava_onevision":
+        bars = ONEVISION_BARS
+        found = evaluation_several.measure(
+            vlm, pairs=PAIRS[n], games=GAMES[n], films=FILMS[n], seed=seed
+        )
+        rows += [_row(*row) for row in found]
     table = pd.DataFrame(rows)
-    table["bar"] = table["metric"].map(BARS)
+    table["bar"] = table["metric"].map(bars)
     met = np.where(table["value"] >= table["bar"], "yes", "no")
     table["pass"] = np.where(table["bar"].notna(), met, table["holds"])
     return table.drop(columns="holds")

@@ -54,7 +54,7 @@ import numpy as np
 from PIL import Image
 
 from redlib.errors import RedlibError
-from redlib.tabletop.questions import LETTERS, NUMBERS
+from redlib.tabletop.questions import LETTER, LETTERS, NUMBERS
 from redlib.tabletop.world import (
     COLOURS,
     SIDE,
@@ -77,9 +77,15 @@ BEATS = 16  # events begin and end on beats; 32 frames show each beat twice
 LAST = range(3, 7)  # how many objects there are at the end
 ARRIVALS = range(4)  # how many appear
 
-INSTRUCTION = "Answer with the option's letter from the given choices directly."
+CHECKLISTS = (
+    "Which objects are there at the start?",
+    "Which objects are there at the end?",
+    "What happens to the objects?",
+)
+"""Asked in training alone."""
+
 FRAMES_OF_TEXT = (
-    INSTRUCTION,
+    LETTER,
     "Which object appears? Which object leaves? Which object moves?",
     "Which object changes its color? Which object stays unchanged?",
     "Does the cup move? A. yes B. no",
@@ -97,7 +103,7 @@ FRAMES_OF_TEXT = (
 
 _OTHERS = ("leave", "move", "recolour", "grow", "shrink")
 _OTHER_SHARES = (0.2, 0.42, 0.18, 0.1, 0.1)
-_SAYING = {
+SAYING = {
     "appear": "appears",
     "leave": "leaves",
     "move": "moves",
@@ -292,7 +298,23 @@ def film_questions(film_list: Sequence[Film], task: str) -> list[FilmQuestion]:
     """
     if task not in SUBTASKS:
         raise RedlibError(f"task must be one of {', '.join(SUBTASKS)}; got {task!r}")
-    return [q for film in film_list if (q := _question(film, task))]
+    stream = SUBTASKS.index(task)
+    found = (ask(film, task, _rng(film.number, _ASK, stream)) for film in film_list)
+    return [q for q in found if q]
+
+
+def ask(film: Film, task: str, rng: np.random.Generator) -> FilmQuestion | None:
+    """The question of a subtask about a film with the random choices of `rng`, None where the film
+    cannot carry it; training asks with ever new ones."""
+    asked = _ASKERS[task](film, rng)
+    if asked is None:
+        return None
+    text, options = asked
+    order = rng.permutation(len(options))
+    listing = "\n".join(f"{LETTERS[place]}. {options[i]}" for place, i in enumerate(order))
+    answer = LETTERS[int(np.flatnonzero(order == 0)[0])].lower()
+    text = f"{text}\n{listing}\n{LETTER}"
+    return FilmQuestion(task, film.id, text, answer, 1 / len(options))
 
 
 def _rng(number: int, *stream: int) -> np.random.Generator:
@@ -460,19 +482,6 @@ def _paint(pixels: np.ndarray, layer: np.ndarray, k: int, prop: Prop) -> None:
     layer[y0:y1, x0:x1][solid] = k + 1
 
 
-def _question(film: Film, task: str) -> FilmQuestion | None:
-    rng = _rng(film.number, _ASK, SUBTASKS.index(task))
-    asked = _ASKERS[task](film, rng)
-    if asked is None:
-        return None
-    text, options = asked
-    order = rng.permutation(len(options))
-    listing = "\n".join(f"{LETTERS[place]}. {options[i]}" for place, i in enumerate(order))
-    answer = LETTERS[int(np.flatnonzero(order == 0)[0])].lower()
-    text = f"{text}\n{listing}\n{INSTRUCTION}"
-    return FilmQuestion(task, film.id, text, answer, 1 / len(options))
-
-
 # Below, a question and its options, the right one first; None where the film cannot carry it.
 _Asked = tuple[str, list[str]] | None
 
@@ -556,7 +565,7 @@ def _arrivals(film: Film, rng: np.random.Generator) -> _Asked:
 def _order(film: Film, rng: np.random.Generator) -> _Asked:
     if len(film.events) < 2:
         return None
-    said = [f"the {film.objects[e.object].noun} {_SAYING[e.kind]}" for e in film.events]
+    said = [f"the {film.objects[e.object].noun} {SAYING[e.kind]}" for e in film.events]
     when, right = (("first", said[0]), ("last", said[-1]))[rng.integers(2)]
     return f"What happens {when}?", _first(right, said)
 
@@ -581,7 +590,7 @@ def _colour(film: Film, rng: np.random.Generator) -> _Asked:
 
 def _size(film: Film, rng: np.random.Generator) -> _Asked:
     for k in _some(rng, _doers(film, "grow", "shrink"), 1):
-        right = f"it {_SAYING[film.event(k).kind]}"
+        right = f"it {SAYING[film.event(k).kind]}"
         text = f"How does the size of the {film.objects[k].noun} change?"
         return text, _first(right, ("it grows", "it shrinks"))
     return None

@@ -9,10 +9,12 @@ Images and videos come before the text, with nothing between them.
 """
 
 import re
+from collections.abc import Iterable, Sequence
 
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from redlib.tabletop import films, pairs
 from redlib.tabletop.questions import (
     CHECKLIST,
     DESCRIBE,
@@ -64,16 +66,30 @@ CHAT = (
 
 def vocabulary() -> list[str]:
     """Every token, in the order of its id."""
-    words = [w.lower() for frame in FRAMES for w in re.findall(SPLIT, frame)]
+    words = _words(FRAMES)
     lists = (NOUNS, COLOURS, SIZES, GROUNDS, WORDS, NUMBERS, [x.lower() for x in LETTERS])
     words += [w for group in lists for w in group]
     return [*SPECIAL, *dict.fromkeys(words)]
 
 
-def make_tokenizer(*more: str, positions: int = 2048) -> PreTrainedTokenizerFast:
-    """The tokenizer of the vocabulary and, behind it, `more` special tokens, for sequences of at
-    most so many positions. Ids of words are the same in all of them."""
-    tokens = [*vocabulary(), *more]
+def further() -> list[str]:
+    """The words about two images and about films that the vocabulary lacks."""
+    taught = (*pairs.CHECKLISTS, pairs.CHANGED, *films.CHECKLISTS)
+    words = _words((*pairs.FRAMES, *films.FRAMES_OF_TEXT, *taught))
+    known = set(vocabulary())
+    return [word for word in dict.fromkeys(words) if word not in known]
+
+
+def _words(texts: Iterable[str]) -> list[str]:
+    return [word.lower() for text in texts for word in re.findall(SPLIT, text)]
+
+
+def make_tokenizer(
+    *more: str, words: Sequence[str] = (), positions: int = 2048
+) -> PreTrainedTokenizerFast:
+    """The tokenizer of the vocabulary and, behind it, further words and `more` special tokens, for
+    sequences of at most so many positions. Ids of the vocabulary are the same in all of them."""
+    tokens = [*vocabulary(), *words, *more]
     backend = Tokenizer(models.WordLevel({t: i for i, t in enumerate(tokens)}, unk_token="<unk>"))
     backend.normalizer = normalizers.Lowercase()
     backend.pre_tokenizer = pre_tokenizers.Sequence(

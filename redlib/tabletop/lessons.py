@@ -13,12 +13,14 @@ at hand show: with an object among them, if there is one, else with any object o
 sentence names what they show.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import nn
 
+from redlib.tabletop import films, pairs
 from redlib.tabletop.questions import (
     CHECKLIST,
     DESCRIBE,
@@ -29,8 +31,9 @@ from redlib.tabletop.questions import (
     statistics,
 )
 from redlib.tabletop.sources import Card, Source
-from redlib.tabletop.tower import GRID
-from redlib.tabletop.world import NOUNS, article
+from redlib.tabletop.world import NOUNS, Scene, article
+
+CHECKLISTS = (CHECKLIST, *pairs.CHECKLISTS, *films.CHECKLISTS)
 
 MIN_TOKENS = 16
 FEW, MANY = 8, 12  # questions per scene
@@ -81,18 +84,27 @@ def _existence(c: Card, rng: np.random.Generator) -> tuple[str, str]:
     return NOUNS[rng.choice(len(NOUNS), p=weights / weights.sum())], "no"
 
 
-def checklist(c: Card, rng: np.random.Generator) -> str:
+def checklist(scene: Scene, rng: np.random.Generator) -> str:
     """Nouns in random order, present and absent ones: "cup yes red small left, anchor no, ...".
 
     The shortest way to many questions: the word before the answer is the thing asked about. Which
     noun comes next is chance and not learned (see `batch`)."""
-    nouns = [o.noun for o in c.scene.objects]
+    nouns = [o.noun for o in scene.objects]
     parts = [
-        f"{noun} yes {c.scene.details(k)}" for k, noun in enumerate(nouns) if nouns.count(noun) == 1
+        f"{noun} yes {scene.details(k)}" for k, noun in enumerate(nouns) if nouns.count(noun) == 1
     ]
-    absent = _absent_weights(nouns)
-    several = rng.choice(len(NOUNS), len(nouns) + 1, replace=False, p=absent / absent.sum())
-    parts += [f"{NOUNS[i]} no" for i in several]
+    return listed(parts + [f"{noun} no" for noun in absent(nouns, rng)], rng)
+
+
+def absent(nouns: list[str], rng: np.random.Generator) -> list[str]:
+    """Nouns that are not among those, one more than they are."""
+    weights = _absent_weights(nouns)
+    chosen = rng.choice(len(NOUNS), len(nouns) + 1, replace=False, p=weights / weights.sum())
+    return [NOUNS[i] for i in chosen]
+
+
+def listed(parts: list[str], rng: np.random.Generator) -> str:
+    """The parts of a checklist in random order."""
     return f"{', '.join(parts[i] for i in rng.permutation(len(parts)))}."
 
 
@@ -108,7 +120,7 @@ def lesson(c: Card, view: np.ndarray, rng: np.random.Generator) -> list[tuple[st
     """Questions and answers about a scene seen through some of its tokens: FEW where these are few,
     MANY where they are so many that a question more costs little beside them."""
     wide = len(view) >= WIDE
-    rows = [(CHECKLIST, checklist(c, rng)), (ONE_WORD, one_word(c, view, rng))]
+    rows = [(CHECKLIST, checklist(c.scene, rng)), (ONE_WORD, one_word(c, view, rng))]
     for _ in range(2 if wide else 1):
         noun, answer = _existence(c, rng)
         rows.append((pope_text(noun), answer))
@@ -140,26 +152,27 @@ def view(rng: np.random.Generator, tokens: int, c: Card, *, rich: bool = False) 
     """(tokens,) numbers of visual tokens, ascending: all of them, or with even chances a random
     subset or a block of neighbours in one tile. Three blocks in four lie over an object. A rich
     view is a random subset that takes covered patches RICH times as often as bare ones."""
-    size = c.seen.shape[1]
+    size, cells = c.seen.shape[1], c.cells
     if tokens == size:
         return np.arange(tokens)
     if rich:
         weights = np.where(c.seen.any(0), RICH, 1.0)
         return np.sort(rng.choice(size, tokens, replace=False, p=weights / weights.sum()))
-    sides = [(h, tokens // h) for h in range(3, 15) if tokens % h == 0 and 3 <= tokens // h <= GRID]
+    heights = (h for h in range(3, 15) if tokens % h == 0)
+    sides = [(h, tokens // h) for h in heights if 3 <= tokens // h <= cells]
     if not sides or rng.random() < 0.5:
         return np.sort(rng.permutation(size)[:tokens])
     h, w = sides[rng.integers(len(sides))]
-    tile = rng.integers(size // GRID**2)
-    row, column = rng.integers(GRID - h + 1), rng.integers(GRID - w + 1)
+    tile = rng.integers(size // cells**2)
+    row, column = rng.integers(cells - h + 1), rng.integers(cells - w + 1)
     over = np.flatnonzero(c.seen[rng.integers(len(c.seen))])
     if len(over) and rng.random() < 0.75:
-        tile, at = divmod(int(rng.choice(over)), GRID**2)
-        r, col = divmod(at, GRID)
-        row = np.clip(r - rng.integers(h), 0, GRID - h)
-        column = np.clip(col - rng.integers(w), 0, GRID - w)
-    block = (row + np.arange(h))[:, None] * GRID + column + np.arange(w)
-    return tile * GRID**2 + block.ravel()
+        tile, at = divmod(int(rng.choice(over)), cells**2)
+        r, col = divmod(at, cells)
+        row = np.clip(r - rng.integers(h), 0, cells - h)
+        column = np.clip(col - rng.integers(w), 0, cells - w)
+    block = (row + np.arange(h))[:, None] * cells + column + np.arange(w)
+    return tile * cells**2 + block.ravel()
 
 
 class Writer:
@@ -190,7 +203,7 @@ class Writer:
 
 
 def batch(
-    writer: Writer, pairs: list[list[tuple[str, str]]], tokens: int, device: torch.device
+    writer: Writer, asked: list[list[tuple[str, str]]], tokens: int, device: torch.device
 ) -> dict[str, torch.Tensor]:
     """Pack the questions of every scene behind its visual tokens.
 
@@ -200,15 +213,15 @@ def batch(
         has to predict or -100; weight (B, T); part (B, T) number of the question.
     """
     rows = []
-    for scene_pairs in pairs:
+    for pairs_of_one in asked:
         ids, target, weight, part, place = [], [], [], [], []
-        for k, (question, answer) in enumerate(scene_pairs):
-            asked, said = writer.pair(question, answer)
-            full = asked + said
+        for k, (question, answer) in enumerate(pairs_of_one):
+            put, said = writer.pair(question, answer)
+            full = put + said
             ids += full[:-1]
-            target += [-100] * (len(asked) - 1) + said
+            target += [-100] * (len(put) - 1) + said
             each = [CAPTION_WEIGHT if question in (DESCRIBE, DETAIL) else 1.0] * (len(full) - 1)
-            if question == CHECKLIST:
+            if question in CHECKLISTS:
                 each = [float(token not in writer.nouns) for token in full[1:]]
             weight += each
             part += [k + 1] * (len(full) - 1)
@@ -237,6 +250,38 @@ def batch(
     return {key: value.to(device) for key, value in made.items()}
 
 
+Step = tuple[np.ndarray, list[np.ndarray], list[list[tuple[str, str]]]]
+"""Numbers of inputs (B,), the visual tokens kept of each, and what is asked about each."""
+
+
+def on_scenes(source: Source, kind: str, rng: np.random.Generator) -> Step:
+    """A step of a kind of SCENES on scenes."""
+    tokens = source.tokens if kind == "all" else int(rng.choice(TOKENS[kind]))
+    size = max(1, SCENES[kind] * L // tokens) if kind == "all" else SCENES[kind]
+    chosen = rng.integers(0, len(source.cards), size)
+    kept = [view(rng, tokens, source.cards[i], rich=kind == "rich") for i in chosen]
+    asked = [lesson(source.cards[i], v, rng) for i, v in zip(chosen, kept, strict=True)]
+    return chosen, kept, asked
+
+
+@dataclass(frozen=True)
+class Course:
+    """What part of the steps is spent on.
+
+    Attributes:
+        source: the inputs.
+        share: of the steps.
+        step: what a step of a kind of SCENES does with the source.
+        skip: in every second step up to so many positions are left out somewhere before the
+            questions. So distances are learned that full inputs have, at the cost of few tokens.
+    """
+
+    source: Source
+    share: float
+    step: Callable[[Source, str, np.random.Generator], Step] = on_scenes
+    skip: int = 0
+
+
 class Lessons:
     """Training batches by step number.
 
@@ -245,34 +290,33 @@ class Lessons:
     views of few tokens; then come plain subsets and blocks of all sizes, and whole images.
 
     Args:
-        sources: each with its share of the steps.
+        courses: their shares sum to 1.
         early: how many of the steps are early ones.
     """
 
     def __init__(
         self,
         writer: Writer,
-        sources: Sequence[tuple[Source, float]],
+        courses: Sequence[Course],
         seed: int,
         device: torch.device,
         early: int,
     ):
         self.writer, self.seed, self.device, self.early = writer, seed, device, early
-        self.sources = [source for source, _ in sources]
-        self.shares = np.array([share for _, share in sources])
+        self.courses, self.shares = courses, [course.share for course in courses]
 
     def batch(self, model: nn.Module, step: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """The packed text of a step and its visual inputs (B, T, D)."""
         rng = np.random.default_rng([self.seed, step])
-        source = self.sources[0]
-        if len(self.sources) > 1:
-            source = self.sources[rng.choice(len(self.sources), p=self.shares)]
+        course = self.courses[0]
+        if len(self.courses) > 1:
+            course = self.courses[rng.choice(len(self.courses), p=self.shares)]
         kinds = ("rich", "few", "more", "all")
         kind = kinds[rng.choice(len(kinds), p=EARLY if step < self.early else LATE)]
-        tokens = source.tokens if kind == "all" else int(rng.choice(TOKENS[kind]))
-        size = max(1, SCENES[kind] * L // tokens) if kind == "all" else SCENES[kind]
-        chosen = rng.integers(0, len(source.cards), size)
-        kept = [view(rng, tokens, source.cards[i], rich=kind == "rich") for i in chosen]
-        pairs = [lesson(source.cards[i], v, rng) for i, v in zip(chosen, kept, strict=True)]
-        visual = source.pack(model, chosen, kept, self.device)
-        return batch(self.writer, pairs, visual.shape[1], self.device), visual
+        chosen, kept, asked = course.step(course.source, kind, rng)
+        visual = course.source.pack(model, chosen, kept, self.device)
+        packed = batch(self.writer, asked, visual.shape[1], self.device)
+        if course.skip and rng.random() < 0.5:
+            at = len(self.writer.prefix) + int(rng.integers(visual.shape[1] + 1))
+            packed["positions"][:, at:] += int(rng.integers(course.skip + 1))
+        return packed, visual

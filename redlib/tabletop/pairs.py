@@ -87,6 +87,14 @@ LEVELS = ("clear", "cluttered")
 DIVIDER = 8  # pixels between the pictures of a composite
 GREY = 128
 
+CHECKLISTS = (
+    "Which objects are in the first image?",
+    "Which objects are in the second image?",
+    "Which image shows which object?",
+)
+CHANGED = "What changed from the first image to the second?"
+"""Asked in training alone."""
+
 FRAMES = (
     SPOT_THE_DIFFERENCE,
     f"Which image shows a cup, the first or the second? {ONE_WORD}",
@@ -160,7 +168,7 @@ class Composite:
     @property
     def answer(self) -> str:
         """The differences as one sentence, which `differences_named` reads."""
-        clauses = [_clause(*difference) for difference in self.differences]
+        clauses = [clause(*difference) for difference in self.differences]
         if len(clauses) == 1:
             return f"{clauses[0]}."
         return f"{', '.join(clauses[:-1])} and {clauses[-1]}."
@@ -220,7 +228,8 @@ def differences_named(text: str) -> set[tuple[str, ...]]:
     }
 
 
-def _clause(change: str, *words: str) -> str:
+def clause(change: str, *words: str) -> str:
+    """A difference, as in `Composite.differences`, in words."""
     if change == "new":
         size, colour, noun = words
         return f"{article(size)} {size} {colour} {noun} is new"

@@ -7,13 +7,17 @@ hour on two cores needs a shorter way, and takes two:
   side is small (an embedding per word, an MLP per phrase, a sum over the phrases) and is not
   shipped;
 * *dense labels* at the feature layer (hidden_states[-2], the one LLaVA reads): which object, which
-  colour and which size covers each patch, and in which of eight bands of rows and of columns it
+  colour and which size covers each patch, and in which band of three rows and of three columns it
   lies. No real tower has these; the model card says so first. (Without the bands, a tower trained
   on windows forgets where its patches are, and a decoder cannot tell left from right.)
 
 Most steps see *windows*: 8 x 8 or 12 x 12 patches cut out of a scene in pixel space and given their
 own position embeddings. A window costs a ninth of a scene, and holds as much to learn per patch.
 The last steps see whole scenes, where the 577 position embeddings meet for the first time.
+
+OneVision's tower, a SigLIP, is trained the same way, from the trained CLIP on (`adopt`). It sees
+the same scenes resized to 384 pixels, in 27 x 27 patches, has no [cls], and is read after its last
+layer; the mean of its patches stands in for [cls] in the contrastive loss.
 """
 
 from dataclasses import dataclass
@@ -21,15 +25,18 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 
+from redlib.geometry import Sight
 from redlib.tabletop.loop import precision
 from redlib.tabletop.world import COLOURS, GROUNDS, NOUNS, PATCH, SIDE, SIZES, WORDS, Scene, scenes
 
 GRID = SIDE // PATCH
+CLIP = Sight(SIDE, PATCH, crop=False)
 THINGS = 1 + len(NOUNS) + len(WORDS)  # ground, nouns, words
 CLEAR, FAINT = 0.3, 0.05  # covered at least so much: labelled; less than this: ground
-BAND = GRID // 8  # rows, or columns, of patches that share a label of place
+BAND = 3  # rows, or columns, of patches that share a label of place
 PARTS = (1.0, 0.5, 0.25, 0.25, 0.25)  # weights of the losses for thing, colour, size, row, column
 FOREGROUND = 3.0  # weight of covered patches in the dense loss
 IGNORE = -100
@@ -37,29 +44,42 @@ POOL = 1024
 FRESH = 4  # scenes drawn anew per step
 MEAN = torch.tensor((0.48145466, 0.4578275, 0.40821073)).view(1, 3, 1, 1)
 STD = torch.tensor((0.26862954, 0.26130258, 0.27577711)).view(1, 3, 1, 1)
+HALF = torch.full((1, 3, 1, 1), 0.5)
+LIGHT = {"clip_vision_model": (MEAN, STD), "siglip_vision_model": (HALF, HALF)}
+STREAM = 50.0  # times as large a residual stream has an adopted tower, see `adopt`
 
 
 @dataclass
 class Example:
-    """A scene as the tower's training sees it: pixels (336, 336, 3), patch labels (5, 24, 24) for
-    thing, colour, size, row and column, and per object its phrase ids and the patches that it
-    covers."""
+    """A scene as the tower's training sees it: pixels (s, s, 3), patch labels (5, k, k) for thing,
+    colour, size, row and column, and per object its phrase ids and the patches that it covers. Of
+    CLIP s is 336 and k 24, of SigLIP 384 and 27."""
 
     pixels: np.ndarray
     labels: np.ndarray
     phrases: np.ndarray  # (n, 3) noun, colour, size; a word is (32 + word, 8, 4)
-    cover: np.ndarray  # (n, 24, 24)
+    cover: np.ndarray  # (n, k, k)
     ground: int
 
 
-def example(scene: Scene) -> Example:
-    cover = scene.coverage()
+def sight(tower: nn.Module) -> Sight:
+    """How a tower sees a scene."""
+    return Sight(tower.config.image_size, tower.config.patch_size, crop=False)
+
+
+def squeezed(scene: Scene, side: int) -> np.ndarray:
+    """(side, side, 3) uint8: the scene as the stock processors resize it."""
+    return np.array(scene.image.resize((side, side), Image.Resampling.BICUBIC))
+
+
+def example(scene: Scene, sight: Sight) -> Example:
+    cells, cover = sight.cells, scene.coverage(sight)
     phrases = [
         (NOUNS.index(o.noun), list(COLOURS).index(o.colour), list(SIZES).index(o.size))
         for o in scene.objects
     ]
     if scene.word:
-        cover = np.vstack((cover, scene.word_coverage()))
+        cover = np.vstack((cover, scene.word_coverage(sight)))
         phrases.append((len(NOUNS) + WORDS.index(scene.word), len(COLOURS), len(SIZES)))
     phrases = np.array(phrases)
     owner, share = cover.argmax(0), cover.max(0)
@@ -68,24 +88,25 @@ def example(scene: Scene) -> Example:
     labels[2][labels[2] == len(SIZES) + 1] = 0
     labels[:, share < FAINT] = 0
     labels[:, (share >= FAINT) & (share < CLEAR)] = IGNORE
-    bands = np.indices((GRID, GRID)) // BAND
+    bands = np.indices((cells, cells)) // BAND
     return Example(
-        scene.pixels,
-        np.concatenate((labels.reshape(3, GRID, GRID), bands)),
+        squeezed(scene, sight.side),
+        np.concatenate((labels.reshape(3, cells, cells), bands)),
         phrases,
-        cover.reshape(-1, GRID, GRID),
+        cover.reshape(-1, cells, cells),
         GROUNDS.index(scene.ground),
     )
 
 
 class Heads(nn.Module):
-    """What training needs beside the tower: dense heads, the text side, the two projections."""
+    """What training needs beside a tower of cells x cells patches: dense heads, the text side, the
+    two projections."""
 
-    def __init__(self, width: int, shared: int = 128):
+    def __init__(self, width: int, cells: int, *, shared: int = 128):
         super().__init__()
+        bands = cells // BAND
         self.dense = nn.ModuleList(
-            nn.Linear(width, n)
-            for n in (THINGS, 1 + len(COLOURS), 1 + len(SIZES), GRID // BAND, GRID // BAND)
+            nn.Linear(width, n) for n in (THINGS, 1 + len(COLOURS), 1 + len(SIZES), bands, bands)
         )
         self.norm = nn.LayerNorm(width)
         self.noun = nn.Embedding(len(NOUNS) + len(WORDS), shared)
@@ -119,43 +140,115 @@ def begin(tower: nn.Module) -> None:
     weight[1:] = torch.cat((angle.sin(), angle.cos()), 1)
 
 
+@torch.no_grad()
+def adopt(siglip: nn.Module, clip: nn.Module) -> None:
+    """Let a SigLIP tower begin as a trained CLIP tower, as far as their architectures allow.
+
+    Exact: the layers up to CLIP's feature layer are copied, and the patch convolution is rewritten
+    for SigLIP's normalisation of pixels. Approximate:
+
+    * CLIP normalises each patch before its first layer and SigLIP does not. The mean, scale and
+      shift of that layer norm go into convolution and positions; the deviation, one per patch, is
+      replaced by its mean over the patches of some training scenes;
+    * the position embeddings of 24 x 24 patches are interpolated to 27 x 27;
+    * layers no longer find the [cls] that they attended to;
+    * SigLIP's gelu stands where CLIP's quick gelu stood, within about 0.02 of it.
+
+    Training left CLIP's stream rescaled to a spread of one, beside which a step of Muon is large:
+    a few of them would undo what the layers write. So the stream is first made STREAM times as
+    large, which changes nothing else.
+    """
+    ours, theirs = siglip.embeddings, clip.embeddings
+    norm = clip.pre_layrnorm
+    mean, std = LIGHT[clip.config.model_type]
+    centre, scale = LIGHT[siglip.config.model_type]
+    kernel = theirs.patch_embedding.weight  # (D, 3, 14, 14)
+    mean, std, centre, scale = (part.to(kernel) for part in (mean, std, centre, scale))
+    patches = _patches(clip)
+    place = theirs.position_embedding.weight[1:]  # (576, D)
+    spread = (patches + place).std(-1, correction=0).mean()
+    gain = norm.weight / spread
+
+    def folded(rows: torch.Tensor) -> torch.Tensor:
+        """(n, D), centred and scaled as the layer norm would."""
+        return (rows - rows.mean(-1, keepdim=True)) * gain
+
+    flat = (kernel * scale / std).flatten(1).T  # (588, D)
+    ours.patch_embedding.weight.copy_(folded(flat).T.view_as(kernel))
+    grey = (kernel * (centre - mean) / std).flatten(1).sum(1)  # what SigLIP's 0 is to CLIP
+    ours.patch_embedding.bias.copy_(folded(grey[None])[0] + norm.bias)
+    picture = folded(place).T.view(1, -1, GRID, GRID)
+    cells = 2 * [sight(siglip).cells]
+    stretched = F.interpolate(picture, size=cells, mode="bicubic", align_corners=False)
+    ours.position_embedding.weight.copy_(stretched[0].flatten(1).T)
+    for layer, trained in zip(siglip.encoder.layers, clip.encoder.layers[:-1], strict=True):
+        layer.load_state_dict(trained.state_dict())
+    rescale(siglip, STREAM)
+
+
+def _patches(clip: nn.Module) -> torch.Tensor:
+    """(8, 576, D): what CLIP's convolution gives for the patches of eight training scenes."""
+    device = clip.embeddings.patch_embedding.weight.device
+    shown = np.stack([scene.pixels for scene in scenes("train", 8)])
+    return _convolved(clip, torch.from_numpy(shown).to(device)).flatten(2).transpose(1, 2)
+
+
+def _convolved(tower: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
+    """(B, D, k, k) from uint8 pixels (B, s, s, 3), normalised as the tower's processor does."""
+    mean, std = (part.to(pixels.device) for part in LIGHT[tower.config.model_type])
+    x = (pixels.permute(0, 3, 1, 2).float() / 255 - mean) / std
+    return tower.embeddings.patch_embedding(x)
+
+
 def forward(
     tower: nn.Module, pixels: torch.Tensor, rows: torch.Tensor, cols: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Run a CLIP vision model on windows.
+    """Run a CLIP or SigLIP vision model on windows.
 
     Args:
-        pixels: (B, 3, s, s) normalised.
-        rows, cols: (B,) first row and column of each window in the 24 x 24 grid.
+        pixels: (B, s, s, 3) uint8.
+        rows, cols: (B,) first row and column of each window in the tower's grid.
 
     Returns:
-        patch features at the feature layer, (B, n, width), and pooled [cls], (B, width).
+        patch features at the feature layer, (B, n, width), and pooled [cls], or of SigLIP the
+        pooled mean of the patches, (B, width).
     """
-    embed = tower.embeddings
-    x = embed.patch_embedding(pixels)  # (B, D, k, k)
+    embed, layers = tower.embeddings, tower.encoder.layers
+    with_cls = hasattr(embed, "class_embedding")
+    x = _convolved(tower, pixels)
     k = x.shape[-1]
     step = torch.arange(k, device=x.device)
-    where = (rows[:, None, None] + step[:, None]) * GRID + cols[:, None, None] + step  # (B, k, k)
-    x = x.flatten(2).transpose(1, 2) + embed.position_embedding(1 + where.flatten(1))
+    row, col = rows[:, None, None] + step[:, None], cols[:, None, None] + step
+    where = (row * sight(tower).cells + col).flatten(1)  # (B, k*k)
+    x = x.flatten(2).transpose(1, 2) + embed.position_embedding(where + with_cls)
+    if not with_cls:
+        for layer in layers:
+            x = layer(x, attention_mask=None)
+        return x, tower.post_layernorm(x.mean(1))
     cls = embed.class_embedding + embed.position_embedding.weight[0]
     x = torch.cat((cls.expand(len(x), 1, -1).to(x.dtype), x), 1)  # (B, 1 + k*k, D)
     x = tower.pre_layrnorm(x)
-    for layer in tower.encoder.layers[:-1]:
+    for layer in layers[:-1]:
         x = layer(x, attention_mask=None)
-    pooled = tower.encoder.layers[-1](x, attention_mask=None)[:, 0]
+    pooled = layers[-1](x, attention_mask=None)[:, 0]
     return x[:, 1:], tower.post_layernorm(pooled)
+
+
+def features(tower: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
+    """(B, L, width): the features of whole images, uint8 pixels (B, s, s, 3)."""
+    zero = torch.zeros(1, dtype=torch.long, device=pixels.device)
+    return forward(tower, pixels, zero, zero)[0]
 
 
 @torch.no_grad()
 def spread(tower: nn.Module, device: torch.device, *, images: int = 32) -> float:
     """Standard deviation of the features of some training scenes around their mean vector."""
-    zero = torch.zeros(1, dtype=torch.long, device=device)
-    found = []
+    side, found = sight(tower).side, []
     for scene in scenes("train", images):
-        x = torch.from_numpy(scene.pixels).to(device).permute(2, 0, 1)[None].float() / 255
-        found.append(forward(tower, (x - MEAN.to(device)) / STD.to(device), zero, zero)[0][0])
-    features = torch.cat(found)
-    return float((features - features.mean(0)).square().mean().sqrt())
+        x = torch.from_numpy(squeezed(scene, side)).to(device)
+        found.append(features(tower, x[None])[0])
+    rows = torch.cat(found)
+    return float((rows - rows.mean(0)).square().mean().sqrt())
 
 
 @torch.no_grad()
@@ -166,19 +259,21 @@ def rescale(tower: nn.Module, factor: float) -> None:
     Muon lets the stream grow to a spread of some fifty, and the projector, which has no norm in
     front of it, learns poorly from that.
     """
-    written = [tower.pre_layrnorm]
+    embed = tower.embeddings
+    written = [tower.pre_layrnorm] if hasattr(embed, "class_embedding") else [embed]
     for layer in tower.encoder.layers:
         written += [layer.self_attn.out_proj, layer.mlp.fc2]
     for module in written:
-        module.weight.mul_(factor)
-        module.bias.mul_(factor)
+        for weight in module.parameters():
+            weight.mul_(factor)
 
 
 class Windows:
-    """A pool of training scenes, renewed a little at every step, from which windows are cut."""
+    """A pool of training scenes, renewed a little at every step, from which windows are cut for a
+    tower of that sight."""
 
-    def __init__(self, seed: int, device: torch.device, *, pool: int = POOL):
-        self.seed, self.device, self.size = seed, device, pool
+    def __init__(self, seed: int, device: torch.device, sight: Sight, *, pool: int = POOL):
+        self.seed, self.device, self.sight, self.size = seed, device, sight, pool
         self.pool: dict[int, Example] = {}
 
     def _get(self, number: int) -> Example:
@@ -186,7 +281,7 @@ class Windows:
             if len(self.pool) >= self.size + 64:
                 for old in sorted(self.pool)[:64]:
                     del self.pool[old]
-            self.pool[number] = example(scenes("train", 1, start=number)[0])
+            self.pool[number] = example(scenes("train", 1, start=number)[0], self.sight)
         return self.pool[number]
 
     def batch(self, step: int, size: int, side: int) -> dict:
@@ -195,18 +290,19 @@ class Windows:
         newest = self.size // 8 + FRESH * step
         oldest = max(0, newest - self.size)
         chosen = [self._get(int(n)) for n in rng.integers(oldest, newest, size)]
-        room = GRID - side + 1
+        cells, patch = self.sight.cells, self.sight.patch
+        room = cells - side + 1
         # Nine windows in ten lie over an object: bare ground is soon learned, objects are not.
         rows, cols = rng.integers(0, room, size), rng.integers(0, room, size)
         for i in np.flatnonzero(rng.random(size) < 0.9):
             cover = chosen[i].cover
-            r, c = np.unravel_index(cover[rng.integers(len(cover))].argmax(), (GRID, GRID))
+            r, c = np.unravel_index(cover[rng.integers(len(cover))].argmax(), (cells, cells))
             rows[i] = np.clip(r - rng.integers(side), 0, room - 1)
             cols[i] = np.clip(c - rng.integers(side), 0, room - 1)
         cut = [np.s_[r : r + side, c : c + side] for r, c in zip(rows, cols, strict=True)]
         pixels = np.stack(
             [
-                e.pixels[r * PATCH : (r + side) * PATCH, c * PATCH : (c + side) * PATCH]
+                e.pixels[r * patch : (r + side) * patch, c * patch : (c + side) * patch]
                 for e, r, c in zip(chosen, rows, cols, strict=True)
             ]
         )
@@ -214,10 +310,9 @@ class Windows:
         for e, window in zip(chosen, cut, strict=True):
             seen = np.array([c[window].sum() / max(c.sum(), 1e-9) for c in e.cover])
             phrases.append(e.phrases[seen > 0.4])
-        x = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2).float() / 255
         labels = np.stack([e.labels[:, w[0], w[1]] for e, w in zip(chosen, cut, strict=True)])
         return {
-            "pixels": (x - MEAN.to(self.device)) / STD.to(self.device),
+            "pixels": torch.from_numpy(pixels).to(self.device),
             "rows": torch.as_tensor(rows, device=self.device),
             "cols": torch.as_tensor(cols, device=self.device),
             "labels": torch.as_tensor(labels, device=self.device).flatten(2),  # (B, 5, n)
@@ -233,8 +328,8 @@ def losses(
     read the features, for the log, and the tower does not learn from them."""
     device = batch["rows"].device
     with precision(device):
-        features, pooled = forward(tower, batch["pixels"], batch["rows"], batch["cols"])
-        shown = heads.norm(features if dense else features.detach())
+        found, pooled = forward(tower, batch["pixels"], batch["rows"], batch["cols"])
+        shown = heads.norm(found if dense else found.detach())
         logits = [head(shown).float() for head in heads.dense]
         image = heads.image(pooled)
     total = torch.zeros((), device=device)
@@ -273,15 +368,15 @@ def accuracy(
     """Held-out, on whole scenes: share of clearly covered patches whose thing (colour) the dense
     head names, of bare patches called bare, of all patches put into their own band of rows and of
     columns, and of scenes matched to their own phrases among `images`."""
-    found = [example(s) for s in scenes(split, images)]
+    found = [example(s, sight(tower)) for s in scenes(split, images)]
     hits: dict[str, list] = {"thing": [], "colour": [], "bare": [], "place": []}
     pooled_all = []
     zero = torch.zeros(1, dtype=torch.long, device=device)
     for e in found:
-        x = torch.from_numpy(e.pixels).to(device).permute(2, 0, 1)[None].float() / 255
+        x = torch.from_numpy(e.pixels).to(device)[None]
         with precision(device):
-            features, pooled = forward(tower, (x - MEAN.to(device)) / STD.to(device), zero, zero)
-            shown = heads.norm(features)
+            patches, pooled = forward(tower, x, zero, zero)
+            shown = heads.norm(patches)
             best = [head(shown)[0].argmax(-1).cpu().numpy() for head in heads.dense]
             pooled_all.append(heads.image(pooled).float())
         labels = e.labels.reshape(len(best), -1)

@@ -3,10 +3,13 @@
 tiny-llava-1.5 is trained from nothing in four stages, each resumable (see `loop`): the tower on
 windows, the tower on whole scenes, the features of the training scenes, projector and decoder.
 tiny-llava-next begins as tiny-llava-1.5, the one trained beside it or else the shipped one, and
-goes on on base tiles alone and on images of twice the sides with their four tiles. Work goes to
-`runs/train/NAME`; a finished checkpoint is exported in the stock Hugging Face layout, weights in
-half precision and `dtype: float32` in its config, since transformers would otherwise compute in the
-precision that a file happens to be stored in.
+goes on on base tiles alone and on images of twice the sides with their four tiles.
+tiny-llava-onevision begins as it too, its tower as far as CLIP and SigLIP allow; the tower is
+trained on, then projector and decoder on images, on two images, on composites and on films.
+
+Work goes to `runs/train/NAME`; a finished checkpoint is exported in the stock Hugging Face layout,
+weights in half precision and `dtype: float32` in its config, since transformers would otherwise
+compute in the precision that a file happens to be stored in.
 
     train("tiny-llava-1.5", Path("runs/train"))            # about two hours on two cores
     train("tiny-llava-1.5", folder, share=0.01)             # one hundredth of each stage
@@ -34,26 +37,41 @@ from redlib.tabletop import (
     decoder,
     evaluation,
     lessons,
+    lessons_several,
     loop,
     sources,
     tower,
 )
+from redlib.tabletop.architectures import NAMES
+from redlib.tabletop.lessons import Course
 from redlib.tabletop.sources import Source
 from redlib.tabletop.world import scenes
 
-NAMES = ("tiny-llava-1.5", "tiny-llava-next")
 STEPS = {
     "tiny-llava-1.5": {"tower-windows": 3000, "tower-scenes": 1400, "decoder": 3000},
     "tiny-llava-next": {"decoder": 900},
+    "tiny-llava-onevision": {"tower-windows": 600, "tower-scenes": 300, "decoder": 2500},
 }
 TRAINING_SCENES = 5_000
 TILED_SCENES, TILED_SHARE = 1_200, 0.6  # of Next's steps, on images in tiles
+ONEVISION = {  # inputs of a kind, its share of OneVision's steps, what a step does, see `Course`
+    "images": (3_000, 0.4, lessons.on_scenes),
+    "mantis": (1_200, 0.13, lessons_several.on_pairs),
+    "muir": (1_200, 0.12, lessons_several.on_pairs),
+    "composites": (800, 0.1, lessons_several.on_composites),
+    "films": (1_000, 0.25, lessons_several.on_films, 3_136),  # evaluated at 32 frames as well
+}
+RATES = {  # peak learning rates of Muon and AdamW; a trained tower is trained on with care
+    "tiny-llava-1.5": {"tower-windows": loop.RATES, "tower-scenes": (0.008, 6e-4)},
+    "tiny-llava-onevision": {"tower-windows": (0.01, 1e-3), "tower-scenes": (0.006, 6e-4)},
+}
 RECIPE = (
-    "world", "questions", "language", "architectures", "tower", "sources", "lessons", "decoder",
-    "loop", "training",
+    "world", "questions", "pairs", "films", "language", "architectures", "tower", "sources",
+    "lessons", "lessons_several", "decoder", "loop", "training",
 )  # fmt: skip
 TOWER_SEED, DECODER_SEED = 0, 1
 CHECK_SCENES = 40
+CHECKS = {"tower-windows": 15, "tower-scenes": 7, "decoder": 8}  # times in a stage
 CHECKED_TILED = ("pope-adversarial", "seed", "colour", "word")
 
 
@@ -97,11 +115,18 @@ def train(
     n = max(16, int(TRAINING_SCENES * share))
     writer = lessons.Writer(processor)
     if name == "tiny-llava-next":
-        _begin_next(model, Path(folder))
+        _begin_next(model, _first(Path(folder), where).model)
         most = max(16, int(TILED_SCENES * share))
         log = _train_next(model, writer, work, where, steps["decoder"], n, most, checked)
+    elif name == "tiny-llava-onevision":
+        known = _first(Path(folder), where)
+        tower.adopt(model.model.vision_tower, known.model.model.vision_tower)
+        log = _train_tower(model, work, where, steps, RATES[name], checked)
+        decoder.go_on(model, processor.tokenizer, known)
+        log += _train_onevision(model, writer, work, where, steps["decoder"], share, checked)
     else:
-        log = _train_tower(model, work, where, steps, checked, plain)
+        tower.begin(model.model.vision_tower)
+        log = _train_tower(model, work, where, steps, RATES[name], checked, plain=plain)
         log += _train_decoder(model, writer, work, where, steps["decoder"], n, checked)
     target = work / "checkpoint"
     export(model, processor, target)
@@ -133,14 +158,21 @@ def _same_recipe(work: Path, name: str, share: float) -> None:
 
 
 def _train_tower(
-    model, work: Path, where: torch.device, steps: dict[str, int], checked: int, plain: bool
+    model,
+    work: Path,
+    where: torch.device,
+    steps: dict[str, int],
+    rates: dict[str, tuple[float, float]],
+    checked: int,
+    *,
+    plain: bool = False,
 ) -> list[dict]:
     vision = model.model.vision_tower
+    sight = tower.sight(vision)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(TOWER_SEED)
-        heads = tower.Heads(vision.config.hidden_size).to(where)
-    tower.begin(vision)
-    windows = tower.Windows(TOWER_SEED, where)
+        heads = tower.Heads(vision.config.hidden_size, sight.cells).to(where)
+    windows = tower.Windows(TOWER_SEED, where, sight)
     modules = {"tower": vision, "heads": heads}
 
     def on_windows(step: int):
@@ -148,7 +180,7 @@ def _train_tower(
         return tower.losses(vision, heads, windows.batch(step, size, side), dense=not plain)
 
     def on_scenes(step: int):
-        batch = windows.batch(steps["tower-windows"] + step, 8, 24)
+        batch = windows.batch(steps["tower-windows"] + step, 8, sight.cells)
         return tower.losses(vision, heads, batch, dense=not plain)
 
     check = partial(tower.accuracy, vision, heads, where, images=checked)
@@ -158,7 +190,8 @@ def _train_tower(
         modules,
         loss=on_windows,
         check=check,
-        checks=15,
+        checks=CHECKS["tower-windows"],
+        rates=rates["tower-windows"],
     )
     log += loop.run(
         loop.Stage("tower-scenes", steps["tower-scenes"]),
@@ -166,8 +199,8 @@ def _train_tower(
         modules,
         loss=on_scenes,
         check=check,
-        checks=7,
-        rates=(0.008, 6e-4),
+        checks=CHECKS["tower-scenes"],
+        rates=rates["tower-scenes"],
     )
     vision.requires_grad_(False).eval()
     tower.rescale(vision, 1 / tower.spread(vision, where))
@@ -181,14 +214,19 @@ def _train_decoder(
     decoder.begin(model, writer.tokenizer, source)
     held = sources.images(model, work, checked, where, split="calibration")
     early = int(lessons.EARLY_SHARE * steps)
-    taught = lessons.Lessons(writer, [(source, 1.0)], DECODER_SEED, where, early)
+    taught = lessons.Lessons(writer, [Course(source, 1.0)], DECODER_SEED, where, early)
     return _run(model, writer, work, where, steps, taught, partial(_check, model, writer, held))
 
 
-def _begin_next(model, folder: Path) -> None:
-    """Give Next the weights of LLaVA-1.5: all of its own but the newline."""
+def _first(folder: Path, where: torch.device) -> models.VLM:
+    """The trained tiny-llava-1.5: the one in this work folder, else the shipped one."""
     beside = folder / NAMES[0] / "checkpoint"
-    known = models.load(str(beside) if beside.is_dir() else NAMES[0], device="cpu").model
+    name = str(beside) if beside.is_dir() else NAMES[0]
+    return models.load(name, device=str(where), dtype="float32")
+
+
+def _begin_next(model, known: nn.Module) -> None:
+    """Give Next the weights of LLaVA-1.5: all of its own but the newline."""
     missing, unexpected = model.load_state_dict(known.state_dict(), strict=False)
     if unexpected or missing != ["model.image_newline"]:
         raise RedlibError(
@@ -215,15 +253,52 @@ def _train_next(
     split = sources.tiled(model, work, most, where)
     held = sources.images(model, work, checked, where, split="calibration", newline=True)
     apart = sources.tiled(model, work, checked // 2, where, split="calibration")
-    taught = lessons.Lessons(
-        writer, [(base, 1 - TILED_SHARE), (split, TILED_SHARE)], DECODER_SEED, where, 0
-    )
+    courses = [Course(base, 1 - TILED_SHARE), Course(split, TILED_SHARE)]
+    taught = lessons.Lessons(writer, courses, DECODER_SEED, where, 0)
+    ask = partial(decoder.known, tasks=CHECKED_TILED)
 
     def check() -> dict[str, float]:
         found = _check(model, writer, held)
         for label, view in (("base", range(576)), ("split", range(split.tokens))):
-            known = decoder.accuracy(model, writer, apart, view=view, tasks=CHECKED_TILED)
+            known = decoder.accuracy(model, writer, apart, ask, view=view)
             found |= {f"{task}, {label} of tiles": value for task, value in known.items()}
+        return found
+
+    return _run(model, writer, work, where, steps, taught, check)
+
+
+def _train_onevision(
+    model,
+    writer: lessons.Writer,
+    work: Path,
+    where: torch.device,
+    steps: int,
+    share: float,
+    checked: int,
+) -> list[dict]:
+    draw = {
+        "images": partial(sources.images, newline=True),
+        "mantis": partial(sources.pairs, schema="mantis"),
+        "muir": partial(sources.pairs, schema="muir"),
+        "composites": sources.composites,
+        "films": sources.films,
+    }
+    courses = [
+        Course(draw[kind](model, work, max(4, int(n * share)), where), *rest)
+        for kind, (n, *rest) in ONEVISION.items()
+    ]
+    # Films are long, and each is asked much.
+    held = {"images": checked, "mantis": checked, "muir": checked, "films": checked // 4}
+    held_on = {
+        kind: draw[kind](model, work, n, where, split="calibration") for kind, n in held.items()
+    }
+    early = int(lessons.EARLY_SHARE * steps)
+    taught = lessons.Lessons(writer, courses, DECODER_SEED, where, early)
+
+    def check() -> dict[str, float]:
+        found = _check(model, writer, held_on["images"])
+        for kind in ("mantis", "muir", "films"):
+            found |= decoder.accuracy(model, writer, held_on[kind], lessons_several.known)
         return found
 
     return _run(model, writer, work, where, steps, taught, check)
@@ -232,7 +307,7 @@ def _train_next(
 def _check(model, writer: lessons.Writer, held: Source) -> dict[str, float]:
     """Held-out accuracies with all tokens and with 64, and the single-token probe."""
     rows = {}
-    for tokens in (576, 64):
+    for tokens in (held.tokens, 64):
         known = decoder.accuracy(model, writer, held, tokens=tokens)
         rows |= {f"{task}@{tokens}": value for task, value in known.items()}
     masked = scenes("calibration", len(held.cards) // 2)
@@ -263,7 +338,7 @@ def _run(
         modules,
         loss=lambda step: decoder.loss(model, writer, *taught.batch(model, step)),
         check=check,
-        checks=8,
+        checks=CHECKS["decoder"],
         rates=(0.004, 3e-4),
     )
 

@@ -24,7 +24,7 @@ from matplotlib.axes import Axes
 from matplotlib.colorbar import Colorbar
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from redlib.geometry import Grid
 
@@ -104,8 +104,10 @@ def figure(width: float, height: float) -> Figure:
 
 
 def faded(image: Image.Image, *, towards_white: float = 0.35) -> np.ndarray:
-    """The image in grey and paler, (H, W) float 0..1, as a ground that colours can lie on."""
-    grey = np.asarray(image.convert("L"), dtype=float) / 255
+    """The image in grey, paler and without grain, (H, W) float 0..1, as a ground that colours can
+    lie on: noise under a map would read as data."""
+    smooth = image.convert("L").filter(ImageFilter.MedianFilter(5))
+    grey = np.asarray(smooth, dtype=float) / 255
     return towards_white + (1 - towards_white) * grey
 
 

@@ -50,7 +50,7 @@ from PIL import Image
 
 from redlib.errors import RedlibError
 from redlib.tabletop import world
-from redlib.tabletop.questions import LETTERS, NUMBERS
+from redlib.tabletop.questions import LETTER, LETTERS, NUMBERS, YES_NO
 from redlib.tabletop.world import (
     COLOURS,
     GROUNDS,
@@ -77,8 +77,6 @@ SPOT_THE_DIFFERENCE = (
 
 NONE = "None of the choices provided"
 ONE_WORD = "Please answer this question with one word."
-YES_OR_NO = "Please answer yes or no."
-LETTER = "Answer with the option's letter from the given choices directly."
 ORDER = ("first", "second")
 
 WAYS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
@@ -100,7 +98,7 @@ FRAMES = (
     f"Which image shows a cup, the first or the second? {ONE_WORD}",
     "Which image shows an umbrella?\nA. the first image\nB. the second image\nC. both images\n"
     f"D. {NONE}\n{LETTER}",
-    f"Do the two images show the same number of objects? {YES_OR_NO}",
+    f"Do the two images show the same number of objects? {YES_NO}",
     "How many objects are in the two images together?",
     "Which image shows more objects, the first or the second?",
     "Do the two images show the same ground?",
@@ -478,7 +476,7 @@ def _same_number(rng: np.random.Generator, split: str, dealt: int) -> _Case:
         _base(rng, split, objects=first),
         _base(rng, split, objects=second if dealt else first),
     )
-    text = f"Do the two images show the same number of objects? {YES_OR_NO}"
+    text = f"Do the two images show the same number of objects? {YES_NO}"
     return _Case(plans, text, ("yes", "no")[dealt])
 
 
@@ -512,7 +510,7 @@ def _same_ground(rng: np.random.Generator, split: str, dealt: int) -> _Case:
     first = _base(rng, split, lambda plan: not plan.second)
     wanted = _pick(rng, [g for g in GROUNDS if g != first.ground]) if dealt else first.ground
     second = _base(rng, split, lambda plan: plan.ground == wanted and not plan.second)
-    text = f"Do the two images show the same ground? {YES_OR_NO}"
+    text = f"Do the two images show the same ground? {YES_NO}"
     return _Case((first, second), text, ("yes", "no")[dealt])
 
 
@@ -539,7 +537,7 @@ def _two_words(rng: np.random.Generator, split: str) -> tuple[Plan, Plan]:
 
 def _same_colour(rng: np.random.Generator, split: str, dealt: int) -> _Case:
     plans, noun, _ = _one_noun(rng, split, same=not dealt)
-    text = f"Does the {noun} have the same color in both images? {YES_OR_NO}"
+    text = f"Does the {noun} have the same color in both images? {YES_NO}"
     return _Case(plans, text, ("yes", "no")[dealt])
 
 

@@ -19,7 +19,7 @@ from redlib.tabletop import films, pairs
 from redlib.tabletop.films import SUBTASKS, Film
 from redlib.tabletop.lessons import TOKENS, Step, absent, checklist, listed, view
 from redlib.tabletop.pairs import NONE, ORDER, SPOT_THE_DIFFERENCE, WAYS, Composite, Pair
-from redlib.tabletop.questions import LETTERS, NUMBERS, options
+from redlib.tabletop.questions import LETTERS, NUMBERS, YES_NO, options
 from redlib.tabletop.sources import Card, Source
 from redlib.tabletop.world import SIDE, Scene, Thing, article
 
@@ -200,7 +200,7 @@ def _grounds(scenes: tuple[Scene, Scene], rng: np.random.Generator) -> Rows:
 def _judged(text: str, same: bool, rng: np.random.Generator) -> Rows:
     """A yes or no; most pairs of scenes are alike in nothing, which would teach to say no."""
     asked = same or rng.random() < NO
-    return [(f"{text} {pairs.YES_OR_NO}", "yes" if same else "no")] if asked else []
+    return [(f"{text} {YES_NO}", "yes" if same else "no")] if asked else []
 
 
 def _words(scenes: tuple[Scene, Scene]) -> Rows:

@@ -43,7 +43,7 @@ from redlib.store import Missing, Store, atomic, code_version, read_json, write_
 MEASURING: tuple[str, ...] = ("engine", "geometry", "leave_one_out", "models", "probe", "states")
 
 # Notebooks hold their pictures and have to stay below 1 MB.
-_LARGE_PNG = 300_000
+_LARGE_PNG = 200_000
 
 _KERNEL_NAMES = {"In", "Out", "exit", "quit", "get_ipython", "open"}
 _VERSIONS = ("torch", "transformers", "numpy", "pandas", "matplotlib", "scikit-learn")
@@ -349,7 +349,7 @@ def _with_palette(png: bytes) -> bytes:
     """The picture in 256 colours: a third of the bytes where text or a photograph fills it."""
     buffer = io.BytesIO()
     with Image.open(io.BytesIO(png)) as picture:
-        few = picture.convert("RGB").quantize(256, Image.Quantize.MEDIANCUT, dither=0)
+        few = picture.convert("RGB").quantize(256, Image.Quantize.FASTOCTREE, dither=0)
     few.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
 

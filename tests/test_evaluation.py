@@ -141,6 +141,16 @@ def test_a_quick_run_is_held_against_the_card(folder, table, capsys, monkeypatch
     assert evaluation.main(str(folder), quick=True) == 3
 
 
+def test_all_right_of_a_few_is_not_apart_from_nearly_all_right(tmp_path):
+    """200 of 200 right leave room for an accuracy of 0.985, and not for one of 0.97."""
+    row = {"metric": "word", "value": 1.0, "low": 1.0, "high": 1.0, "n": 200, "bar": None}
+    quick = pd.DataFrame([row | {"pass": ""}])
+    for value, lines in ((0.987, 0), (0.97, 1)):
+        held = row | {"value": value, "low": value - 0.005, "high": value + 0.005, "n": 1000}
+        (tmp_path / card.MEASURED).write_text(json.dumps([held]))
+        assert len(card.apart(quick, tmp_path)) == lines
+
+
 def test_a_folder_without_a_card_is_named(tmp_path, table):
     with pytest.raises(RedlibError, match="evaluation.json"):
         card.apart(table, tmp_path)

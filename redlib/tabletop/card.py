@@ -138,6 +138,9 @@ def table_text(table: pd.DataFrame) -> str:
 def apart(table: pd.DataFrame, folder: Path) -> list[str]:
     """One line for every metric whose interval lies apart from the card's.
 
+    Where all of n answers are right (or wrong), a bootstrap finds no spread; the rule of three says
+    that up to 3 / n of them may yet be otherwise.
+
     Raises:
         RedlibError: the folder holds no measured card.
     """
@@ -149,7 +152,8 @@ def apart(table: pd.DataFrame, folder: Path) -> list[str]:
     for row in table.dropna(subset=["low"]).itertuples(index=False):
         if row.metric in held.index:
             of = held.loc[row.metric]
-            if row.high < of["low"] or row.low > of["high"]:
+            unseen = 3 / row.n if row.low == row.high else 0.0
+            if row.high + unseen < of["low"] or row.low - unseen > of["high"]:
                 lines.append(
                     f"apart from the card: {row.metric} {row.value:.3f} ({row.low:.3f} to "
                     f"{row.high:.3f}), the card says {of['value']:.3f} ({of['low']:.3f} to "

@@ -330,39 +330,12 @@ class Plan:
     pieces: tuple[Piece, ...]
 
 
-def draw(
-    number: int,
-    *,
-    split: str = "train",
-    width: int = SIDE,
-    height: int = SIDE,
-    level: str | None = None,
-    objects: int | None = None,
-    withheld: bool = False,
-) -> Scene:
+def draw(number: int, **asked) -> Scene:
     """Draw the scene of a number; at most 5 ms at 336 x 336 once the glyphs are cached.
 
-    Args:
-        width, height: pixels; the shorter side is what the tower sees, objects keep to the
-            centre square that a centre crop leaves.
-        level: one of LEVELS; None draws it.
-        objects: the number of objects, 1 to 7; None draws it.
-        withheld: the first object is one of the WITHHELD pairs; else none is.
-
-    Raises:
-        RedlibError: an unknown level, no such number of objects, or an image too small for them.
+    Keywords and errors as for `plan`.
     """
-    return paint(
-        plan(
-            number,
-            split=split,
-            width=width,
-            height=height,
-            level=level,
-            objects=objects,
-            withheld=withheld,
-        )
-    )
+    return paint(plan(number, **asked))
 
 
 def plan(
@@ -375,7 +348,18 @@ def plan(
     objects: int | None = None,
     withheld: bool = False,
 ) -> Plan:
-    """The plan of the scene of a number; arguments and errors as for `draw`."""
+    """The plan of the scene of a number.
+
+    Args:
+        width, height: pixels; the shorter side is what the tower sees, objects keep to the
+            centre square that a centre crop leaves.
+        level: one of LEVELS; None draws it.
+        objects: the number of objects, 1 to 7; None draws it.
+        withheld: the first object is one of the WITHHELD pairs; else none is.
+
+    Raises:
+        RedlibError: an unknown level, no such number of objects, or an image too small for them.
+    """
     rng = np.random.default_rng(number)
     drawn = LEVELS[rng.choice(len(LEVELS), p=LEVEL_SHARES)]
     if level is not None and level not in LEVELS:

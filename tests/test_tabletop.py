@@ -1,5 +1,6 @@
 """The world against its definitions: splits, levels, grounds, shadows, occlusion, masks, speed."""
 
+import re
 import time
 from collections import Counter
 from dataclasses import replace
@@ -11,7 +12,7 @@ from scipy import ndimage
 from redlib.batch import calibration_seconds
 from redlib.errors import RedlibError
 from redlib.geometry import Sight
-from redlib.tabletop import scenes
+from redlib.tabletop import scenes, world
 from redlib.tabletop.world import (
     COLOURS,
     GLYPHS,
@@ -468,45 +469,65 @@ def _seconds_per_scene(level: str | None) -> float:
     return (time.process_time() - start) / 40
 
 
-def _listed(scene):
-    """Nouns in the order of NOUNS, equal ones from left to right."""
-    return [thing for noun in NOUNS for thing in scene.objects if thing.noun == noun]
+def _named_together(things):
+    """Things of one noun behind the first of them."""
+    nouns = list(dict.fromkeys(thing.noun for thing in things))
+    return [[thing for thing in things if thing.noun == noun] for noun in nouns]
 
 
 def test_captions_name_everything(some, crowded):
+    repeated = 0
     for scene in some + crowded:
-        parts = [
-            f"{'an' if t.noun[0] in 'aeiou' else 'a'} {t.noun} in {t.size} {t.colour}"
-            for t in _listed(scene)
-        ]
+        parts = []
+        for alike in _named_together(scene.objects):
+            noun = alike[0].noun
+            looks = " and ".join(f"{thing.size} {thing.colour}" for thing in alike)
+            parts.append(f"{'an' if noun[0] in 'aeiou' else 'a'} {noun} in {looks}")
+            repeated += len(alike) > 1
         parts += [f"the word {scene.word}"] * bool(scene.word)
         under = f"{scene.ground} and {scene.second}" if scene.second else scene.ground
-        said = scene.caption.removesuffix(f" on a {under} ground.")
-        assert said != scene.caption
-        assert said.split(" and ")[-1] == parts[-1]
-        assert said.replace(" and ", ", ").split(", ") == parts
+        assert scene.caption == f"{', '.join(parts)} on a {under} ground."
         assert len(scene.graph) == 3 * len(scene.objects) + bool(scene.word)
+    assert repeated > 5
 
 
-def test_a_sentence_names_the_chosen_objects_alone(some):
-    scene = next(s for s in some if s.word and len(s.objects) > 3)
+def test_a_sentence_names_the_chosen_objects_alone_and_in_their_order(some):
+    scene = next(
+        s for s in some if s.word and len(s.objects) > 3 and len({o.noun for o in s.objects}) > 3
+    )
     for chosen in ([2], [3, 0], [1, 2, 3]):
-        said = scene.sentence(chosen, word=False).split(" on a ")[0].replace(" and ", ", ")
-        named = [thing for thing in _listed(scene) if thing in [scene.objects[k] for k in chosen]]
-        assert [part.split()[1] for part in said.split(", ")] == [t.noun for t in named]
+        said = scene.sentence(chosen, word=False).split(" on a ")[0]
+        named = [alike[0].noun for alike in _named_together([scene.objects[k] for k in chosen])]
+        assert [part.split()[1] for part in said.split(", ")] == named
         assert scene.word not in said and scene.word in scene.sentence(chosen)
-        assert len(scene.description(chosen).split(", ")) == len(chosen)
+        described = scene.description(chosen).split(", ")
+        assert [part.split()[0] for part in described] == named
+
+
+def test_no_scene_is_without_an_object(monkeypatch):
+    """Where no place is found for a larger first object, a small one stands there."""
+    place = world._place
+
+    def crammed(rng, width, height, *rest):
+        return place(rng, width, height, *rest) if max(width, height) <= 44 else None
+
+    monkeypatch.setattr(world, "_place", crammed)
+    for level in LEVELS:
+        found = scenes("test", 20, start=4_000, level=level, withheld=True)
+        assert all(scene.objects for scene in found)
+        assert all(thing.size == "small" for scene in found for thing in scene.objects)
 
 
 def test_the_inventory_says_where_everything_is(some, crowded):
     """Colour, size and place by the box; a place within a tenth of the middle is left out."""
     for scene in some + crowded:
-        parts = scene.inventory.removesuffix(".").split(", ")
-        assert len(parts) == len(scene.objects)
-        for part, thing in zip(parts, _listed(scene), strict=True):
+        things = [thing for alike in _named_together(scene.objects) for thing in alike]
+        parts = re.split(", | and ", scene.inventory.removesuffix("."))
+        first = [thing.noun for thing in things]
+        for k, (part, thing) in enumerate(zip(parts, things, strict=True)):
             x0, y0, x1, y1 = thing.box
             x, y = (x0 + x1) / 2, (y0 + y1) / 2
-            words = [thing.noun, thing.colour, thing.size]
+            words = [thing.noun] * (thing.noun not in first[:k]) + [thing.colour, thing.size]
             words += ["top"] * (y < 168 - 33.6) + ["bottom"] * (y > 168 + 33.6)
             words += ["left"] * (x < 168 - 33.6) + ["right"] * (x > 168 + 33.6)
             assert part.split() == words

@@ -3,7 +3,7 @@
 SPICE turns a caption into tuples (cup), (cup, red), (cup, small) and compares sets of tuples. Its
 parser needs Java and a trained grammar; the captions of the drawn world follow a grammar of their
 own, in which a noun and its adjectives stand together between commas, so that the tuples can be
-read off. The F1 over them is named tabletop-SPICE and is never to be compared with SPICE.
+read off; "and" joins a second look to the noun said last. The F1 over them is named tabletop-SPICE and is never to be compared with SPICE.
 
     tuples("a small red cup and the word open on a plain ground.")
     # {("cup",), ("cup", "red"), ("cup", "small"), ("word", "open")}
@@ -19,22 +19,27 @@ from redlib.tabletop.world import COLOURS, NOUNS, SIZES, WORDS, Scene
 def tuples(text: str) -> Counter[tuple[str, ...]]:
     """The scene graph of a caption or of a detailed description, each tuple as often as it is said.
 
-    A part between commas, full stops or "and" that names no noun says nothing; of several nouns in
-    one part the last counts, of several colours or sizes the first.
+    Parts stand between commas, full stops or "and". One that names no noun but a colour or a size
+    speaks of another object of the noun before, behind "and", and of nothing else. Of several nouns
+    in one part the last counts, of several colours or sizes the first.
     """
     found: Counter[tuple[str, ...]] = Counter()
-    for part in re.split(r"[,.]|\band\b", text.lower()):
+    noun = ""
+    for part in re.split(r"([,.]|\band\b)", text.lower()):
+        if part in (",", "."):
+            noun = ""
+            continue
         words = part.split()
         if "word" in words:
             written = [word for word in words if word in WORDS]
             found.update([("word", written[0])] if written else [])
+            noun = ""
             continue
         nouns = [word for word in words if word in NOUNS]
-        if nouns:
-            named = [(nouns[-1],)]
-            for names in (COLOURS, SIZES):
-                named += [(nouns[-1], word) for word in words if word in names][:1]
-            found.update(named)
+        looks = [[w for w in words if w in names][:1] for names in (COLOURS, SIZES)]
+        noun = nouns[-1] if nouns else noun
+        if noun and (nouns or any(looks)):
+            found.update([(noun,), *((noun, look) for named in looks for look in named)])
     return found
 
 

@@ -139,8 +139,9 @@ def _talk(c: Card, view: np.ndarray, rng: np.random.Generator) -> list[tuple[str
     """A sentence and a list that name what the tokens at hand show; nothing, if they show nothing.
 
     Unlike other answers these leave out what fell outside: whoever has to name what is not to be
-    seen learns to make things up."""
-    seen = np.flatnonzero(c.seen[:, view].any(1))
+    seen learns to make things up. The order is random, so that what comes next may be anything
+    that was not named yet: in a fixed order whoever skips a thing never comes back to it."""
+    seen = rng.permutation(np.flatnonzero(c.seen[:, view].any(1)))
     if not len(seen):
         return []
     sentence = c.scene.sentence(seen, word=bool(c.written[view].any()))

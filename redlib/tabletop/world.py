@@ -196,27 +196,30 @@ class Scene:
 
     @property
     def caption(self) -> str:
-        """One sentence that names everything."""
+        """One sentence that names everything, from left to right."""
         return self.sentence(range(len(self.objects)))
 
     def sentence(self, chosen: Iterable[int], *, word: bool = True) -> str:
-        """One sentence that names the chosen objects, the word unless told not to, and the ground.
+        """One sentence that names the chosen objects, the word unless told not to, and the ground:
+        "a cup in small red and large blue, a star in huge teal, the word open on a wood ground."
 
-        Nouns come in the order of NOUNS, so that what comes next depends on what was said last
-        and on what is there, and first in their phrases, so that the rest follows from them."""
-        parts = [
-            f"{article(o.noun)} {o.noun} in {o.size} {o.colour}"
-            for o in (self.objects[k] for k in self._listed(chosen))
-        ]
+        Objects of one noun are named together, in the order chosen: who could name the same noun
+        again later learns to repeat what was said last."""
+        parts = []
+        for noun, alike in self._by_noun(chosen):
+            looks = (f"{self.objects[k].size} {self.objects[k].colour}" for k in alike)
+            parts.append(f"{article(noun)} {noun} in {' and '.join(looks)}")
         if self.word and word:
             parts.append(f"the word {self.word}")
-        listing = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
         under = f"{self.ground} and {self.second}" if self.second else self.ground
-        return f"{listing} on a {under} ground."
+        return f"{', '.join(parts)} on a {under} ground."
 
-    def _listed(self, chosen: Iterable[int]) -> list[int]:
-        """Objects in the order of NOUNS, equal ones from left to right."""
-        return sorted(chosen, key=lambda k: (NOUNS.index(self.objects[k].noun), k))
+    def _by_noun(self, chosen: Iterable[int]) -> list[tuple[str, list[int]]]:
+        """The chosen objects of each noun, in the order in which nouns first occur."""
+        alike: dict[str, list[int]] = {}
+        for k in chosen:
+            alike.setdefault(self.objects[k].noun, []).append(k)
+        return list(alike.items())
 
     def details(self, k: int) -> str:
         """Colour, size and place of the k-th object, in that order; no place near the middle."""
@@ -232,9 +235,13 @@ class Scene:
         return self.description(range(len(self.objects)))
 
     def description(self, chosen: Iterable[int]) -> str:
-        """The detailed description of the chosen objects, in the order of NOUNS."""
-        listed = self._listed(chosen)
-        return f"{', '.join(f'{self.objects[k].noun} {self.details(k)}' for k in listed)}."
+        """The detailed description of the chosen objects, those of one noun together:
+        "cup red small left and blue large, star teal huge top right."."""
+        parts = [
+            f"{noun} {' and '.join(map(self.details, alike))}"
+            for noun, alike in self._by_noun(chosen)
+        ]
+        return f"{', '.join(parts)}."
 
     @property
     def graph(self) -> list[tuple[str, ...]]:
@@ -395,13 +402,16 @@ def plan(
     areas: list[int] = []
     for k in range(count):
         noun, colour = _kind(rng, theme, withheld and k == 0)
-        size = tuple(SIZES)[rng.choice(4, p=SIZE_WEIGHTS[level])]
-        scale = int(rng.choice(SIZES[size]))
-        solid, _ = _pictogram(noun, scale)
-        if level == "crowded":
-            box = _overlap(rng, solid, side, left, top, boxes[:1] if word else [], layer, areas)
-        else:
-            box = _place(rng, solid.shape[1], solid.shape[0], side, left, top, boxes)
+        drawn_size = tuple(SIZES)[rng.choice(4, p=SIZE_WEIGHTS[level])]
+        for size in dict.fromkeys((drawn_size, "small")):
+            scale = int(rng.choice(SIZES[size]))
+            solid, _ = _pictogram(noun, scale)
+            if level == "crowded":
+                box = _overlap(rng, solid, side, left, top, boxes[:1] if word else [], layer, areas)
+            else:
+                box = _place(rng, solid.shape[1], solid.shape[0], side, left, top, boxes)
+            if box or pieces:  # no scene without an object: the first may have to be a small one
+                break
         if box is None:
             continue
         pieces.append(Piece(Thing(noun, colour, size, box), scale, shade(colour, rng)))

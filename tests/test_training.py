@@ -152,16 +152,15 @@ def test_a_lesson_asks_few_questions_of_few_tokens_and_many_of_many():
             assert asked.count(DESCRIBE) <= 1 and asked.count(DETAIL) <= 1
 
 
-def test_sentences_name_what_is_in_view(monkeypatch):
+def test_sentences_name_what_is_in_view():
     """An object is named if a token at hand shows it by half, and the word likewise; who sees
     nothing says nothing."""
     rng = np.random.default_rng(0)
-    monkeypatch.setattr(lessons, "TALK", 2.0)  # both, always
     silent = told = 0
     for c in cards_of(30, 9_200):
         for tokens in (16, 100, 576):
             view = lessons.view(rng, tokens, c)
-            rows = dict(lessons._talk(c, view, rng))
+            rows = dict(lessons._talk(c, view))
             seen = [o for k, o in enumerate(c.scene.objects) if c.seen[k][view].any()]
             silent += not seen
             assert bool(rows) == bool(seen)
@@ -176,8 +175,6 @@ def test_sentences_name_what_is_in_view(monkeypatch):
                 expected[("word", c.scene.word)] = 1
             assert captions.tuples(rows[DESCRIBE]) == expected
     assert silent > 3 and told > 40
-    monkeypatch.setattr(lessons, "TALK", 0.0)
-    assert lessons._talk(c, view, rng) == []
 
 
 def test_the_checklist_is_true_of_the_scene():
@@ -196,6 +193,25 @@ def test_the_checklist_is_true_of_the_scene():
             else:
                 assert words[1:] == c.scene.details(names.index(noun)).split()
         assert sum(words == ["no"] for words in said.values()) == len(names) + 1
+
+
+def test_nouns_weigh_most_in_captions_and_nothing_in_checklists(processor):
+    writer = lessons.Writer(processor)
+    asked = {
+        DESCRIBE: "a cup in small red and huge blue, a star in large teal on a wood ground.",
+        DETAIL: "cup red small left, star teal large.",
+        CHECKLIST: "cup yes red, anchor no.",
+        ONE_WORD: "cup",
+    }
+    other = {DESCRIBE: 2.0, DETAIL: 2.0, CHECKLIST: 1.0, ONE_WORD: 1.0}
+    noun = {DESCRIBE: 4.0, DETAIL: 4.0, CHECKLIST: 0.0, ONE_WORD: 1.0}
+    made = lessons.batch(writer, [list(asked.items())], 10, torch.device("cpu"))
+    answered = made["target"][0] != -100
+    for k, question in enumerate(asked):
+        of = answered & (made["part"][0] == k + 1)
+        words = processor.tokenizer.convert_ids_to_tokens(made["target"][0][of])
+        expected = [(noun if w in ("cup", "star", "anchor") else other)[question] for w in words]
+        assert made["weight"][0][of].tolist() == pytest.approx(expected)
 
 
 def test_one_word_answers_name_what_the_tokens_show():

@@ -51,9 +51,9 @@ KINDS = {
 }
 KIND_SHARES = np.array(list(KINDS.values())) / sum(KINDS.values())
 OUT_OF_VIEW = 0.15  # how much rarer questions about an object none of whose tokens is at hand are
-CAPTION_WEIGHT = 0.7  # per token of a caption; 1 elsewhere
+CAPTION_WEIGHT = 2.0  # per token of a caption; 1 elsewhere
+NOUN_WEIGHT = 4.0  # per noun of a caption: most of its other words follow from these
 WIDE = 81  # tokens from which many questions are worth asking
-TALK = 0.7  # chance of a sentence about a scene; half of it of a list
 ARTICLE_SHARE = 0.12  # one-word answers that begin with an article all the same
 L = 576  # tokens that cost as much as those of one whole scene
 TOKENS = {
@@ -62,7 +62,7 @@ TOKENS = {
     "more": (81, 100, 121, 144, 196),
 }
 SCENES = {"rich": 20, "few": 16, "more": 10, "all": 5}  # in a step
-EARLY, LATE = (0.65, 0.15, 0.2, 0.0), (0.1, 0.15, 0.3, 0.45)  # shares of the four kinds of step
+EARLY, LATE = (0.65, 0.15, 0.2, 0.0), (0.3, 0.1, 0.3, 0.3)  # shares of the four kinds of step
 EARLY_SHARE = 0.4  # of all steps are early ones
 
 
@@ -124,7 +124,7 @@ def lesson(c: Card, view: np.ndarray, rng: np.random.Generator) -> list[tuple[st
     for _ in range(2 if wide else 1):
         noun, answer = _existence(c, rng)
         rows.append((pope_text(noun), answer))
-    rows += _talk(c, view, rng)
+    rows += _talk(c, view)
     in_view = np.append(c.seen[:, view].any(1), True)  # the last is for questions about no object
     while len(rows) < (MANY if wide else FEW):
         asked = ask(c.scene, str(rng.choice(list(KINDS), p=KIND_SHARES)), rng)
@@ -135,18 +135,16 @@ def lesson(c: Card, view: np.ndarray, rng: np.random.Generator) -> list[tuple[st
     return rows
 
 
-def _talk(c: Card, view: np.ndarray, rng: np.random.Generator) -> list[tuple[str, str]]:
+def _talk(c: Card, view: np.ndarray) -> list[tuple[str, str]]:
     """A sentence and a list that name what the tokens at hand show; nothing, if they show nothing.
 
     Unlike other answers these leave out what fell outside: whoever has to name what is not to be
-    seen learns to make things up. The order is random, so that what comes next may be anything
-    that was not named yet: in a fixed order whoever skips a thing never comes back to it."""
-    seen = rng.permutation(np.flatnonzero(c.seen[:, view].any(1)))
+    seen learns to make things up."""
+    seen = np.flatnonzero(c.seen[:, view].any(1))
     if not len(seen):
         return []
     sentence = c.scene.sentence(seen, word=bool(c.written[view].any()))
-    rows = [(DESCRIBE, sentence)] * (rng.random() < TALK)
-    return rows + [(DETAIL, c.scene.description(seen))] * (rng.random() < TALK / 2)
+    return [(DESCRIBE, sentence), (DETAIL, c.scene.description(seen))]
 
 
 def view(rng: np.random.Generator, tokens: int, c: Card, *, rich: bool = False) -> np.ndarray:
@@ -190,7 +188,7 @@ class Writer:
         self.prefix = self.tokenizer(before).input_ids
         self.end = self.tokenizer.eos_token_id
         self.memo: dict[str, list[int]] = {}
-        self.nouns = {self.ids(noun)[0] for noun in NOUNS}
+        self.nouns = [self.ids(noun)[0] for noun in NOUNS]
 
     def ids(self, text: str) -> list[int]:
         if text not in self.memo:
@@ -221,10 +219,13 @@ def batch(
             full = put + said
             ids += full[:-1]
             target += [-100] * (len(put) - 1) + said
-            each = [CAPTION_WEIGHT if question in (DESCRIBE, DETAIL) else 1.0] * (len(full) - 1)
-            if question in CHECKLISTS:
-                each = [float(token not in writer.nouns) for token in full[1:]]
-            weight += each
+            named = np.isin(full[1:], writer.nouns)
+            each = np.ones(len(named))
+            if question in (DESCRIBE, DETAIL):
+                each = np.where(named, NOUN_WEIGHT, CAPTION_WEIGHT)
+            elif question in CHECKLISTS:
+                each = 1.0 - named  # which noun comes next is chance
+            weight += each.tolist()
             part += [k + 1] * (len(full) - 1)
             place += list(range(len(full) - 1))
         rows.append((ids, target, weight, part, place))

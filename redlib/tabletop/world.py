@@ -196,15 +196,16 @@ class Scene:
 
     @property
     def caption(self) -> str:
-        """One sentence that names everything, from left to right."""
+        """One sentence that names everything."""
         return self.sentence(range(len(self.objects)))
 
     def sentence(self, chosen: Iterable[int], *, word: bool = True) -> str:
         """One sentence that names the chosen objects, the word unless told not to, and the ground:
         "a cup in small red and large blue, a star in huge teal, the word open on a wood ground."
 
-        Objects of one noun are named together, in the order chosen: who could name the same noun
-        again later learns to repeat what was said last."""
+        Nouns come in the order of NOUNS, so that what comes next depends on what was said last and
+        on what is there. Objects of one noun are named together: where the same noun may come
+        again, repeating what was said last is often right, and that is what is learned."""
         parts = []
         for noun, alike in self._by_noun(chosen):
             looks = (f"{self.objects[k].size} {self.objects[k].colour}" for k in alike)
@@ -215,9 +216,9 @@ class Scene:
         return f"{', '.join(parts)} on a {under} ground."
 
     def _by_noun(self, chosen: Iterable[int]) -> list[tuple[str, list[int]]]:
-        """The chosen objects of each noun, in the order in which nouns first occur."""
+        """The chosen objects of each noun from left to right, nouns in the order of NOUNS."""
         alike: dict[str, list[int]] = {}
-        for k in chosen:
+        for k in sorted(chosen, key=lambda k: (NOUNS.index(self.objects[k].noun), k)):
             alike.setdefault(self.objects[k].noun, []).append(k)
         return list(alike.items())
 

@@ -3,7 +3,8 @@
 SPICE turns a caption into tuples (cup), (cup, red), (cup, small) and compares sets of tuples. Its
 parser needs Java and a trained grammar; the captions of the drawn world follow a grammar of their
 own, in which a noun and its adjectives stand together between commas, so that the tuples can be
-read off; "and" joins a second look to the noun said last. The F1 over them is named tabletop-SPICE and is never to be compared with SPICE.
+read off; "and" joins the look of another object of the same noun. The F1 over them is named
+tabletop-SPICE and is never to be compared with SPICE.
 
     tuples("a small red cup and the word open on a plain ground.")
     # {("cup",), ("cup", "red"), ("cup", "small"), ("word", "open")}

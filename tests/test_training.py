@@ -203,7 +203,7 @@ def test_nouns_weigh_most_in_captions_and_nothing_in_checklists(processor):
         CHECKLIST: "cup yes red, anchor no.",
         ONE_WORD: "cup",
     }
-    other = {DESCRIBE: 2.0, DETAIL: 2.0, CHECKLIST: 1.0, ONE_WORD: 1.0}
+    other = {DESCRIBE: 1.0, DETAIL: 1.0, CHECKLIST: 1.0, ONE_WORD: 1.0}
     noun = {DESCRIBE: 4.0, DETAIL: 4.0, CHECKLIST: 0.0, ONE_WORD: 1.0}
     made = lessons.batch(writer, [list(asked.items())], 10, torch.device("cpu"))
     answered = made["target"][0] != -100

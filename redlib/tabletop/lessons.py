@@ -51,7 +51,7 @@ KINDS = {
 }
 KIND_SHARES = np.array(list(KINDS.values())) / sum(KINDS.values())
 OUT_OF_VIEW = 0.15  # how much rarer questions about an object none of whose tokens is at hand are
-CAPTION_WEIGHT = 2.0  # per token of a caption; 1 elsewhere
+CAPTION_WEIGHT = 1.0  # per token of a caption that is no noun
 NOUN_WEIGHT = 4.0  # per noun of a caption: most of its other words follow from these
 WIDE = 81  # tokens from which many questions are worth asking
 ARTICLE_SHARE = 0.12  # one-word answers that begin with an article all the same
@@ -62,7 +62,7 @@ TOKENS = {
     "more": (81, 100, 121, 144, 196),
 }
 SCENES = {"rich": 20, "few": 16, "more": 10, "all": 5}  # in a step
-EARLY, LATE = (0.65, 0.15, 0.2, 0.0), (0.3, 0.1, 0.3, 0.3)  # shares of the four kinds of step
+EARLY, LATE = (0.65, 0.15, 0.2, 0.0), (0.15, 0.1, 0.3, 0.45)  # shares of the four kinds of step
 EARLY_SHARE = 0.4  # of all steps are early ones
 
 
@@ -121,7 +121,7 @@ def lesson(c: Card, view: np.ndarray, rng: np.random.Generator) -> list[tuple[st
     MANY where they are so many that a question more costs little beside them."""
     wide = len(view) >= WIDE
     rows = [(CHECKLIST, checklist(c.scene, rng)), (ONE_WORD, one_word(c, view, rng))]
-    for _ in range(2 if wide else 1):
+    for _ in range(3 if wide else 1):
         noun, answer = _existence(c, rng)
         rows.append((pope_text(noun), answer))
     rows += _talk(c, view)

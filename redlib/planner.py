@@ -17,10 +17,10 @@ path with which it shares most, and cuts what remains into batches:
     made = plan(paths, shared=35)
     made.tokens, made.naive_tokens        # before anything runs
 
-That is the least any exact method can compute token by token. It is not yet the fastest: a forward
-over four rows costs hardly less than one over eight. So paths whose first own positions lie close
-together begin, side by side, at the lowest of them, where the few tokens computed twice cost less
-than another forward would (`OVERHEAD`).
+That is the least any exact method can compute token by token. It is not yet the fastest, since
+every forward has a fixed cost besides. So paths whose first own positions lie close together begin,
+side by side, at the lowest of them, as long as the tokens computed twice cost less than another
+forward would (`OVERHEAD`).
 
 `like` tells which runs are read together: an ablated path is read at the step, and at the
 candidates, of its intact one, and so runs after it and continues from nothing but it and its kin.
@@ -171,7 +171,7 @@ def grow(
             raise RedlibError(f"path {number} cannot be read like path {intact!r}")
         key = (np.asarray(path, dtype=np.int64).tobytes(), None if intact is None else of[intact])
         of.append(distinct.setdefault(key, len(distinct)))
-    kept = tuple(np.frombuffer(path, dtype=np.int64) for path, _ in distinct)
+    kept = tuple(np.frombuffer(path, dtype=np.int64).copy() for path, _ in distinct)  # writable
     own = tuple(row if intact is None else intact for row, (_, intact) in enumerate(distinct))
     donor, start = _join(kept, own, shared)
     return Tree(kept, np.asarray(of), own, donor, start, shared, sum(map(len, paths)))
@@ -238,24 +238,24 @@ def batches(tree: Tree, rows: Sequence[int], budget: Budget) -> tuple[Batch, ...
 
 
 def _groups(members: Sequence[int], tree: Tree, budget: Budget) -> list[list[int]]:
-    """The cheapest cut of rows, sorted by their start, into forwards; by dynamic programming."""
-    order = sorted(members, key=lambda row: (tree.start[row], len(tree.paths[row]), row))
-    best, cut = [0], [0]  # cost of the first n rows, and where their last forward begins
-    for end in range(1, len(order) + 1):
-        longest, cheapest, at = 0, None, end - 1
-        for begin in range(end - 1, -1, -1):
-            longest = max(longest, len(tree.paths[order[begin]]))
-            own = longest - tree.start[order[begin]]
-            size = end - begin
-            if size > 1 and size > budget.room(own, longest):
-                break
-            cost = best[begin] + OVERHEAD + size * own
-            if cheapest is None or cost < cheapest:
-                cheapest, at = cost, begin
-        best.append(cheapest)
-        cut.append(at)
-    groups, end = [], len(order)
-    while end:
-        groups.append(order[cut[end] : end])
-        end = cut[end]
-    return groups[::-1]
+    """Rows, sorted by where they begin, cut into forwards.
+
+    A forward takes in the next row as long as it has room for it and what it computes without need,
+    before the start of some rows and behind the end of others, costs no more than another forward.
+    """
+    groups: list[list[int]] = []
+    needed = longest = 0
+    for row in sorted(members, key=lambda row: (tree.start[row], len(tree.paths[row]), row)):
+        length = len(tree.paths[row])
+        own = length - tree.start[row]
+        if groups:
+            longest, size = max(longest, length), len(groups[-1]) + 1
+            pushed = longest - tree.start[groups[-1][0]]
+            wasted = size * pushed - needed - own
+            if wasted <= OVERHEAD and size <= budget.room(pushed, longest):
+                groups[-1].append(row)
+                needed += own
+                continue
+        groups.append([row])
+        needed, longest = own, length
+    return groups

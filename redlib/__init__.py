@@ -5,7 +5,8 @@ The library behind the notebooks of this repository. Imports point only downward
     params, geometry, layouts, errors   parameters, token grids, what stands at which position, the
                                         error a reader sees
     models, store                       a checkpoint as one handle; resumable result tables
-    engine                              exact forwards over many variants of one image
+    planner, engine                     what many variants of one image share; exact forwards over
+                                        them that compute it once
     probe, leave_one_out, states,       what a token says alone, what its absence changes, what
     clustering, codebook                attention says of it; prototypes of redundant tokens
     prune, bench                        which tokens to keep; what the answers are then worth
@@ -31,8 +32,8 @@ _HOME = {
 }
 _MODULES = (
     "batch", "bench", "clustering", "codebook", "engine", "errors", "geometry", "layouts",
-    "leave_one_out", "models", "notebook", "params", "probe", "prune", "report", "states", "store",
-    "tabletop",
+    "leave_one_out", "models", "notebook", "params", "planner", "probe", "prune", "report",
+    "states", "store", "tabletop",
 )  # fmt: skip
 
 __all__ = ["__version__", *_HOME, *_MODULES]

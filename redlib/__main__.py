@@ -5,6 +5,7 @@
     redlib params 04                        what can be set in notebook 04
     redlib train tiny-llava-1.5             make the embedded model again, from nothing
     redlib evaluate tiny-llava-1.5 --quick  measure what its model card says
+    redlib bench                            how much the engine saves, and that it is exact
 
 A mistake in the input ends with one line on stderr and exit code 2; a program error in a notebook
 with one line that says where to look, and exit code 1.
@@ -107,6 +108,14 @@ def _evaluate(chosen: argparse.Namespace) -> int | None:
     return evaluation.main(chosen.name, quick=chosen.quick, as_json=chosen.json)
 
 
+def _bench(chosen: argparse.Namespace) -> int | None:
+    from redlib.bench import speed  # torch, only for who needs it
+
+    if chosen.gpu or chosen.small:
+        return speed.main_gpu(small=chosen.small)
+    return speed.main(every_patch=chosen.every_patch)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="redlib", description="Visual token redundancy, made runnable.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
@@ -128,6 +137,13 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--quick", action="store_true", help="200 questions per task, not 1,000")
     evaluate.add_argument("--json", action="store_true", help="machine-readable output")
     evaluate.set_defaults(command=_evaluate)
+    bench = commands.add_parser("bench", help="time and exactness of the engine against stock")
+    bench.add_argument(
+        "--every-patch", action="store_true", help="compare all patches, not a sample; hours"
+    )
+    bench.add_argument("--gpu", action="store_true", help="random 7B and 8B models on a GPU")
+    bench.add_argument("--small", action="store_true", help="try what --gpu does, on the CPU")
+    bench.set_defaults(command=_bench)
     return parser
 
 

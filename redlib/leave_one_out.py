@@ -25,16 +25,19 @@ to both runs and the step after it is read, whatever the ablated run would have 
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
-import torch
 from torch import Tensor
 
-from redlib.engine import ablate, extend, forward
+from redlib.engine import TOP as KEPT
+from redlib.engine import Pieces, budget, run
 from redlib.errors import RedlibError
 from redlib.models import VLM
-from redlib.probe import check_patches, end_image, skip_articles
+from redlib.planner import Plan, plan
+from redlib.probe import check_patches, is_article
 
 LEVELS = ("region", "global", "token")
 DEFINITIONS = ("paper", "released")
@@ -47,8 +50,9 @@ def jsd(intact: Tensor, ablated: Tensor, *, top: int = TOP, definition: str = "p
     """Divergence (...) between the readings of two runs, in nats, float64 on the CPU.
 
     Args:
-        intact: (..., V) logits before ablation; its `top` best candidates are compared.
-        ablated: (..., V) logits after it.
+        intact: (..., V) logits before ablation, of the vocabulary or of its best candidates; the
+            `top` best are compared.
+        ablated: (..., V) logits after it, of the same.
         top: candidates.
         definition: "paper" (eq. 7) or "released".
     """
@@ -106,13 +110,13 @@ def cascade(
         raise RedlibError(f"definition must be paper, released or both; got {definition!r}")
     patches = check_patches(patches, tokens)
     frame = pd.DataFrame({"patch": patches})
-    runs = Runs(vlm, tokens, prompt=prompt, batch=batch)
-    logits = {level: runs.pair(level, patches) for level in chosen}
+    kept = max(top, top_released)
+    changes = ablations(vlm, tokens, patches, prompt=prompt, levels=chosen, top=kept, batch=batch)
     for name in DEFINITIONS if definition == "both" else (definition,):
         suffix = f"_{name}" if definition == "both" else ""
         candidates_of = {"paper": top, "released": top_released}[name]
-        for level, (intact, ablated) in logits.items():
-            value = jsd(intact, ablated, top=candidates_of, definition=name)
+        for level, change in changes.items():
+            value = jsd(change.intact, change.ablated, top=candidates_of, definition=name)
             frame[f"jsd_{level}{suffix}"] = value.numpy()
         if {"region", "global"} <= set(chosen):
             frame[f"jsd_final{suffix}"] = (
@@ -137,13 +141,11 @@ def candidates(
     token_id, logit_before, logit_after, diff. `diff` is before minus after, what the ablated
     tokens had contributed.
     """
-    (level,) = _levels([level])
-    patches = check_patches([patch], tokens)
-    intact, ablated = Runs(vlm, tokens, prompt=prompt).pair(level, patches)
-    if not 1 <= top <= intact.shape[1]:
-        raise RedlibError(f"top must lie in 1..{intact.shape[1]}; got {top!r}")
-    before, ids = intact[0].topk(top)  # (top,)
-    after = ablated[0, ids]
+    size = vlm.model.config.text_config.vocab_size
+    if not 1 <= top <= size:
+        raise RedlibError(f"top must lie in 1..{size}; got {top!r}")
+    change = ablations(vlm, tokens, [patch], prompt=prompt, levels=[level], top=top)[level]
+    ids, before, after = change.ids[0], change.intact[0], change.ablated[0]  # (top,)
     return pd.DataFrame(
         {
             "word": [vlm.word(token) for token in ids.tolist()],
@@ -155,67 +157,90 @@ def candidates(
     )
 
 
-class Runs:
-    """The intact and ablated runs over one image, each computed when it is asked for.
+@dataclass(frozen=True)
+class Change:
+    """What B ablations did to the leading candidates of their intact runs.
 
-    A region's intact run is shared by all targets that share its window, the image's by all
-    patches, and the text before the image by everything.
+    Attributes:
+        ids: (B, k) the candidates, best first.
+        intact: (B, k) their logits before.
+        ablated: (B, k) and after.
     """
 
-    def __init__(self, vlm: VLM, tokens: Tensor, *, prompt: str, batch: int | None = None) -> None:
-        if len(tokens) != vlm.grid.size:
-            raise RedlibError(
-                f"leave-one-out needs all {vlm.grid.size} tokens of the image; got {len(tokens)}"
-            )
-        self.vlm, self.tokens, self.batch = vlm, tokens, batch
-        self.before, self.after = (vlm.embed(ids) for ids in vlm.prompt(prompt))
-        self.text = extend(vlm, self.before)
+    ids: Tensor
+    intact: Tensor
+    ablated: Tensor
 
-    def pair(self, level: str, patches: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Logits (B, V) before and after ablating each patch at a level, at the step read."""
-        if level == "region":
-            return self._region(patches)
-        grid = self.vlm.grid
-        return self._image(
-            [grid.window(patch) if level == "global" else [patch] for patch in patches]
+
+def ablations(
+    vlm: VLM,
+    tokens: Tensor,
+    patches: Sequence[int],
+    *,
+    prompt: str,
+    levels: Sequence[str],
+    top: int = KEPT,
+    batch: int | None = None,
+) -> dict[str, Change]:
+    """The logits before and after each patch is ablated, at each level, at the step that is read.
+
+    Arguments as in `cascade`; `top` candidates are kept, at most the vocabulary.
+    """
+    levels = _levels(levels)
+    patches = check_patches(patches, tokens)
+    if len(tokens) != vlm.grid.size:
+        raise RedlibError(
+            f"leave-one-out needs all {vlm.grid.size} tokens of the image; got {len(tokens)}"
         )
+    pieces = Pieces(vlm, tokens, prompt)
+    made, pairs = ablation_plan(vlm, pieces, patches, levels, batch=batch)
+    said = run(vlm, made, pieces.table, top=top, skip=partial(is_article, vlm))
+    return {
+        level: Change(said.ids[after], said.logits[before], said.logits[after])
+        for level, (before, after) in pairs.items()
+    }
 
-    def _image(self, changes: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """Sets of visual tokens ablated in the whole image."""
-        vlm, offset = self.vlm, len(self.before)
-        rows = end_image(vlm, self.tokens[None], self.after)  # (1, L + T2, D)
-        intact, article, first = skip_articles(vlm, self.text, rows)
-        tail = rows[0]
-        if article[0]:
-            tail = torch.cat([tail, vlm.embed(first)])
-        chain = extend(vlm, tail[: len(self.tokens)], after=self.text)
-        ablated = ablate(
-            vlm,
-            chain,
-            torch.cat([self.before, tail]),
-            [[offset + int(index) for index in change] for change in changes],
-            fill=vlm.pad,
-            batch=self.batch,
-        )
-        return intact.expand(len(changes), -1), ablated
 
-    def _region(self, patches: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """One token ablated in its 3 x 3 window, which is the whole visual input."""
-        vlm = self.vlm
-        windows = np.stack([vlm.grid.window(patch) for patch in patches])  # (B, 9)
-        distinct, of = np.unique(windows, axis=0, return_inverse=True)
-        of = torch.as_tensor(of.reshape(-1))  # (B,)
-        rows = end_image(vlm, self.tokens[torch.as_tensor(distinct)], self.after)  # (windows, n, D)
-        intact, article, first = skip_articles(vlm, self.text, rows, batch=self.batch)
-        lengths = rows.shape[1] + article.long()
-        if article.any():
-            # Every row gets room for an article; `lengths` says whether a row uses it.
-            rows = torch.cat([rows, vlm.embed(first)[:, None]], dim=1)
-        rows, lengths = rows[of], lengths[of]
-        target = np.argmax(windows == np.asarray(patches)[:, None], axis=1)  # (B,) place in window
-        rows[torch.arange(len(rows)), torch.as_tensor(target)] = vlm.pad
-        ablated = forward(vlm, self.text, rows, lengths=lengths, batch=self.batch)
-        return intact[of], ablated
+def ablation_plan(
+    vlm: VLM,
+    pieces: Pieces,
+    patches: Sequence[int],
+    levels: Sequence[str],
+    *,
+    batch: int | None = None,
+) -> tuple[Plan, dict[str, tuple[list[int], list[int]]]]:
+    """One plan for all levels, and per level the numbers of the intact and the ablated paths.
+
+    A level that shows the whole image asks for one intact path, the region level for one per patch;
+    the planner finds those that are equal.
+    """
+    grid = vlm.grid
+    windows = [grid.window(patch) for patch in patches]
+    paths: list[np.ndarray] = []
+    like: list[int | None] = []
+
+    def add(visual: np.ndarray, intact: int | None = None) -> int:
+        paths.append(pieces.path(visual))
+        like.append(intact)
+        return len(paths) - 1
+
+    whole = np.arange(grid.size)
+    image = add(whole) if set(levels) & {"global", "token"} else None
+    pairs: dict[str, tuple[list[int], list[int]]] = {}
+    for level in levels:
+        before, after = [], []
+        for patch, window in zip(patches, windows, strict=True):
+            if level == "region":
+                shown, ablated = window, window == patch
+                before.append(add(shown))
+            else:
+                shown = whole
+                ablated = np.isin(whole, window if level == "global" else patch)
+                before.append(image)
+            after.append(add(np.where(ablated, pieces.pad, shown), before[-1]))
+        pairs[level] = before, after
+    made = plan(paths, shared=pieces.shared, budget=budget(vlm, batch), like=like)
+    return made, pairs
 
 
 def _levels(levels: Sequence[str]) -> list[str]:

@@ -372,22 +372,44 @@ def load(
             ) from error
     if processor.chat_template is None:
         raise RedlibError(f"model {name!r} has no chat template; save one with its processor")
-    model = model.to(place).eval()
-    text = config.text_config
-    pad_id = _pad_id(name, config, processor, pad_token_id)
+    return handle(
+        name,
+        model.to(place),
+        processor,
+        pad_token_id=_pad_id(name, config, processor, pad_token_id),
+        revision=_revision(source, config),
+    )
+
+
+def handle(
+    name: str,
+    model: transformers.PreTrainedModel,
+    processor: "transformers.ProcessorMixin | Parts",
+    *,
+    pad_token_id: int,
+    revision: str,
+) -> VLM:
+    """The handle of a stock model that is already in memory, on its device and in its dtype.
+
+    Args:
+        name: what messages call it.
+        pad_token_id: the token whose embedding replaces ablated tokens.
+        revision: what tells its weights from others'.
+    """
+    config = model.config
     cells = config.vision_config.image_size // config.vision_config.patch_size
     newline = getattr(model.model, "image_newline", None)
     return VLM(
         name=name,
-        model=model,
+        model=model.eval(),
         processor=processor,
         grid=Grid(cells, cells),
-        width=text.hidden_size,
-        device=place,
-        dtype=precision,
-        pad=model.get_input_embeddings().weight[pad_id].detach().clone(),
-        layers=relative_layers(text.num_hidden_layers),
-        revision=_revision(source, config),
+        width=config.text_config.hidden_size,
+        device=model.device,
+        dtype=model.dtype,
+        pad=model.get_input_embeddings().weight[pad_token_id].detach().clone(),
+        layers=relative_layers(config.text_config.num_hidden_layers),
+        revision=revision,
         repeats=PRESETS["paper"]["repeats"][FAMILIES.index(KINDS[config.model_type])],
         newline=None if newline is None else newline.detach().clone(),
     )

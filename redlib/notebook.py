@@ -40,7 +40,9 @@ from redlib.params import NOTEBOOKS, Params, check
 from redlib.store import Missing, Store, atomic, code_version, read_json, write_json, writing
 
 # The modules that decide what a measured row holds; part of the key of every table.
-MEASURING: tuple[str, ...] = ("engine", "geometry", "leave_one_out", "models", "probe", "states")
+MEASURING: tuple[str, ...] = (
+    "engine", "geometry", "leave_one_out", "models", "planner", "probe", "states",
+)  # fmt: skip
 
 # Notebooks hold their pictures and have to stay below 1 MB.
 _LARGE_PNG = 200_000

@@ -17,14 +17,17 @@ decoded text - the, a, an in any case - so the rule holds for every tokenizer.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from redlib.engine import Prefix, extend, forward
+from redlib.engine import Pieces, budget, run
 from redlib.errors import RedlibError
 from redlib.models import VLM
+from redlib.planner import Plan, plan
 
 ARTICLES = frozenset({"the", "a", "an"})
 TOP = 50
@@ -57,26 +60,26 @@ def single(
     decoded first and skipped).
     """
     patches = check_patches(patches, tokens)
-    logits, article = single_logits(vlm, tokens, patches, prompt=prompt, batch=batch)
-    size = logits.shape[1]
+    size = vlm.model.config.text_config.vocab_size
     if not 2 <= top <= size or not 0 <= keep_top <= size:
         raise RedlibError(
             f"top must lie in 2..{size} and keep_top in 0..{size}; got {top!r} and {keep_top!r}"
         )
-    best, ids = logits.topk(max(top, keep_top), dim=1)  # (B, k)
-    log_p = logits.log_softmax(dim=1)
-    entropy = -(log_p.exp() * log_p).sum(dim=1)
+    pieces = Pieces(vlm, tokens, prompt)
+    made = single_plan(vlm, pieces, patches, batch=batch)
+    said = run(vlm, made, pieces.table, top=max(top, keep_top), skip=partial(is_article, vlm))
+    ids, best = said.ids, said.logits  # (B, k)
     frame = pd.DataFrame(
         {
             "patch": patches,
             "word": [vlm.word(token) for token in ids[:, 0].tolist()],
             "token_id": ids[:, 0].cpu().numpy(),
-            "top1": log_p.max(dim=1).values.exp().cpu().numpy(),
+            "top1": (best[:, 0] - said.log_sum).exp().cpu().numpy(),
             "top1_head": best[:, :top].softmax(dim=1)[:, 0].cpu().numpy(),
             "logit": best[:, 0].cpu().numpy(),
             "margin": (best[:, 0] - best[:, 1]).cpu().numpy(),
-            "entropy": entropy.cpu().numpy(),
-            "article": article.cpu().numpy(),
+            "entropy": said.entropy.cpu().numpy(),
+            "article": said.skipped.cpu().numpy(),
         }
     )
     if keep_top:
@@ -85,49 +88,12 @@ def single(
     return frame
 
 
-def single_logits(
-    vlm: VLM,
-    tokens: Tensor,
-    patches: Sequence[int],
-    *,
-    prompt: str,
-    batch: int | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Logits (B, V) at the step that is read, and whether an article came before it (B,) bool."""
-    before, after = (vlm.embed(ids) for ids in vlm.prompt(prompt))
-    text = extend(vlm, before)
-    index = torch.as_tensor(check_patches(patches, tokens), device=tokens.device)
-    visual = tokens[index, None].expand(-1, vlm.repeats, -1)  # (B, repeats, D)
-    rows = end_image(vlm, visual, after)  # (B, n, D)
-    return skip_articles(vlm, text, rows, batch=batch)[:2]
-
-
-def end_image(vlm: VLM, visual: Tensor, after: Tensor) -> Tensor:
-    """Rows (B, n, D) of visual tokens (B, l, D), the line end if there is one, and the text."""
-    size = len(visual)
-    newline = [] if vlm.newline is None else [vlm.newline.expand(size, 1, -1)]
-    return torch.cat([visual, *newline, after.expand(size, -1, -1)], dim=1)
-
-
-def skip_articles(
-    vlm: VLM, text: Prefix, rows: Tensor, *, batch: int | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Read the first step of each row, or the second where the first is an article.
-
-    Args:
-        text: the shared text before the image.
-        rows: (B, n, D) embeddings that follow it.
-
-    Returns logits (B, V) at the step read, article (B,) bool, and the first step's best token id
-    (B,), which is the article where there is one.
-    """
-    logits = forward(vlm, text, rows, batch=batch)
-    first = logits.argmax(dim=1)  # (B,)
-    article = is_article(vlm, first)
-    if article.any():
-        fed = vlm.embed(first[article])[:, None]  # (A, 1, D)
-        logits[article] = forward(vlm, text, torch.cat([rows[article], fed], dim=1), batch=batch)
-    return logits, article, first
+def single_plan(
+    vlm: VLM, pieces: Pieces, patches: Sequence[int], *, batch: int | None = None
+) -> Plan:
+    """The plan of one input per patch: its token alone, repeated where the family wants that."""
+    paths = [pieces.path(np.full(vlm.repeats, patch)) for patch in patches]
+    return plan(paths, shared=pieces.shared, budget=budget(vlm, batch))
 
 
 def is_article(vlm: VLM, ids: Tensor) -> Tensor:

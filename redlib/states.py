@@ -29,7 +29,7 @@ from torch.nn import functional
 from redlib.engine import reading_dtype, rotate, spread
 from redlib.errors import RedlibError
 from redlib.models import VLM
-from redlib.probe import end_image, is_article
+from redlib.probe import is_article
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def read(vlm: VLM, tokens: Tensor, *, prompt: str) -> States:
     article is fed and its position asks instead, as in the single-token probe.
     """
     before, after = (vlm.embed(ids) for ids in vlm.prompt(prompt))
-    sequence = torch.cat([before[None], end_image(vlm, tokens[None], after)], dim=1)  # (1, T, D)
+    sequence = torch.cat([before, vlm.visual(tokens), after])[None]  # (1, T, D)
     output = _run(vlm, sequence)
     best = _lens(vlm, output.last_hidden_state[:, -1], normed=True).argmax(dim=1)
     article = bool(is_article(vlm, best))

@@ -73,6 +73,23 @@ def test_neither_order_nor_batch_changes_an_answer(tiny_vlm, tiny_tokens):
     assert answers(tiny_vlm, tiny_tokens, [], max_new_tokens=6) == []
 
 
+def test_common_beginnings_and_equal_questions_are_computed_once(tiny_vlm, tiny_tokens):
+    """ "<s> USER:" and 25 tokens, then "red or blue ? ASSISTANT:", and of the second question the
+    words behind "red or"."""
+    asked = ["red or blue ?", "red or green ?", "red or blue ?"]
+    seen = []
+    hook = tiny_vlm.decoder.layers[0].mlp.register_forward_hook(
+        lambda module, inputs, output: seen.append(output.shape[0] * output.shape[1])
+    )
+    try:
+        said = answers(tiny_vlm, tiny_tokens, asked, max_new_tokens=6)
+    finally:
+        hook.remove()
+    assert seen[:2] == [2 + 25, 5 + 3] and max(seen[2:]) == 2  # words of two answers
+    assert said == [stock(tiny_vlm, tiny_tokens, question, 6) for question in asked]
+    assert said[0] != said[1]
+
+
 def test_eager_attention_answers_alike(tiny_vlm, tiny_tokens):
     whole = answers(tiny_vlm, tiny_tokens, QUESTIONS, max_new_tokens=6)
     before = tiny_vlm.decoder.config._attn_implementation

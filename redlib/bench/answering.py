@@ -2,14 +2,16 @@
 
 A prompt is a text prefix, the visual tokens and a question. In a causal decoder the states of the
 first two do not depend on the third, so they are computed once per image and set of kept tokens,
-and all questions continue from their keys and values. The questions travel together as *one*
-sequence, with an attention mask that keeps them apart:
+and all questions continue from their keys and values. What questions have in common is computed
+once too: the planner's tree merges equal ones and lets the others share the words they begin with.
+The tree travels as *one* sequence, with an attention mask that shows each word its own question:
 
-                       keys:  prefix + visual | question 1 | question 2 | new words
-    row of question 1:             all        |   causal   |            |  its own
-    row of question 2:             all        |            |   causal   |  its own
+                            keys:  prefix + visual | is there a | cup ? | star ? | new words
+    "is there a" of question 1:          all       |   causal   |       |        |
+    "cup ?"                              all       |    all     | causal|        |  its own
+    "star ?" of question 2               all       |    all     |       | causal |  its own
 
-Every row is placed where it would stand alone (position = length of the prefix + its place in its
+Every word is placed where it would stand alone (position = length of the prefix + its place in its
 own question), so the answers are those of `generate` on each question by itself. The prefix is
 neither copied per question nor padded, and a question that has finished costs nothing more.
 
@@ -21,12 +23,14 @@ the image has; that is what makes any kept subset, or none, a legal input.
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from transformers import DynamicCache
 
 from redlib.engine import Prefix, extend
 from redlib.errors import RedlibError
 from redlib.models import VLM
+from redlib.planner import Tree, grow
 
 
 @torch.inference_mode()
@@ -74,18 +78,17 @@ def answers(
         shared = extend(vlm, sight) if len(sight) else None
         for start in range(0, len(rows), batch):
             part = rows[start : start + batch]
-            suffixes = [prompts[row][1].cpu() for row in part]
-            continued = _continue(vlm, shared, suffixes, max_new_tokens)
-            for row, ids in zip(part, continued, strict=True):
-                text = vlm.processor.tokenizer.decode(ids, skip_special_tokens=True)
+            tree = grow([prompts[row][1].cpu().numpy() for row in part], shared=0)
+            continued = _continue(vlm, shared, tree, max_new_tokens)
+            for row, of in zip(part, tree.of, strict=True):
+                text = vlm.processor.tokenizer.decode(continued[of], skip_special_tokens=True)
                 found[row] = text.strip()
     return found
 
 
-def _continue(
-    vlm: VLM, shared: Prefix | None, suffixes: list[torch.Tensor], max_new_tokens: int
-) -> list[list[int]]:
-    """Greedy continuation of every suffix from the shared prefix, as token ids without the end."""
+def _continue(vlm: VLM, shared: Prefix | None, tree: Tree, max_new_tokens: int) -> list[list[int]]:
+    """Greedy continuation of every path of a tree of questions from the shared prefix, as token ids
+    without the end."""
     cache = DynamicCache(config=vlm.decoder.config)
     if shared is not None:
         # `update` concatenates into new tensors, so the shared ones stay as they are
@@ -94,40 +97,46 @@ def _continue(
     base = cache.get_seq_length()
     ends = _end_ids(vlm)
 
-    # The questions side by side: `owner` names the question of each query, `key_owner` that of each
-    # key behind the prefix, `place` is a query's position within its own question.
-    lengths = torch.tensor([len(ids) for ids in suffixes])
-    owner = torch.repeat_interleave(torch.arange(len(suffixes)), lengths)  # (q,)
-    place = torch.cat([torch.arange(n) for n in lengths])  # (q,)
-    ids = torch.cat(suffixes)  # (q,)
-    key_owner = owner  # (Q,), grows with every word
-    active = torch.arange(len(suffixes))  # questions that have not ended
-    last = lengths.cumsum(0) - 1  # the query after which each of them reads its next word
-    found: list[list[int]] = [[] for _ in suffixes]
-    for step in range(max_new_tokens):
-        own = owner[:, None] == key_owner[None, :]  # (q, Q)
-        # The queries are the newest keys: "not later" is a triangle shifted to the right.
-        own = own.tril(diagonal=len(key_owner) - len(owner))
+    # The packed words: their ids, their places within their questions, and which of them each
+    # question is made of, in order.
+    ids: list[int] = []
+    place: list[int] = []
+    cells: list[np.ndarray] = []
+    for path, donor, start in zip(tree.paths, tree.donor, tree.start, strict=True):
+        own = np.arange(len(ids), len(ids) + len(path) - start)
+        cells.append(np.concatenate([cells[donor][:start], own]) if donor >= 0 else own)
+        ids += path[start:].tolist()
+        place += range(start, len(path))
+    visible = np.zeros((len(ids), len(ids)), dtype=bool)  # (q, Q) queries and keys
+    for of in cells:
+        visible[np.ix_(of, of)] |= np.tri(len(of), dtype=bool)
+    active = list(range(len(cells)))  # questions that have not ended
+    last = [int(of[-1]) for of in cells]  # the query after which each of them reads its next word
+    found: list[list[int]] = [[] for _ in cells]
+    for _ in range(max_new_tokens):
         # Additive, since eager attention adds its mask and would read True as 1.
-        mask = torch.zeros(len(owner), base + len(key_owner), dtype=vlm.dtype)
-        mask[:, base:].masked_fill_(~own, torch.finfo(vlm.dtype).min)
+        mask = torch.zeros(len(ids), base + visible.shape[1], dtype=vlm.dtype)
+        mask[:, base:].masked_fill_(torch.from_numpy(~visible), torch.finfo(vlm.dtype).min)
         states = vlm.decoder(
             inputs_embeds=vlm.embed(ids)[None],
             attention_mask=mask[None, None].to(vlm.device),
-            position_ids=(base + place)[None].to(vlm.device),
+            position_ids=base + torch.tensor([place], device=vlm.device),
             past_key_values=cache,
             use_cache=True,
-        ).last_hidden_state[0, last.to(vlm.device)]  # (active, D)
-        words = vlm.model.lm_head(states).argmax(dim=-1).cpu()  # (active,)
-        going = torch.tensor([int(word) not in ends for word in words])
-        active, words = active[going], words[going]
-        for row, word in zip(active.tolist(), words.tolist(), strict=True):
-            found[row].append(word)
-        if not len(active):
+        ).last_hidden_state[0, last]  # (active, D)
+        words = vlm.model.lm_head(states).argmax(dim=-1).tolist()
+        going = [(row, word) for row, word in zip(active, words, strict=True) if word not in ends]
+        if not going:
             break
-        owner, ids, place = active, words, lengths[active] + step
-        last = torch.arange(len(active))
-        key_owner = torch.cat([key_owner, owner])
+        active, ids = (list(column) for column in zip(*going, strict=True))
+        size = visible.shape[1]
+        visible = np.zeros((len(active), size + len(active)), dtype=bool)
+        for line, (row, word) in enumerate(going):
+            found[row].append(word)
+            cells[row] = np.append(cells[row], size + line)
+            visible[line, cells[row]] = True
+        place = [len(cells[row]) - 1 for row in active]
+        last = list(range(len(active)))
     return found
 
 

@@ -28,8 +28,8 @@ from redlib.tabletop import Scene, questions, scenes
 from redlib.tabletop.questions import DESCRIBE
 
 CODE = (
-    "engine", "geometry", "leave_one_out", "models", "probe", "states", "study/subjects",
-    "tabletop/world",
+    "engine", "geometry", "leave_one_out", "models", "planner", "probe", "states",
+    "study/subjects", "tabletop/world",
 )  # fmt: skip
 """Modules whose change makes stored rows stale."""
 
@@ -155,19 +155,22 @@ def measure(
     """
     patches = vlm.grid.stride()
     frame = describe(vlm, subject, prompt=prompt, top_prob=top_prob, patches=patches, batch=batch)
-    runs = leave_one_out.Runs(vlm, subject.tokens, prompt=prompt, batch=batch)
-    logits = {level: runs.pair(level, [int(patch) for patch in patches]) for level in LEVELS}
+    kept = max(top_jsd, *(top for _, top in VARIANTS.values()))
+    changes = leave_one_out.ablations(
+        vlm, subject.tokens, patches, prompt=prompt, levels=LEVELS, top=kept, batch=batch
+    )
     for suffix, (formula, top) in VARIANTS.items():
         top = top_jsd if top == leave_one_out.TOP else top
-        for level, (before, after) in logits.items():
-            value = leave_one_out.jsd(before, after, top=_fit(vlm, top), definition=formula)
+        for level, change in changes.items():
+            value = leave_one_out.jsd(
+                change.intact, change.ablated, top=_fit(vlm, top), definition=formula
+            )
             frame[f"jsd_{level}{suffix}"] = value.numpy()
         frame[f"jsd_final{suffix}"] = (
             weights[0] * frame[f"jsd_region{suffix}"] + weights[1] * frame[f"jsd_global{suffix}"]
         )
-    before, after = logits["token"]
-    answer = before[:1].argmax(dim=1).expand(len(after))[:, None]
-    frame["answer_drop"] = (before - after).gather(1, answer)[:, 0].cpu().numpy()
+    token = changes["token"]  # the image's own answer leads its candidates
+    frame["answer_drop"] = (token.intact - token.ablated)[:, 0].cpu().numpy()
     return frame
 
 

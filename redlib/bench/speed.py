@@ -1,0 +1,406 @@
+"""`redlib bench`: how much the planner and the engine save, and that they change nothing.
+
+Two baselines, both made of stock calls alone and both far from it only in what they repeat:
+
+    N   one full forward of the stock model for every probe, the image encoded once
+    R   as the paper's release works: the image encoded for every probe, `generate` of 8 words
+
+Time is the CPU time of this process with one thread (on a GPU, the time until it has finished).
+N, R and ours take turns, `PAIRS` times after a warm-up, and each ratio is taken within its turn, so
+that a machine that slows down slows both. Ours always runs the map of all patches, since what it
+saves depends on the whole; a baseline costs the same for every patch, so it runs `SAMPLE` of them,
+one drawn from each of as many equal stretches of the raster, and its time is scaled.
+
+The prompt has 35 tokens before the image and 25 behind it, as many as LLaVA-1.5's: the tiny model's
+own has 3 and 20, which leaves less to share than a real one. In the comparison with N every probe
+reads one step; the cascade, compared with R, reads the step behind an article too.
+
+    rows = measure()              # metric, value, low, high, n, bar, pass
+"""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+
+import numpy as np
+import pandas as pd
+import psutil
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from redlib import leave_one_out, models, probe
+from redlib.batch import calibration_seconds
+from redlib.bench.baselines import (
+    AFTER,
+    BEFORE,
+    QUESTION,
+    REAL,
+    family_model,
+    generate,
+    lengthened,
+    random_model,
+    step,
+    stock,
+)
+from redlib.engine import Pieces, Readings, run
+from redlib.errors import RedlibError
+from redlib.models import VLM
+from redlib.notebook import root
+from redlib.planner import Plan
+from redlib.tabletop import scenes
+from redlib.tabletop.architectures import NAMES
+
+PAIRS = 7
+SAMPLE = {"single": 64, "region": 64, "global": 16, "cascade": 4}
+"""Patches that a baseline runs in one turn."""
+
+LEVELS = ("single", "region", "global")
+CASCADE = ("region", "global")
+EXACT_IMAGES, EXACT_PATCHES = 3, 8
+LOGITS = {torch.float32: 5e-6, torch.float64: 1e-9}
+JSD_RELATIVE, JSD_ABSOLUTE = 1e-4, 1e-9
+WORK = 0.97  # of the closed-form bound
+
+BARS = {"single": 2.0, "region": 1.8, "global": 1.6, "cascade": 4.0}
+BARS_GPU = {"single": 10.0, "region": 10.0, "global": 1.9, "cascade": 15.0}
+MEMORY = 1.5
+
+Row = dict[str, object]
+
+
+def main(*, every_patch: bool = False) -> int:
+    """Measure on the CPU, print the table and write figures/bench/bench.json.
+
+    Returns 1 where a bar is missed, else 0.
+    """
+    return _publish(measure(every_patch=every_patch), "bench.json")
+
+
+def main_gpu(*, small: bool = False) -> int:
+    """The same for random models of the real shapes on a GPU; `small`: fewer and narrower layers on
+    the CPU, which tries the code and publishes nothing."""
+    return _publish(measure_gpu(small=small), None if small else "bench-gpu.json")
+
+
+def _publish(rows: Sequence[Row], name: str | None) -> int:
+    table = pd.DataFrame(rows)
+    print(table.to_string(index=False, float_format="{:.4g}".format, na_rep=""))
+    if name is not None:
+        file = root() / "figures" / "bench" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        rows = json.loads(table.to_json(orient="records", double_precision=15))
+        file.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    return int((table["pass"] == "no").any())
+
+
+def measure(*, every_patch: bool = False, seed: int = 0) -> list[Row]:
+    """All rows of `make bench`; `every_patch` compares all patches with N instead of a sample."""
+    torch.set_num_threads(1)
+    rows = [_machine(2 * 1024**3 / calibration_seconds() / 1e9)]
+    vlm = models.load("tiny-llava-1.5", device="cpu")
+    scene = scenes("test", 1)[0]
+    rows += planned(vlm, scene.image)
+    rows += timed(vlm, scene.image, BARS, seed=seed)
+    rows.append(memory(vlm.name, seed=seed))
+    for name in NAMES:
+        for dtype in LOGITS:
+            patches = None if every_patch else EXACT_PATCHES
+            rows += exactness(family_model(name, dtype, seed), patches, seed=seed)
+    return rows
+
+
+def measure_gpu(*, small: bool, seed: int = 0) -> list[Row]:
+    """The rows of planned work and time for LLaVA-1.5-7B and Next-8B with random weights."""
+    if not small and not torch.cuda.is_available():
+        raise RedlibError("bench --gpu finds no CUDA; --small tries the same code on the CPU")
+    device = "cpu" if small else "cuda"
+    torch.set_num_threads(1)
+    rows = [_machine(_product(device), "small, on the CPU" if small else _gpu_name())]
+    for name in REAL:
+        vlm = random_model(name, device, small=small, seed=seed)
+        for scene in scenes("test", 1 if small else 2):
+            found = planned(vlm, scene.image)
+            found += timed(vlm, scene.image, BARS_GPU, seed=seed, pairs=1 if small else PAIRS)
+            rows += [row | {"metric": f"{name}, {scene.id}: {row['metric']}"} for row in found]
+        del vlm
+    return rows
+
+
+# Rows
+
+
+def planned(vlm: VLM, image: Image.Image) -> list[Row]:
+    """Tokens of N over planned tokens of a whole map, against the closed-form bound."""
+    vlm, prompt = lengthened(vlm)
+    pieces = Pieces(vlm, vlm.encode([image]).tokens[0], prompt)
+    rows = []
+    for level in LEVELS:
+        made, bound = _plan(vlm, pieces, level), bounds(vlm)[level]
+        rows.append(
+            _row(
+                f"planned tokens, {level}: N over ours (at most {bound:.3f} are possible)",
+                made.naive_tokens / made.tokens,
+                n=len(made.tree.of),
+                bar=WORK * bound,
+            )
+        )
+    return rows
+
+
+def bounds(vlm: VLM) -> dict[str, float]:
+    """Tokens of N over the fewest that an exact method can compute, for a map of all patches.
+
+    The text before the image once; a single probe its own positions and the text behind; a region
+    each distinct window, and each ablation from its target on; the whole image once, and each
+    distinct window ablated in it from its first token on.
+    """
+    size, end = vlm.grid.size, AFTER + (vlm.newline is not None)
+    windows = [tuple(vlm.grid.window(patch)) for patch in range(size)]
+    distinct = set(windows)
+    wide = len(windows[0])
+    region = len(distinct) * (wide + end)
+    region += sum(wide - window.index(patch) + end for patch, window in enumerate(windows))
+    whole = size + end + sum(size - window[0] + end for window in distinct)
+    single = size * (vlm.repeats + end)
+    return {
+        "single": size * (BEFORE + vlm.repeats + end) / (BEFORE + single),
+        "region": 2 * size * (BEFORE + wide + end) / (BEFORE + region),
+        "global": (size + 1) * (BEFORE + size + end) / (BEFORE + whole),
+    }
+
+
+def timed(
+    vlm: VLM, image: Image.Image, bars: dict[str, float], *, seed: int, pairs: int = PAIRS
+) -> list[Row]:
+    """Time of N over ours for each level, and of R over ours for the whole cascade."""
+    vlm, prompt = lengthened(vlm)
+    tokens = vlm.encode([image]).tokens[0]
+    pieces = Pieces(vlm, tokens, prompt)
+    size = vlm.grid.size
+    top = min(probe.TOP, vlm.model.config.text_config.vocab_size)
+
+    def ours(level: str) -> None:
+        run(vlm, _plan(vlm, pieces, level), pieces.table)
+
+    def naive(level: str, patches: Sequence[int]) -> None:
+        for path in _paths(vlm, pieces, level, patches):
+            stock(vlm, pieces.table[path])
+
+    def cascade() -> None:
+        seen = vlm.encode([image]).tokens[0]
+        probe.single(vlm, seen, range(size), prompt=prompt, top=top)
+        leave_one_out.cascade(vlm, seen, range(size), prompt=prompt)
+
+    def released(patches: Sequence[int]) -> None:
+        for level in LEVELS:
+            for path in _paths(vlm, pieces, level, patches):
+                vlm.encode([image])
+                generate(vlm, pieces.table[path])
+
+    naive("single", range(3)), ours("single")  # warm up
+    compared = {level: (partial(naive, level), partial(ours, level)) for level in LEVELS}
+    compared["cascade"] = released, cascade
+    rows = []
+    for name, (slow, fast) in compared.items():
+        sample = spread(size, SAMPLE[name], seed)
+        turns = _turns(name, lambda: slow(sample), fast, pairs, vlm.device)  # noqa: B023
+        share = size / len(sample)
+        ratios = [share * base / own for base, own in turns]
+        base, own = np.median(turns, axis=0)
+        against = "R" if name == "cascade" else "N"
+        rows.append(
+            _row(
+                f"{name}: time of {against} over ours ({against} on {len(sample)} of {size}"
+                f" patches, {share * base:.1f} s; ours {own:.2f} s; 35 + 25 words)",
+                float(np.median(ratios)),
+                low=min(ratios),
+                high=max(ratios),
+                n=pairs,
+                bar=bars[name],
+            )
+        )
+    return rows
+
+
+def memory(name: str, *, seed: int) -> Row:
+    """Peak memory of a process that runs all levels, ours over N."""
+    peaks = []
+    for ours in (False, True):
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            peaks.append(pool.submit(_peak, name, ours, seed).result())
+    naive, own = peaks
+    return _row(
+        f"peak memory of a process, ours over N ({own / 1e6:.0f} MB over {naive / 1e6:.0f} MB)",
+        own / naive,
+        n=1,
+        bar=MEMORY,
+        at_most=True,
+    )
+
+
+def exactness(vlm: VLM, patches: int | None, *, seed: int) -> list[Row]:
+    """Every number against N: logits of single and both cascade levels, and their divergences.
+
+    Args:
+        patches: so many of each image, or None for all.
+    """
+    size = vlm.grid.size
+    vocabulary = vlm.model.config.text_config.vocab_size
+    skip = partial(probe.is_article, vlm)
+    far: list[float] = []  # of every logit vector, the largest difference
+    wrong: list[float] = []  # of every divergence, the error over the allowed one
+    images = scenes("test", EXACT_IMAGES)
+    for number, scene in enumerate(tqdm(images, desc=f"exactness, {vlm.name}", leave=False)):
+        chosen = range(size) if patches is None else spread(size, patches, seed + number)
+        pieces = Pieces(vlm, vlm.encode([scene.image]).tokens[0], QUESTION)
+        alone = run(
+            vlm, probe.single_plan(vlm, pieces, chosen), pieces.table, top=vocabulary, skip=skip
+        )
+        made, pairs = leave_one_out.ablation_plan(vlm, pieces, chosen, CASCADE)
+        said = run(vlm, made, pieces.table, top=vocabulary, skip=skip)
+        image = step(vlm, pieces.table[pieces.path(range(size))])
+        for place, patch in enumerate(chosen):
+            shown, window, ablated, whole = (
+                pieces.table[path]
+                for level in LEVELS
+                for path in _paths(vlm, pieces, level, [patch])
+            )
+            far.append(_apart(alone, place, step(vlm, shown)[0]))
+            both = {"region": (step(vlm, window), ablated), "global": (image, whole)}
+            for level, ((intact, fed), rows) in both.items():
+                changed = stock(vlm, torch.cat([rows, fed]))
+                before, after = (numbers[place] for numbers in pairs[level])
+                far += [_apart(said, before, intact), _apart(said, after, changed)]
+                right = float(leave_one_out.jsd(intact, changed))
+                found = float(leave_one_out.jsd(said.logits[before], said.logits[after]))
+                wrong.append(abs(found - right) / max(JSD_RELATIVE * right, JSD_ABSOLUTE))
+    label = f"{vlm.name}, {str(vlm.dtype).removeprefix('torch.')}"
+    of = f"{len(wrong) // len(CASCADE)} patches of {len(images)} images"
+    return [
+        _row(f"exactness, {label}: logits against N, share of the largest ({of})",
+             float(np.max(far)), n=len(far), bar=LOGITS[vlm.dtype], at_most=True),
+        _row(f"exactness, {label}: JSD against N, of the allowed 1e-4 or 1e-9 ({of})",
+             float(np.max(wrong)), n=len(wrong), bar=1.0, at_most=True),
+    ]  # fmt: skip
+
+
+# The inputs
+
+
+def spread(size: int, n: int, seed: int) -> list[int]:
+    """n of `size` patches (all, if there are no more), one drawn from each of n equal stretches."""
+    n = min(n, size)
+    edges = np.linspace(0, size, n + 1).astype(int)
+    rng = np.random.default_rng(seed)
+    return [int(rng.integers(low, high)) for low, high in zip(edges[:-1], edges[1:], strict=True)]
+
+
+def _plan(vlm: VLM, pieces: Pieces, level: str) -> Plan:
+    patches = range(vlm.grid.size)
+    if level == "single":
+        return probe.single_plan(vlm, pieces, patches)
+    return leave_one_out.ablation_plan(vlm, pieces, patches, [level])[0]
+
+
+def _paths(vlm: VLM, pieces: Pieces, level: str, patches: Sequence[int]) -> list[np.ndarray]:
+    """The inputs that N computes for these patches: 1, 2 (region) and 1 (global) for each."""
+    paths = []
+    for patch in patches:
+        window, whole = vlm.grid.window(patch), np.arange(vlm.grid.size)
+        if level == "single":
+            paths.append(pieces.path(np.full(vlm.repeats, patch)))
+        elif level == "region":
+            paths.append(pieces.path(window))
+            paths.append(pieces.path(np.where(window == patch, pieces.pad, window)))
+        else:
+            paths.append(pieces.path(np.where(np.isin(whole, window), pieces.pad, whole)))
+    return paths
+
+
+# Measuring
+
+
+def _turns(
+    name: str,
+    slow: Callable[[], None],
+    fast: Callable[[], None],
+    pairs: int,
+    device: torch.device,
+) -> list[tuple[float, float]]:
+    """Seconds of both, turn by turn."""
+    bar = tqdm(range(pairs), desc=f"time of {name}", leave=False)
+    return [(_seconds(slow, device), _seconds(fast, device)) for _ in bar]
+
+
+def _seconds(work: Callable[[], None], device: torch.device) -> float:
+    if device.type == "cpu":
+        start = time.process_time()
+        work()
+        return time.process_time() - start
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    work()
+    torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def _peak(name: str, ours: bool, seed: int) -> int:
+    """In a process of its own: the most bytes that N or ours ever held."""
+    torch.set_num_threads(1)
+    vlm, prompt = lengthened(models.load(name, device="cpu"))
+    pieces = Pieces(vlm, vlm.encode([scenes("test", 1)[0].image]).tokens[0], prompt)
+    for level in LEVELS:
+        if ours:
+            run(vlm, _plan(vlm, pieces, level), pieces.table)
+        else:
+            for path in _paths(vlm, pieces, level, spread(vlm.grid.size, 4, seed)):
+                stock(vlm, pieces.table[path])
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return psutil.Process().memory_info().peak_wset
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if psutil.MACOS else 1024 * peak
+
+
+def _apart(said: Readings, at: int, right: Tensor) -> float:
+    """Largest difference to the logits (V,) of N, as a share of the largest of them."""
+    return float((said.logits[at] - right[said.ids[at]]).abs().max() / right.abs().max())
+
+
+def _machine(gflops: float, name: str = "1,024 x 1,024 float32 product") -> Row:
+    return _row(f"this machine: {name}, GFLOP/s", gflops, n=1)
+
+
+def _product(device: str) -> float:
+    """GFLOP/s of a product of 4,096 x 4,096 in half precision, or of 1,024 x 1,024 on the CPU."""
+    if device == "cpu":
+        return 2 * 1024**3 / calibration_seconds() / 1e9
+    a = torch.randn(4096, 4096, dtype=torch.float16, device=device)
+    times = [_seconds(lambda: a @ a, a.device) for _ in range(6)]
+    return 2 * 4096**3 / min(times) / 1e9
+
+
+def _gpu_name() -> str:
+    return f"{torch.cuda.get_device_name()}, 4,096 x 4,096 float16 product"
+
+
+def _row(
+    metric: str,
+    value: float,
+    *,
+    n: int,
+    low: float = float("nan"),
+    high: float = float("nan"),
+    bar: float = float("nan"),
+    at_most: bool = False,
+) -> Row:
+    """A row of the table; `at_most`: the bar is an upper one."""
+    held = "" if np.isnan(bar) else "yes" if (value <= bar if at_most else value >= bar) else "no"
+    return {"metric": metric, "value": float(value), "low": low, "high": high, "n": n,
+            "bar": float(bar), "pass": held}  # fmt: skip

@@ -1,0 +1,119 @@
+"""The bench: its closed forms, its sample, and that it sees an engine that is wrong."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import random_image, save_tiny_llava
+
+from redlib import engine
+from redlib.__main__ import main
+from redlib.bench import baselines, speed
+from redlib.models import VLM, load
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory) -> VLM:
+    """A random model with the real grid of 24 x 24."""
+    folder = save_tiny_llava(tmp_path_factory.mktemp("wide"), side=336, layers=2)
+    return load(str(folder), device="cpu", dtype="float64")
+
+
+def test_bounds_are_those_of_the_real_geometry(wide: VLM):
+    """2.34, 2.35 and 2.23 for 35 + 25 tokens of text: derived by hand from 484 windows."""
+    found = speed.bounds(wide)
+    assert found["single"] == pytest.approx(576 * 61 / (35 + 576 * 26))
+    assert found["region"] == pytest.approx(79_488 / (33_736 + 35), rel=1e-3)
+    assert {name: round(value, 2) for name, value in found.items()} == {
+        "single": 2.34, "region": 2.35, "global": 2.23,
+    }  # fmt: skip
+
+
+def test_the_plans_meet_their_bars_on_the_real_grid(wide: VLM):
+    rows = speed.planned(wide, random_image(1))
+    assert [row["pass"] for row in rows] == ["yes"] * 3
+    assert all(row["bar"] < row["value"] <= row["bar"] / 0.97 + 1e-9 for row in rows)
+
+
+@pytest.mark.parametrize("kind", ["llava", "llava_onevision"])
+def test_the_long_prompt_has_35_and_25_tokens(tmp_path, kind: str):
+    vlm = load(str(save_tiny_llava(tmp_path, kind=kind)), device="cpu")
+    longer, question = baselines.lengthened(vlm)
+    assert [len(ids) for ids in longer.prompt(question)] == [35, 25]
+    assert len(vlm.prompt(question)[0]) < 35, "the model handed in is as it was"
+
+
+def test_the_sample_takes_one_patch_of_each_stretch():
+    found = speed.spread(576, 64, seed=3)
+    assert [patch // 9 for patch in found] == list(range(64))
+    assert found == speed.spread(576, 64, seed=3) != speed.spread(576, 64, seed=4)
+    assert speed.spread(25, 64, seed=0) == list(range(25))
+
+
+def test_exactness_is_measured_against_stock_and_sees_a_fault(wide: VLM, monkeypatch):
+    monkeypatch.setattr(speed, "EXACT_IMAGES", 1)
+    rows = speed.exactness(wide, 2, seed=0)
+    assert [row["pass"] for row in rows] == ["yes", "yes"]
+    assert 0 < rows[0]["value"] < 1e-9 == rows[0]["bar"]
+
+    attend = engine._attend
+
+    def faulty(query, key, value, mask, scale):
+        return attend(query, key, value, mask, scale * 1.001)
+
+    monkeypatch.setattr(engine, "_attend", faulty)
+    rows = speed.exactness(wide, 2, seed=0)
+    assert [row["pass"] for row in rows] == ["no", "no"]
+
+
+def test_time_is_a_ratio_within_each_turn(tiny_vlm: VLM, monkeypatch):
+    seconds = iter([6.0, 1.0, 9.0, 1.0, 2.0, 1.0] * 4)
+    monkeypatch.setattr(speed, "_seconds", lambda work, device: next(seconds))
+    rows = speed.timed(tiny_vlm, random_image(1), speed.BARS, seed=0, pairs=3)
+    assert [row["metric"].split(":")[0] for row in rows] == list(speed.BARS)
+    share = 25 / speed.SAMPLE["cascade"]
+    for row, scale in zip(rows, [1, 1, 25 / speed.SAMPLE["global"], share], strict=True):
+        assert (row["value"], row["low"], row["high"]) == (6 * scale, 2 * scale, 9 * scale)
+        assert row["n"] == 3
+
+
+def test_the_clock_runs_over_everything_that_is_compared(tiny_vlm: VLM, monkeypatch):
+    monkeypatch.setattr(speed, "SAMPLE", dict.fromkeys(speed.SAMPLE, 1))
+    rows = speed.timed(tiny_vlm, random_image(1), speed.BARS, seed=0, pairs=1)
+    assert all(row["value"] > 0 for row in rows)
+
+
+def test_a_bar_may_be_a_floor_or_a_ceiling():
+    assert speed._row("x", 2.0, n=1, bar=1.5)["pass"] == "yes"
+    assert speed._row("x", 2.0, n=1, bar=1.5, at_most=True)["pass"] == "no"
+    assert speed._row("x", 2.0, n=1)["pass"] == ""
+
+
+def test_the_table_is_written_as_rows(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(speed, "root", lambda: tmp_path)
+    monkeypatch.setattr(speed, "measure", lambda every_patch: [speed._row("x", 2.0, n=1, bar=1.5)])
+    assert main(["bench"]) == 0
+    (row,) = json.loads((tmp_path / "figures" / "bench" / "bench.json").read_text())
+    assert row == {
+        "metric": "x", "value": 2.0, "low": None, "high": None, "n": 1, "bar": 1.5, "pass": "yes",
+    }  # fmt: skip
+    monkeypatch.setattr(speed, "measure", lambda every_patch: [speed._row("x", 1.0, n=1, bar=1.5)])
+    assert main(["bench"]) == 1
+    assert "no" in capsys.readouterr().out
+
+
+def test_random_models_have_the_real_shapes(monkeypatch):
+    for name, heads in (("LLaVA-1.5-7B", 32), ("LLaVA-Next-8B", 8)):
+        vlm = baselines.random_model(name, "cpu", small=True, seed=0)
+        attention = vlm.decoder.layers[0].self_attn
+        assert vlm.grid.size == 576 and vlm.width == 256 and vlm.dtype == torch.float32
+        assert attention.num_key_value_groups == 32 // heads
+        tokens = vlm.encode([random_image(1)]).tokens[0]
+        assert tokens.shape == (576, 256) and np.isfinite(tokens.numpy()).all()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_the_bench_says_so(capsys):
+    assert main(["bench", "--gpu"]) == 2
+    assert "finds no CUDA; --small tries the same" in capsys.readouterr().err

@@ -191,7 +191,7 @@ def prototypes(
         images: (n,) the image of each.
         criteria: `tau_in` and `rule_in` are used.
         neighbours, centres, squared, scaled: as in `dpc_knn`.
-        survivors: second result of `candidates`, told in the error.
+        survivors: counts as in the second result of `candidates`, told in the error.
 
     Returns:
         mask: (n,) bool, the prototypes.

@@ -11,7 +11,8 @@ import torch
 from conftest import PROMPT, random_image
 from test_clustering import literal as literal_dpc
 
-from redlib import leave_one_out, probe, stages
+from redlib import leave_one_out, load, probe, stages
+from redlib.bench.lazy import lazy_codebook
 from redlib.codebook import Criteria, NoPrototype, candidates
 from redlib.errors import RedlibError
 from redlib.stages import EAGER, UNCHOSEN, Probing
@@ -288,6 +289,11 @@ def test_what_is_switched_off_is_not_read(looked_up):
     cheap = Criteria(math.inf, 3, 0, math.inf)
     assert candidates(hand_read([cheap]), cheap)[0].tolist() == (HAND["cluster_size"] < 3).tolist()
     assert looked_up == {}
+    hand_read([replace(cheap, tau_prob=0.3)])
+    assert list(looked_up) == ["single"]
+    looked_up.clear()
+    hand_read([replace(cheap, tau_jsd=0.5)])
+    assert list(looked_up) == ["region", "global"]
     hand_read([EAGER])
     assert {len(patches) for patches in looked_up.values()} == {9}
     hand_read([])
@@ -297,11 +303,11 @@ def test_what_is_switched_off_is_not_read(looked_up):
 def test_a_token_goes_on_if_any_setting_may_take_it(looked_up):
     """One setting needs the region of silent tokens, the other of small clusters."""
     silent = Criteria(0.2, math.inf, 0, 0.5)
-    small = Criteria(math.inf, 2, 0, UNCHOSEN)
+    small = Criteria(math.inf, 3, 0, UNCHOSEN)
     table = hand_read([silent, small])
     assert looked_up["single"] == list(range(9))
-    assert looked_up["region"] == [0, 3, 4, 6, 7, 8]
-    assert looked_up["global"] == [0, 3, 4, 6, 7, 8]
+    assert looked_up["region"] == [0, 1, 3, 4, 5, 6, 7, 8]
+    assert looked_up["global"] == [0, 1, 3, 4, 5, 6, 7, 8]
     alone = stages.read_alone(table, silent, HAND_WEIGHTS)
     assert stages.tally(alone, [silent], HAND_WEIGHTS)["forwards"].tolist() == [0, 9, 12, 7]
     pd.testing.assert_frame_equal(alone.drop(columns="vector"), hand_read([silent])[
@@ -376,3 +382,11 @@ def test_one_image_is_enough(vlm, everything, criteria):
     )
     assert places(built.candidates) == eager_codebook(everything, setting, 1)[0]
     assert len(built.codebook) == len(built.candidates) > 1
+
+
+def test_the_bars_of_the_lazy_codebook_on_the_shipped_model():
+    """Of the forwards for every token: global at most 40 %, all at most 60 %."""
+    counts = lazy_codebook(load("tiny-llava-1.5", device="cpu"), images=1)
+    assert counts["global_eager"] == 96 + 1 and counts["all_eager"] == 96 + 2 * 96 + 96 + 1
+    assert 0 < counts["global_lazy"] <= 0.4 * counts["global_eager"]
+    assert 0 < counts["all_lazy"] <= 0.6 * counts["all_eager"]

@@ -144,6 +144,16 @@ def dpc_knn(
     )
 
 
+def cluster_tokens(
+    tokens: torch.Tensor, neighbours: int, centres: int, *, squared: bool = True
+) -> Clusters:
+    """DPC-kNN of some tokens (n, D), with at most n - 1 neighbours and n centres."""
+    n = len(tokens)
+    return dpc_knn(
+        tokens, neighbours=min(neighbours, n - 1), centres=min(centres, n), squared=squared
+    )
+
+
 def _falling(values: torch.Tensor) -> torch.Tensor:
     """Indices (n,) from the highest value to the lowest, equal values by index.
 

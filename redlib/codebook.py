@@ -19,6 +19,8 @@ candidates of all images together, and what is left are the *prototypes*:
     codebook = Codebook(vectors[mask][chosen], ...)
     codebook.save("codebook.safetensors")
 
+`redlib.stages` fills such a table without computing what cannot matter any more.
+
 The paper's text and the released code differ in three places, each a field of `Criteria`: whether
 a cluster of exactly tau_out still counts as small, whether tau_in counts the tokens of a cluster
 or the distinct images in it (the released 1.5 codebook is two clusters, 454 tokens; by the size
@@ -56,6 +58,10 @@ _RELEASED = {
     "llava-next": (0.1, 8, 64, 2e-3),
     "llava-onevision": (0.08, 3, 16, 1.8e-3),
 }
+
+
+class NoPrototype(RedlibError):
+    """The criteria leave no prototype."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +114,17 @@ class Criteria:
         """
         return cls(*_thresholds(_RELEASED, family), rule_in="images", rule_out="at-most")
 
+    def passes(self, name: str, values: Sequence | np.ndarray) -> np.ndarray:
+        """Which of `values` (n,) pass `name`: "tau_prob", "tau_out" or "tau_jsd"; (n,) bool.
+
+        NaN, a value that was not computed, passes only a criterion that is switched off.
+        """
+        values, threshold = np.asarray(values, float), getattr(self, name)
+        if math.isinf(threshold):
+            return np.ones(len(values), bool)
+        at_most = name == "tau_out" and self.rule_out == "at-most"
+        return values <= threshold if at_most else values < threshold
+
     def for_images(self, n: int, *, of: int = 500) -> Self:
         """The same criteria for `n` training images instead of `of`: tau_in in proportion.
 
@@ -130,7 +147,7 @@ def candidates(
     Args:
         table: one row per probed token, columns `cluster_size` (within the token's image),
             `probability` and `jsd`. A NaN means "not computed, since another criterion failed
-            already" and does not pass.
+            already" and does not pass, unless its criterion is switched off.
         criteria: the thresholds.
         probability: column with the top-1 probability: "top1_head", among the top 50 (section
             9.1), or "top1", over the whole vocabulary (eq. 6).
@@ -139,18 +156,13 @@ def candidates(
     Returns:
         mask: (n,) bool, the candidates.
         survivors: counts; index "probed", "tau_prob", "tau_out", "tau_jsd" (each criterion by
-            itself) and "candidates" (all three).
+            itself, among the tokens that it was computed for) and "candidates" (all three).
     """
     for column in (probability, "cluster_size", jsd):
         if column not in table:
             raise RedlibError(f"the table of probed tokens has no column {column!r}")
-    size = table["cluster_size"].to_numpy(float)
-    small = size <= criteria.tau_out if criteria.rule_out == "at-most" else size < criteria.tau_out
-    passed = {
-        "tau_prob": table[probability].to_numpy(float) < criteria.tau_prob,
-        "tau_out": small,
-        "tau_jsd": table[jsd].to_numpy(float) < criteria.tau_jsd,
-    }
+    columns = {"tau_prob": probability, "tau_out": "cluster_size", "tau_jsd": jsd}
+    passed = {name: criteria.passes(name, table[column]) for name, column in columns.items()}
     mask = np.logical_and.reduce(list(passed.values()))
     counts = {"probed": len(table)}
     counts |= {name: int(flags.sum()) for name, flags in passed.items()}
@@ -179,19 +191,19 @@ def prototypes(
         images: (n,) the image of each.
         criteria: `tau_in` and `rule_in` are used.
         neighbours, centres, squared, scaled: as in `dpc_knn`.
-        survivors: second result of `candidates`, told in the error.
+        survivors: counts as in the second result of `candidates`, told in the error.
 
     Returns:
         mask: (n,) bool, the prototypes.
         clusters: the clusters of all candidates.
 
     Raises:
-        RedlibError: there is no candidate, or no cluster of them is large enough.
+        NoPrototype: there is no candidate, or no cluster of them is large enough.
     """
     told = f" ({_tell(survivors)})" if survivors is not None else ""
     n = len(vectors)
     if n < 2:
-        raise RedlibError(
+        raise NoPrototype(
             f"{'no patch survives' if n == 0 else 'only one patch survives'} the criteria{told}: "
             "raise tau_prob, tau_out or tau_jsd"
         )
@@ -207,7 +219,7 @@ def prototypes(
     mask = (count > criteria.tau_in)[clusters.labels]
     if not mask.any():
         what = "images" if criteria.rule_in == "images" else "candidates"
-        raise RedlibError(
+        raise NoPrototype(
             f"no patch survives the criteria{told}: the largest of {len(count)} clusters has "
             f"{count.max()} {what}, not more than tau_in {criteria.tau_in:g}: lower tau_in"
         )

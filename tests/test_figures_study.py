@@ -9,6 +9,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
+from redlib.clustering import cluster_tokens
 from redlib.codebook import Codebook, Criteria
 from redlib.figures import codebooks as book_figures
 from redlib.figures import pruning as prune_figures
@@ -137,10 +138,19 @@ def built() -> codebooks.Built:
     book = Codebook(
         vectors[:21], tuple(kept["image"]), tuple(kept["patch"]), "model-x", "r", criteria
     )
-    clusters = codebooks.cluster_tokens(vectors, 5, 3)
+    clusters = cluster_tokens(vectors, 5, 3)
     counts = {"probed": 96, "tau_prob": 50, "tau_out": 60, "tau_jsd": 40, "candidates": 24}
     survivors = pd.Series(counts | {"prototypes": 21})
-    return codebooks.Built(criteria, survivors, rows, vectors, clusters, book)
+    stages = pd.DataFrame(
+        {
+            "stage": ["cluster", "single", "region", "global"],
+            "patches": [96, 60, 40, 30],
+            "forwards": [0, 60, 80, 34],
+            "eager": [0, 96, 192, 100],
+            "survivors": [60, 40, 30, 24],
+        }
+    )
+    return codebooks.Built(criteria, survivors, rows, vectors, clusters, book, stages)
 
 
 def test_figures_of_the_codebook(built):
@@ -167,6 +177,15 @@ def test_figures_of_the_codebook(built):
     assert drawn(book_figures.contact_sheet(built, views, GRID)) > 3000
     words = pd.Series(["cup"] * 12 + ["star"] * 9)
     assert "cup 12" in texts(book_figures.contact_sheet_note(built, words, model="model-x"))
+
+
+def test_stages_table_sums_forwards(built):
+    counts = built.stages.assign(patches_read=96, forwards_spent=[0, 96, 100, 64])
+    shown = book_figures.stages_table(counts)
+    assert shown.iloc[-1].tolist() == ["all", "-", "-", "174", "388", "44.8%", "260"]
+    assert shown["Share"].tolist()[:2] == ["-", "62.5%"]
+    alt = texts(book_figures.stages_note(counts, model="model-x"))
+    assert "global 24" in alt and "34.0%" in alt and "44.8%" in alt
 
 
 def test_a_cut_at_the_border_is_filled_with_white():

@@ -11,7 +11,8 @@ import torch
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
-from redlib.codebook import Codebook
+from redlib import stages
+from redlib.codebook import Codebook, NoPrototype
 from redlib.errors import RedlibError
 from redlib.geometry import Grid
 from redlib.params import Params
@@ -309,6 +310,77 @@ def test_explicit_thresholds_are_taken_and_may_leave_nothing(stage):
     assert grid[list(codebooks.GRID)].to_numpy().tolist() == [[0.9, 30.0, 10.0, 1000.0]]
     with pytest.raises(RedlibError, match=r"no patch survives.*tau_prob \d+.*tau_in 1000"):
         codebooks.build(fixed, table, codebooks.criteria_of(fixed, grid.iloc[0]))
+
+
+@pytest.fixture(scope="module")
+def numbers(stage):
+    """Parameters whose thresholds are numbers, and every reading of every token."""
+    images = {s.id: s.image for s in codebooks.training_scenes(stage).values()}
+    full = stages.read_images(stage.model, images, [stages.EAGER], codebooks.probing(stage))
+    numbers = {
+        "tau_prob": float(np.sort(full["top1_head"])[[60, 61]].mean()),
+        "tau_out": float(full["cluster_size"].median()),
+        "tau_jsd": float(np.sort(full["jsd_final"])[[70, 71]].mean()),
+        "tau_in": 1.0,
+    }
+    return stage.params.model_dump() | numbers, full
+
+
+def test_numbers_stop_tokens_early_and_parts_say_so(stage, numbers, monkeypatch):
+    parameters, full = numbers
+    folder = stage.folder / "numbers"
+    given = Stage(folder, stage.model, **parameters)
+    probes = codebooks.probe_images(given)
+    small = full["cluster_size"] < parameters["tau_out"]
+    assert 0 < small.sum() < len(full)
+    assert (probes["top1_head"].notna() == small).all()
+    table = codebooks.cascade_images(given, probes)
+    criteria = codebooks.criteria_of(given, parameters)
+    wanted = codebooks.candidates(full, criteria)[0]
+    built = codebooks.build(given, table, criteria)
+    assert built.candidates["patch"].tolist() == full.loc[wanted, "patch"].tolist()
+    counts = codebooks.stage_counts(given, table, built)
+    assert counts["forwards"].tolist() == counts["forwards_spent"].tolist()
+    assert counts["forwards"].sum() < counts["eager"].sum() / 2
+    # Again: nothing is read. One image more: it alone is read.
+    read, calls = stages.read, []
+    monkeypatch.setattr(stages, "read", lambda *a, **k: calls.append(1) or read(*a, **k))
+    assert codebooks.cascade_images(given, codebooks.probe_images(given)).equals(table)
+    assert calls == []
+    more = Stage(folder, stage.model, **parameters | {"codebook_images": 5})
+    longer = codebooks.cascade_images(more, codebooks.probe_images(more))
+    assert len(calls) == 2 and longer[: len(table)]["patch"].equals(table["patch"])
+    # Another threshold needs rows that these parts lack.
+    other = {"tau_prob": 0.9, "tau_out": 30.0, "rule_out": "at-most", "tau_jsd": 10.0}
+    for name, value in other.items():
+        changed = Stage(folder, stage.model, **parameters | {name: value})
+        with pytest.raises(RedlibError, match=f"made with {name} = "):
+            codebooks.cascade_images(changed, codebooks.probe_images(changed))
+
+
+def test_ablation_reads_what_its_sets_need_once(stage, numbers, monkeypatch):
+    parameters, full = numbers
+    given = Stage(stage.folder / "ablation", stage.model, **parameters)
+    table = codebooks.cascade_images(given, codebooks.probe_images(given))
+    criteria = codebooks.criteria_of(given, parameters)
+    found = codebooks.ablation_codebooks(given, table, criteria)
+    assert len(found) == 6
+    names = list(codebooks.training_scenes(given))
+    for row, (setting, images) in stages.ablation(criteria, 4).items():
+        part = full[full["image"].isin(names[:images])].reset_index(drop=True)
+        try:
+            wanted = codebooks.build(given, part, setting).codebook
+        except NoPrototype:
+            assert found[row] is None
+            continue
+        assert found[row].codebook.patch == wanted.patch, row
+        assert found[row].codebook.image == wanted.image, row
+    monkeypatch.setattr(stages, "read", None)
+    again = codebooks.ablation_codebooks(given, table, criteria)
+    assert [b and len(b.codebook) for b in again.values()] == [
+        b and len(b.codebook) for b in found.values()
+    ]
+    assert sum(b is not None for b in again.values()) > 3
 
 
 def test_evaluation_from_end_to_end(stage):

@@ -97,14 +97,8 @@ def construction(
 
 
 def _passed(rows: pd.DataFrame, built: Built) -> dict[str, np.ndarray]:
-    criteria = built.criteria
-    size = rows["cluster_size"].to_numpy()
-    small = size <= criteria.tau_out if criteria.rule_out == "at-most" else size < criteria.tau_out
-    return {
-        "tau_prob": rows["top1_head"].to_numpy() < criteria.tau_prob,
-        "tau_out": small,
-        "tau_jsd": rows["jsd_final"].to_numpy() < criteria.tau_jsd,
-    }
+    columns = {"tau_prob": "top1_head", "tau_out": "cluster_size", "tau_jsd": "jsd_final"}
+    return {name: built.criteria.passes(name, rows[column]) for name, column in columns.items()}
 
 
 def _sheet(figure, built: Built, views: Mapping[str, Image.Image], grid: Grid, *, columns: int,
@@ -128,10 +122,9 @@ def construction_note(rows: pd.DataFrame, built: Built, *, model: str) -> dict:
         "caption": (
             f"Algorithm 1 on real patches. Top: the probed patches of {rows['image'].iloc[0]}, "
             "those "
-            "that pass each criterion, and those that pass all three. Where tau_prob or tau_out "
-            "already rules a patch out for every setting, its JSD is not computed and counts as "
-            "not "
-            "passed. Bottom: prototypes, each in the middle of its 3 x 3 window. "
+            "that pass each criterion, and those that pass all three. Where one criterion already "
+            "rules a patch out for every setting, what a later one needs is not computed and "
+            "counts as not passed. Bottom: prototypes, each in the middle of its 3 x 3 window. "
             f"Drawn with {model}; the paper's Figure 5 is a sketch."
         ),
         "reading": (
@@ -252,7 +245,7 @@ def survivors_table(built: Built) -> pd.DataFrame:
     what = "images" if c.rule_in == "images" else "candidates"
     rules = {
         "probed": "probed",
-        "tau_prob": f"top-1 probability below {c.tau_prob:.4g} (tau_prob)",
+        "tau_prob": f"top-1 probability below {c.tau_prob:.4g} (tau_prob), of those computed",
         "tau_out": f"cluster within the image {least} {c.tau_out:g} (tau_out)",
         "tau_jsd": f"JSD below {c.tau_jsd:.3g} (tau_jsd), of those computed",
         "candidates": "all three: candidates",
@@ -260,6 +253,52 @@ def survivors_table(built: Built) -> pd.DataFrame:
     }
     rows = [(text, int(s[name]), f"{s[name] / s['probed']:.1%}") for name, text in rules.items()]
     return pd.DataFrame(rows, columns=["Criterion", "Tokens", "Of the probed"])
+
+
+def stages_table(counts: pd.DataFrame) -> pd.DataFrame:
+    """What each stage cost, for one codebook and here; rows of `stage_counts` and their sum."""
+    costs = ["forwards", "eager", "forwards_spent"]
+    total = pd.DataFrame([{"stage": "all", **counts[costs].sum()}])
+    frame = pd.concat([counts, total], ignore_index=True)
+    frame = frame.assign(share=frame["forwards"] / frame["eager"])
+    whole = ".0f"
+    return readable(
+        frame.astype(dict.fromkeys([*costs, "patches", "survivors"], float)),
+        {
+            "stage": "Stage",
+            "patches": ("Patches", whole),
+            "survivors": ("Left after it", whole),
+            "forwards": ("Forwards", whole),
+            "eager": ("Forwards, every patch", whole),
+            "share": ("Share", ".1%"),
+            "forwards_spent": ("Forwards, all settings together", whole),
+        },
+    )
+
+
+def stages_note(counts: pd.DataFrame, *, model: str) -> dict:
+    at = counts.set_index("stage")
+    share = at.loc["global", "forwards"] / at.loc["global", "eager"]
+    left = ", ".join(f"{name} {int(n)}" for name, n in at["survivors"].items())
+    return {
+        "title": "What each stage costs",
+        "caption": (
+            "Patches that come to each stage and are left after it, under the chosen thresholds, "
+            "and the forwards for them: one for a token by itself, two for its window, one for "
+            "the image with the window ablated and one for each intact image. Beside them those "
+            "for every probed patch, and those that were spent here on all settings together. "
+            f"Made with {model}; the paper reads every patch (Algorithm 1)."
+        ),
+        "reading": (
+            "From top to bottom the patches become fewer and the forwards dearer. The prototypes "
+            "are those of reading every patch; if they were not, the stages would be wrong."
+        ),
+        "alt": (
+            f"Left after each stage: {left}. Global forwards {share:.1%} and all forwards "
+            f"{counts['forwards'].sum() / counts['eager'].sum():.1%} of those for every patch."
+        ),
+        "paper_item": "Algorithm 1",
+    }
 
 
 @style.styled

@@ -1,8 +1,7 @@
 """Building the codebook from training images, in steps that can stop and go on (Algorithm 1).
 
-Read from top to bottom Algorithm 1 probes every token of an image in every way. Only the tokens
-that pass the other two criteria need their divergence, though, and a divergence costs thirty
-single-token probes; so the steps here go from cheap to dear, and give the same prototypes:
+`redlib.stages` says which token needs which reading; the steps here keep the readings, one part per
+image, and compute what is missing:
 
     probes = probe_images(session)                 # clusters within the image, single-token probe
     table = cascade_images(session, probes)        # divergence, where it can still decide
@@ -10,34 +9,31 @@ single-token probes; so the steps here go from cheap to dear, and give the same 
     built = build(session, table, chosen(session, scores))
     built.codebook.save(codebook_path(session))
 
-Each step writes one part per image (or per setting) and computes what is missing.
-
 Thresholds. The paper's belong to models of seven billion parameters. For another model they are
 chosen from GRID by one rule, on calibration scenes: the highest five-task mean at 64 kept tokens.
 The grid is written in terms that mean the same for every model: quantiles of the probed tokens for
 the top-1 probability and the divergence, multiples of the mean cluster size, tokens per training
-image. A threshold that the parameters name as a number is taken as it is.
+image. A threshold that the parameters name as a number is taken as it is, and then tokens that it
+rules out are read no further; a quantile needs the readings of all tokens that it is taken over.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from itertools import product
-from math import ceil, inf
+from math import inf
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 
-from redlib import leave_one_out, probe
+from redlib import stages
 from redlib.bench import evaluate, keep_all
-from redlib.clustering import Clusters, dpc_knn
-from redlib.codebook import Codebook, Criteria, candidates, prototypes
-from redlib.errors import RedlibError
-from redlib.geometry import release_ranks
-from redlib.models import VLM
+from redlib.codebook import Codebook, Criteria, NoPrototype, candidates
 from redlib.notebook import MEASURING, Session
 from redlib.prune import keep_lowest, random_scores, redundancy
+from redlib.stages import EAGER, UNCHOSEN, Built, Probing
+from redlib.store import Store
 from redlib.study.asking import FIVE_TASKS, ask, asked_scenes, five
 from redlib.tabletop import Scene, scenes
 
@@ -63,32 +59,7 @@ SCORED_AT = 64
 LEAST_PER_IMAGE = {"candidates": 3, "prototypes": 1}
 """A setting with fewer of them per training image is chosen only if all have fewer."""
 
-CANDIDATES_PER_CENTRE = 5
-"""Few candidates get fewer centres than the definition says, or each would be its own cluster."""
-
-_CODE = (*MEASURING, "clustering", "codebook", "study/codebooks", "tabletop/world")
-
-
-@dataclass(frozen=True, eq=False)
-class Built:
-    """A codebook with all that was decided on the way.
-
-    Attributes:
-        criteria: the thresholds.
-        survivors: probed tokens that pass each criterion, "candidates" and "prototypes".
-        candidates: rows of the table that are candidates, with `cluster` (of all candidates),
-            `cluster_size`, `cluster_images` and `prototype`.
-        vectors: (candidates, D) their visual tokens.
-        clusters: clusters of the candidates.
-        codebook: the prototypes.
-    """
-
-    criteria: Criteria
-    survivors: pd.Series
-    candidates: pd.DataFrame
-    vectors: torch.Tensor
-    clusters: Clusters
-    codebook: Codebook
+_CODE = (*MEASURING, "clustering", "codebook", "stages", "study/codebooks", "tabletop/world")
 
 
 def codebook_path(session: Session) -> Path:
@@ -102,85 +73,142 @@ def training_scenes(session: Session) -> dict[str, Scene]:
     return {scene.id: scene for scene in drawn}
 
 
-def probe_images(session: Session) -> pd.DataFrame:
-    """The cheap half of the criteria for every probed token; see `probe_image`."""
-    p, vlm = session.params, session.model
-    settings = {
-        "prompt": p.prompt,
-        "top_prob": p.top_prob,
-        "ranks": p.codebook_ranks,
-        "neighbours": p.dpc_neighbours_image,
-        "centres": p.dpc_centres_image,
-        "squared": p.dpc_squared,
-    }
-    store = session.store("probes", notebook="05", code=_CODE, start=START, **settings)
-    drawn = training_scenes(session)
-    return store.compute(
-        drawn, lambda name: probe_image(vlm, drawn[name], **settings), describe="images"
+def probing(session: Session) -> Probing:
+    """How the parameters say a token is read."""
+    p = session.params
+    return Probing(
+        prompt=p.prompt,
+        top_prob=p.top_prob,
+        top_jsd=p.top_jsd,
+        definition=p.jsd_definition,
+        weights=(p.k_region, p.k_global),
+        ranks=p.codebook_ranks,
+        neighbours=p.dpc_neighbours_image,
+        centres=p.dpc_centres_image,
+        squared=p.dpc_squared,
     )
 
 
-def probe_image(
-    vlm: VLM,
-    scene: Scene,
-    *,
-    prompt: str,
-    top_prob: int,
-    ranks: str,
-    neighbours: int,
-    centres: int,
-    squared: bool,
-) -> pd.DataFrame:
-    """Clusters and single-token probe of one image's tokens.
+def probe_images(session: Session) -> pd.DataFrame:
+    """Clusters and single-token probe of the training images' tokens.
 
-    ranks: "release" probes the 96 ranks of [cls] similarity that the released code takes, "all"
-    every token. The clusters are those of the probed tokens, as there.
+    Where tau_prob is a number, tokens whose cluster is too large for every tau_out are not probed.
 
     Returns image, rank (by falling [cls] similarity, from 0), patch, cls_similarity, cluster,
-    cluster_size, word, top1, top1_head, one row per probed token.
+    cluster_size, word, top1, top1_head, one row per token of the ranks that are looked at.
     """
-    encoded = vlm.encode([scene.image])
-    tokens, similarity = encoded.tokens[0], encoded.cls_similarity[0]
-    order = torch.argsort(similarity, descending=True, stable=True).cpu().numpy()
-    taken = np.arange(len(order)) if ranks == "all" else release_ranks(len(order))
-    patches = order[taken]
-    clusters = cluster_tokens(
-        tokens[torch.as_tensor(patches)], neighbours, centres, squared=squared
+    how, settings = probing(session), planned(session)
+    drawn = training_scenes(session)
+
+    def probe_image(name: str) -> pd.DataFrame:
+        encoded = session.model.encode([drawn[name].image])
+        table = stages.clustered(encoded, how, name)
+        return stages.read(
+            session.model, encoded.tokens[0], table, settings, how, stages=("single",)
+        )
+
+    fields = ("prompt", "top_prob", "ranks", "neighbours", "centres", "squared")
+    key = {name: getattr(how, name) for name in fields}
+    store = _store(session, "probes", **key, **_asked(settings, "tau_prob", "tau_out", "rule_out"))
+    return store.compute(drawn, probe_image, describe="images")
+
+
+def cascade_images(session: Session, probes: pd.DataFrame) -> pd.DataFrame:
+    """The probed tokens with their divergence where it can still decide under some setting.
+
+    Returns the columns of `probe_images`, jsd_region, jsd_global and jsd_final (NaN where no
+    setting needs them) and `vector`, the token itself, (D,) float32, where a setting may take it
+    (None elsewhere).
+    """
+    return _read_on(session, "cascade", probes, planned(session, probes))
+
+
+def planned(session: Session, probes: pd.DataFrame | None = None) -> list[Criteria]:
+    """The settings to read for: the loosest of the grid, as far as the thresholds are known.
+
+    probes: where there are none yet, a tau_prob of the grid is not known.
+    """
+    p = session.params
+    if probes is None and p.tau_prob == "calibrated":
+        return [EAGER]  # its quantiles are those of all tokens
+    found = settings_of(session, probes)
+    tau_jsd = UNCHOSEN if p.tau_jsd == "calibrated" else p.tau_jsd
+    return stages.loosest(
+        [
+            Criteria(tau_prob, tau_out, 0, tau_jsd, rule_out=p.rule_out)
+            for (_, tau_prob), (_, tau_out) in product(found["tau_prob"], found["tau_out"])
+        ]
     )
-    frame = probe.single(vlm, tokens, patches, prompt=prompt, top=top_prob)
-    return pd.DataFrame(
-        {
-            "image": scene.id,
-            "rank": taken,
-            "patch": patches,
-            "cls_similarity": similarity.cpu().numpy()[patches],
-            "cluster": clusters.labels,
-            "cluster_size": clusters.sizes,
-            "word": frame["word"],
-            "top1": frame["top1"],
-            "top1_head": frame["top1_head"],
-        }
-    )
 
 
-def cluster_tokens(
-    tokens: torch.Tensor, neighbours: int, centres: int, *, squared: bool = True
-) -> Clusters:
-    """DPC-kNN of some tokens (n, D), with at most n - 1 neighbours and n centres."""
-    n = len(tokens)
-    return dpc_knn(
-        tokens, neighbours=min(neighbours, n - 1), centres=min(centres, n), squared=squared
-    )
+def ablation_codebooks(
+    session: Session, table: pd.DataFrame, criteria: Criteria
+) -> dict[str, Built | None]:
+    """The codebooks of Table 3, by row (`stages.ablation`); None where no prototype is left.
+
+    table: what `cascade_images` returned. What these criteria sets need beyond it is read in one
+    pass for all of them.
+    """
+    sets = stages.ablation(criteria, session.params.codebook_images)
+    settings = stages.loosest([setting for setting, _ in sets.values()])
+    whole = _read_on(session, "ablation", table, settings)
+    names = list(training_scenes(session))
+    found: dict[str, Built | None] = {}
+    for row, (setting, images) in sets.items():
+        part = whole[whole["image"].isin(names[:images])].reset_index(drop=True)
+        try:
+            found[row] = build(session, part, setting)
+        except NoPrototype:
+            found[row] = None
+    return found
 
 
-def settings_of(session: Session, probes: pd.DataFrame) -> dict[str, list[tuple[float, float]]]:
+def _read_on(
+    session: Session, kind: str, table: pd.DataFrame, settings: Sequence[Criteria]
+) -> pd.DataFrame:
+    """The table with all readings that the settings need; one part per image, of all its rows."""
+    vlm, how = session.model, probing(session)
+    drawn = training_scenes(session)
+    rows = {name: part.reset_index(drop=True) for name, part in table.groupby("image", sort=False)}
+
+    def read_image(name: str) -> pd.DataFrame:
+        tokens = vlm.encode([drawn[name].image]).tokens[0]
+        return stages.read(vlm, tokens, rows[name], settings, how)
+
+    key = _asked(settings, "tau_prob", "tau_out", "rule_out", "tau_jsd")
+    if session.params.tau_prob == "calibrated":
+        # Quantiles move with the images, so more images are another table.
+        key["images"] = session.params.codebook_images
+    store = _store(session, kind, **asdict(how), **key)
+    return store.compute(rows, read_image, describe="images")
+
+
+def _store(session: Session, kind: str, **key: Any) -> Store:
+    """A table of readings; they depend on the copies that a single token is fed in, too."""
+    repeats = session.model.repeats
+    return session.store(kind, notebook="05", code=_CODE, start=START, repeats=repeats, **key)
+
+
+def _asked(settings: Sequence[Criteria], *names: str) -> dict[str, list]:
+    """What decides which tokens were read, for a table's key: per threshold, one entry a setting.
+
+    Tighter settings beside these change nothing, since the loosest alone are listed.
+    """
+    words = {inf: "off", UNCHOSEN: "calibrated"}
+    values = {name: [getattr(setting, name) for setting in settings] for name in names}
+    return {name: [words.get(value, value) for value in found] for name, found in values.items()}
+
+
+def settings_of(
+    session: Session, probes: pd.DataFrame | None
+) -> dict[str, list[tuple[float, float]]]:
     """tau_prob, tau_out, tau_in -> [(entry of the grid, threshold)], in the order of GRID.
 
     The entry is NaN where the parameters give a number. tau_jsd follows from the divergences:
-    `jsd_settings`.
+    `grid_settings`. probes: not looked at where tau_prob is a number.
     """
     p = session.params
-    probed = probes.groupby("image", sort=False).size().mean()
+    probed = len(probing(session).taken(session.model.grid.size))
     units = {
         "tau_prob": lambda q: float(f"{probes['top1_head'].quantile(q):.4g}"),
         "tau_out": lambda m: max(2.0, round(m * probed / p.dpc_centres_image)),
@@ -194,87 +222,6 @@ def settings_of(session: Session, probes: pd.DataFrame) -> dict[str, list[tuple[
         else:
             found[name] = [(float("nan"), float(given))]
     return found
-
-
-def loosest(session: Session, probes: pd.DataFrame) -> pd.Series:
-    """(n,) bool: the tokens that pass the largest tau_prob and the largest tau_out."""
-    found = settings_of(session, probes)
-    largest = {name: max(value for _, value in found[name]) for name in ("tau_prob", "tau_out")}
-    small = probes["cluster_size"] < largest["tau_out"]
-    if session.params.rule_out == "at-most":
-        small = probes["cluster_size"] <= largest["tau_out"]
-    return small & (probes["top1_head"] < largest["tau_prob"])
-
-
-def cascade_images(session: Session, probes: pd.DataFrame) -> pd.DataFrame:
-    """The table of probed tokens with the divergence where it can still decide.
-
-    A token that fails the largest tau_prob or tau_out of the grid is no candidate under any
-    setting; its jsd columns are NaN. `vector` holds the token itself, (D,) float32, where there is
-    a divergence, and None elsewhere.
-    """
-    p, vlm = session.params, session.model
-    settings = {
-        "prompt": p.prompt,
-        "top_jsd": p.top_jsd,
-        "definition": p.jsd_definition,
-        "weights": [p.k_region, p.k_global],
-    }
-    open_ = probes[loosest(session, probes)]
-    wanted = {name: part["patch"].to_numpy() for name, part in open_.groupby("image", sort=False)}
-    limits = {
-        name: max(v for _, v in found) for name, found in settings_of(session, probes).items()
-    }
-    store = session.store(
-        "cascade",
-        notebook="05",
-        code=_CODE,
-        start=START,
-        ranks=p.codebook_ranks,
-        # Quantiles move with the images, so more images are another table.
-        images=p.codebook_images,
-        tau_prob=limits["tau_prob"],
-        tau_out=limits["tau_out"],
-        **settings,
-    )
-    drawn = training_scenes(session)
-    frame = store.compute(
-        wanted,
-        lambda name: cascade_image(vlm, drawn[name], wanted[name], **settings),
-        describe="images",
-    )
-    if frame.empty:
-        columns = ["jsd_region", "jsd_global", "jsd_final"]
-        return probes.assign(**dict.fromkeys(columns, np.nan), vector=None)
-    return probes.merge(frame, on=["image", "patch"], how="left")
-
-
-def cascade_image(
-    vlm: VLM,
-    scene: Scene,
-    patches: np.ndarray,
-    *,
-    prompt: str,
-    top_jsd: int,
-    definition: str,
-    weights: list[float],
-) -> pd.DataFrame:
-    """Divergence and vector of some tokens of one image: image, patch, jsd columns, vector."""
-    tokens = vlm.encode([scene.image]).tokens[0]
-    frame = leave_one_out.cascade(
-        vlm,
-        tokens,
-        patches,
-        prompt=prompt,
-        top=top_jsd,
-        top_released=top_jsd,
-        definition=definition,
-        weights=(weights[0], weights[1]),
-    )
-    frame.insert(0, "image", scene.id)
-    rows = torch.as_tensor(patches.copy())
-    frame["vector"] = list(tokens[rows].float().cpu().numpy())
-    return frame
 
 
 def grid_settings(session: Session, table: pd.DataFrame) -> pd.DataFrame:
@@ -305,44 +252,26 @@ def criteria_of(session: Session, setting: Mapping[str, float]) -> Criteria:
 
 
 def build(session: Session, table: pd.DataFrame, criteria: Criteria) -> Built:
-    """Candidates, their clusters and the codebook under one setting (Algorithm 1, lines 13-25).
-
-    Raises RedlibError, saying how many tokens passed each criterion, if no prototype is left.
-    """
-    p, vlm = session.params, session.model
-    mask, survivors = candidates(table, criteria)
-    rows = table[mask].drop(columns="vector").reset_index(drop=True)
-    vectors = np.array(table.loc[mask, "vector"].tolist(), dtype=np.float32)
-    vectors = torch.from_numpy(vectors.reshape(len(rows), vlm.width))  # (candidates, D)
-    centres = min(p.dpc_centres_candidates, max(1, ceil(len(rows) / CANDIDATES_PER_CENTRE)))
-    chosen_mask, clusters = prototypes(
-        vectors,
-        rows["image"].to_numpy(),
+    """`stages.build` with the parameters' clusters of candidates."""
+    p = session.params
+    return stages.build(
+        table,
         criteria,
+        probing(session),
+        vlm=session.model,
         neighbours=p.dpc_neighbours_candidates,
-        centres=centres,
-        squared=p.dpc_squared,
-        survivors=survivors,
+        centres=p.dpc_centres_candidates,
     )
-    labels = clusters.labels
-    rows = rows.rename(columns={"cluster": "cluster_image", "cluster_size": "cluster_size_image"})
-    rows = rows.assign(
-        cluster=labels,
-        cluster_size=clusters.sizes,
-        cluster_images=clusters.distinct(rows["image"].to_numpy())[labels],
-        prototype=chosen_mask,
-    )
-    kept = rows[chosen_mask]
-    book = Codebook(
-        vectors[torch.from_numpy(chosen_mask)],
-        tuple(kept["image"]),
-        tuple(kept["patch"]),
-        vlm.name,
-        vlm.revision,
-        criteria,
-    )
-    survivors = pd.concat([survivors, pd.Series({"prototypes": len(book)})]).rename("tokens")
-    return Built(criteria, survivors, rows, vectors, clusters, book)
+
+
+def stage_counts(session: Session, table: pd.DataFrame, built: Built) -> pd.DataFrame:
+    """What the stages cost for one codebook, and what was read here for all settings.
+
+    Returns stage, patches, forwards, eager, survivors of `built.stages`, and patches_read,
+    forwards_spent, those of the table.
+    """
+    spent = stages.tally(table, [built.criteria], probing(session).weights)
+    return built.stages.assign(patches_read=spent["patches"], forwards_spent=spent["forwards"])
 
 
 def score_grid(session: Session, table: pd.DataFrame) -> pd.DataFrame:
@@ -359,13 +288,13 @@ def score_grid(session: Session, table: pd.DataFrame) -> pd.DataFrame:
     grid = grid_settings(session, table)
     books: list[Codebook | None] = []
     counts = []
-    complaints: dict[int, RedlibError] = {}
+    complaints: dict[int, NoPrototype] = {}
     for row in grid.to_dict("records"):
         criteria = criteria_of(session, row)
         n = int(candidates(table, criteria)[1]["candidates"])
         try:
             book = build(session, table, criteria).codebook
-        except RedlibError as error:
+        except NoPrototype as error:
             book = None
             complaints[n] = error
         books.append(book)

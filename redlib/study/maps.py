@@ -16,9 +16,10 @@ import torch
 
 from redlib import probe
 from redlib.bench import Interval
+from redlib.clustering import cluster_tokens
 from redlib.models import VLM
 from redlib.notebook import MEASURING, Session
-from redlib.study.codebooks import Built, cluster_tokens
+from redlib.study.codebooks import Built
 from redlib.study.patches import LEAST_IMAGES, draws
 from redlib.study.verdict import Verdict
 from redlib.tabletop import Scene, scenes

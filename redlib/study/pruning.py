@@ -27,7 +27,7 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from redlib import bench
+from redlib import bench, stages
 from redlib.bench import Interval, difference, evaluate, interval, keep_all, keep_none
 from redlib.codebook import Codebook
 from redlib.errors import RedlibError
@@ -94,32 +94,17 @@ def seconds_to_build(session: Session) -> float:
 
     A divergence costs about thirty probes, and about a third of the probed tokens need one.
     """
-    p, vlm = session.params, session.model
+    vlm, how = session.model, codebooks.probing(session)
     scene = next(iter(codebooks.training_scenes(session).values()))
     start = time.perf_counter()
-    frame = codebooks.probe_image(
-        vlm,
-        scene,
-        prompt=p.prompt,
-        top_prob=p.top_prob,
-        ranks=p.codebook_ranks,
-        neighbours=p.dpc_neighbours_image,
-        centres=p.dpc_centres_image,
-        squared=p.dpc_squared,
-    )
+    encoded = vlm.encode([scene.image])
+    tokens, table = encoded.tokens[0], stages.clustered(encoded, how, scene.id)
+    table = stages.read(vlm, tokens, table, codebooks.planned(session), how, stages=("single",))
     once = time.perf_counter() - start
     start = time.perf_counter()
-    codebooks.cascade_image(
-        vlm,
-        scene,
-        frame["patch"].to_numpy()[:4],
-        prompt=p.prompt,
-        top_jsd=p.top_jsd,
-        definition=p.jsd_definition,
-        weights=[p.k_region, p.k_global],
-    )
+    stages.read(vlm, tokens, table[:4], [stages.EAGER], how)
     each = (time.perf_counter() - start) / 4
-    return p.codebook_images * (once + each * len(frame) / 3)
+    return session.params.codebook_images * (once + each * len(table) / 3)
 
 
 def thresholds(session: Session, codebook: Codebook) -> pd.DataFrame:

@@ -8,12 +8,13 @@ PIP := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check
 READY := $(VENV)/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup figures smoke test lab
+.PHONY: help setup figures smoke test torture lab
 
 help: ## show this list
 	@echo "make figures   run every notebook and draw every figure; ends with the page to open"
 	@echo "make smoke     the same at the smallest scale, not published"
 	@echo "make test      lint, format check, tests, and every notebook at the smallest scale"
+	@echo "make torture   kill a run at 20 random moments and see that its table stays the same"
 	@echo "make lab       open the notebooks in JupyterLab"
 	@echo "make setup     make .venv from requirements.lock (the others do it by themselves)"
 
@@ -46,6 +47,9 @@ test: $(READY)
 	@rm -rf $(REDLIB_RUNS)
 	@$(VENV)/bin/python -m pytest tests notebooks -p no:cacheprovider \
 	  --nbval-lax --nbval-current-env --nbval-sanitize-with tests/nbval.cfg
+
+torture: $(READY)
+	@OMP_NUM_THREADS=1 $(VENV)/bin/python tests/torture.py
 
 lab: $(READY)
 	@$(VENV)/bin/python -m jupyter lab --notebook-dir notebooks

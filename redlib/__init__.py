@@ -4,7 +4,8 @@ The library behind the notebooks of this repository. Imports point only downward
 
     params, geometry, layouts, errors   parameters, token grids, what stands at which position, the
                                         error a reader sees
-    models, store                       a checkpoint as one handle; resumable result tables
+    models, store, scale                a checkpoint as one handle; resumable result tables, and
+                                        many processes that fill them
     engine                              exact forwards over many variants of one image
     probe, leave_one_out, states,       what a token says alone, what its absence changes, what
     clustering, codebook                attention says of it; prototypes of redundant tokens
@@ -31,8 +32,8 @@ _HOME = {
 }
 _MODULES = (
     "batch", "bench", "clustering", "codebook", "engine", "errors", "geometry", "layouts",
-    "leave_one_out", "models", "notebook", "params", "probe", "prune", "report", "states", "store",
-    "tabletop",
+    "leave_one_out", "models", "notebook", "params", "probe", "prune", "report", "scale", "states",
+    "store", "tabletop",
 )  # fmt: skip
 
 __all__ = ["__version__", *_HOME, *_MODULES]

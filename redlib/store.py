@@ -82,7 +82,9 @@ def writing(path: str | Path) -> Iterator[None]:
             if error.errno in _FULL
             else "choose a folder that can be written, or set REDLIB_RUNS to one"
         )
-        raise RedlibError(f"{path}: cannot be written ({error.strerror}); {advice}") from None
+        raise RedlibError(
+            f"{path}: cannot be written ({os.strerror(error.errno)}); {advice}"
+        ) from None
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -94,6 +94,7 @@ class Workers:
         if the scheduler is lost, or if one unit kills worker after worker.
         """
         from distributed import CancelledError, KilledWorker, as_completed
+        from distributed.comm import CommClosedError
         from distributed.protocol import pickle
 
         client, units = self.start(), list(units)
@@ -115,7 +116,7 @@ class Workers:
                         f"workers: one after another died at {unit!r}; most likely memory ran out, "
                         "so take fewer workers or a smaller model"
                     ) from None
-                except CancelledError:
+                except (CancelledError, CommClosedError):
                     # Or Dask would log, with a traceback, that it no longer tries to connect.
                     logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
                     raise RedlibError(

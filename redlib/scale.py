@@ -113,8 +113,8 @@ class Workers:
                     value = future.result()
                 except KilledWorker:
                     raise RedlibError(
-                        f"workers: one after another died at {unit!r}; most likely memory ran out, "
-                        "so take fewer workers or a smaller model"
+                        f"workers: one after another died, with {unit!r} in hand or next; most "
+                        "likely memory ran out, so take fewer workers or a smaller model"
                     ) from None
                 except (CancelledError, CommClosedError):
                     # Or Dask would log, with a traceback, that it no longer tries to connect.

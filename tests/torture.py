@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,14 +99,13 @@ def _probe() -> Callable[[str], pd.DataFrame]:
     return measure
 
 
-def torture(folder: Path, kills: int, kind: str, *, seed: int = 0) -> list[Kill]:
+def torture(folder: Path, kills: int, kind: str, *, seed: int = 0) -> Iterator[Kill]:
     """Kill `kills` runs, each in a folder of its own, and finish each with a second run."""
     rng = np.random.default_rng(seed)
     intact = folder / "intact"
     run(intact, kind)
     ends = sorted(path.stat().st_mtime for path in (intact / "store").glob("*.parquet"))
     shortest = float(np.diff(ends).min())  # so that few kills come after the last image
-    found = []
     for number in range(kills):
         place = folder / f"kill-{number}"
         images, share = int(rng.integers(1, len(UNITS) + 1)), rng.random()
@@ -114,8 +113,7 @@ def torture(folder: Path, kills: int, kind: str, *, seed: int = 0) -> list[Kill]
         before, kept = len(begun(place)), len(Store(place / "store", {"kind": kind}))
         run(place, kind)
         again = len(begun(place)) - len(set(begun(place)))
-        found.append(Kill(before, kept, again, files(place) == files(intact)))
-    return found
+        yield Kill(before, kept, again, files(place) == files(intact))
 
 
 def kill(folder: Path, kind: str, images: int, seconds: float) -> None:
@@ -145,14 +143,15 @@ def main() -> int:
     if chosen.command == "run":
         run(chosen.folder, chosen.kind)
         return 0
+    good = True
     with tempfile.TemporaryDirectory() as folder:
-        found = torture(Path(folder), 20, "probe")
-    for number, one_kill in enumerate(found, 1):
-        print(
-            f"kill {number:2}: in image {one_kill.begun} of {len(UNITS)}, {one_kill.kept} kept, "
-            f"{one_kill.repeated} measured again, {'same' if one_kill.same else 'OTHER'} bytes"
-        )
-    good = all(one_kill.same and one_kill.repeated <= 1 for one_kill in found)
+        for number, found in enumerate(torture(Path(folder), 20, "probe"), 1):
+            good &= found.same and found.repeated <= 1
+            print(
+                f"kill {number:2}: in image {found.begun} of {len(UNITS)}, {found.kept} kept, "
+                f"{found.repeated} measured again, {'same' if found.same else 'OTHER'} bytes",
+                flush=True,
+            )
     print("every table as undisturbed" if good else "the store does not survive a kill")
     return 0 if good else 1
 

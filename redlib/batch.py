@@ -374,8 +374,8 @@ def _progress(bars: Path) -> str:
     if not bars.exists():
         return ""
     # A bar overwrites itself from the start of its line, and blanks the line at its end.
-    now = bars.read_text(encoding="utf-8", errors="replace")[-400:].rpartition("\r")[2]
-    found = _BAR.search(now)
+    now = bars.read_bytes()[-1000:].rpartition(b"\r")[2]
+    found = _BAR.search(now.decode("utf-8", errors="replace"))
     return ", {0} {1} of {2} at {4}, {3} left".format(*found.groups()) if found else ""
 
 

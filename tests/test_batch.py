@@ -291,6 +291,7 @@ def test_threads_follow_from_the_machine_and_the_users_wish_alone(monkeypatch):
 
 
 def test_workers_take_their_share_of_the_cores(home, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(batch, "_cores", lambda: 8)
     monkeypatch.setattr(batch, "_checkpoints", lambda: {str(home / "model"): home / "model"})
     seen = []

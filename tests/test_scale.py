@@ -164,6 +164,7 @@ def test_a_scheduler_that_is_none(monkeypatch):
         ([1.9, 1.7, 1.2], [1.9, 1.9, 1.85], True),
         ([1.9, 1.6, 1.2], [1.9, 1.9, 1.85], False),
         ([1.9, 1.9, 1.9], [1.9, 1.8, 1.8], None),
+        ([1.9, 0.5, 0.2], [3.3, 1.9, 1.9], None),
     ],
 )
 def test_a_speed_up_is_judged_where_bare_processes_have_room(probes, bare, verdict):

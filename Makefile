@@ -8,7 +8,7 @@ PIP := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check
 READY := $(VENV)/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup figures smoke test lab bench bench-gpu
+.PHONY: help setup figures smoke test torture bench bench-gpu lab
 
 help: ## show this list
 	@echo "make figures   run every notebook and draw every figure; ends with the page to open"
@@ -16,6 +16,7 @@ help: ## show this list
 	@echo "make test      lint, format check, tests, and every notebook at the smallest scale"
 	@echo "make bench     time and exactness of the engine against stock transformers"
 	@echo "make bench-gpu the same for random 7B and 8B models, needs a GPU"
+	@echo "make torture   kill a run at 20 random moments and see that its table stays the same"
 	@echo "make lab       open the notebooks in JupyterLab"
 	@echo "make setup     make .venv from requirements.lock (the others do it by themselves)"
 
@@ -54,6 +55,9 @@ bench: $(READY)
 
 bench-gpu: $(READY)
 	@$(RUN) bench --gpu
+
+torture: $(READY)
+	@OMP_NUM_THREADS=1 $(VENV)/bin/python tests/torture.py
 
 lab: $(READY)
 	@$(VENV)/bin/python -m jupyter lab --notebook-dir notebooks

@@ -4,11 +4,12 @@ The library behind the notebooks of this repository. Imports point only downward
 
     params, geometry, layouts, errors   parameters, token grids, what stands at which position, the
                                         error a reader sees
-    models, store                       a checkpoint as one handle; resumable result tables
+    models, store, scale                a checkpoint as one handle; resumable result tables, and
+                                        many processes that fill them
     planner, engine                     what many variants of one image share; exact forwards over
                                         them that compute it once
     probe, leave_one_out, states,       what a token says alone, what its absence changes, what
-    clustering, codebook                attention says of it; prototypes of redundant tokens
+    clustering, codebook, stages        attention says of it; prototypes of redundant tokens, lazily
     prune, bench                        which tokens to keep; what the answers are then worth
     notebook, report, batch             one run, its figures and its page
 
@@ -32,8 +33,8 @@ _HOME = {
 }
 _MODULES = (
     "batch", "bench", "clustering", "codebook", "engine", "errors", "geometry", "layouts",
-    "leave_one_out", "models", "notebook", "params", "planner", "probe", "prune", "report",
-    "states", "store", "tabletop",
+    "leave_one_out", "models", "notebook", "params", "planner", "probe", "prune", "report", "scale",
+    "stages", "states", "store", "tabletop",
 )  # fmt: skip
 
 __all__ = ["__version__", *_HOME, *_MODULES]

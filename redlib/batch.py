@@ -9,8 +9,9 @@ fully resolved parameters of the file:
 Imports and drawing use one thread, whatever there is. So with an embedded model as many notebooks
 run at a time as there are cores, up to MOST_JOBS, on an equal share of them (on two cores that
 halves the time of `make smoke`); one that builds on another waits for it. A 7B model fills its
-device: one at a time, in order. The threads of a notebook follow from the machine alone, since
-they decide the last digits of its numbers.
+device: one at a time, in order. A notebook that asks for `workers` takes as many shares. The
+threads of a notebook follow from the machine alone, since they decide the last digits of its
+numbers.
 
 A notebook whose inputs have not changed since it last succeeded is not run again: its source, its
 parameters, the library's code, the checkpoint's files, and the inputs of the notebooks it builds
@@ -40,7 +41,8 @@ import yaml
 from redlib import params, report
 from redlib.errors import RedlibError
 from redlib.notebook import figures_folder, root, runs_folder
-from redlib.params import NOTEBOOKS, Params
+from redlib.params import NOTEBOOKS, PLACES, Params
+from redlib.scale import Workers
 from redlib.store import code_version, read_json, write_json, write_text, writing
 
 # The notebooks whose saved results a notebook reads, instead of measuring the same again.
@@ -49,6 +51,7 @@ LONGEST = ("05", "04", "06")  # begun first, so that little is left to wait for 
 MOST_JOBS = 4  # each takes a gigabyte
 
 _LOG_TICK = re.compile(r"(\d+)/(\d+) \[")
+_BAR = re.compile(r"(\w+): +\d+%\|[^|]*\| (\d+)/(\d+) \[[^<\]]*<([^,\]]+), *([^,\]]+)")
 
 
 class NotebookFailed(Exception):
@@ -94,6 +97,11 @@ class _Job:
     def log(self) -> Path:
         return self.base / "logs" / f"{self.number}.log"
 
+    @property
+    def bars(self) -> Path:
+        """What the notebook's cells write to stderr: progress bars of its loops."""
+        return self.base / "logs" / f"{self.number}.bars"
+
 
 def run(
     file: str | Path,
@@ -119,7 +127,8 @@ def run(
     embedded = all(one.model in _checkpoints() for one in runs)
     threads = _threads(embedded)
     if jobs is None:
-        jobs = max(1, min(MOST_JOBS, _cores() // threads)) if embedded else 1
+        each = threads * max(one.workers for one in runs)
+        jobs = max(1, min(MOST_JOBS, _cores() // each)) if embedded else 1
     if jobs < 1:
         raise RedlibError(f"--jobs: must be 1 or more; got {jobs}")
     for one in runs:
@@ -199,6 +208,10 @@ def _check_inputs(one: Params) -> None:
     """What would stop a notebook after minutes, found before the first one starts."""
     if one.image is not None and not Path(one.image).expanduser().is_file():
         raise RedlibError(f"image: no such file {one.image!r}")
+    if one.scheduler is not None:
+        workers = Workers(scheduler=one.scheduler)
+        workers.start()
+        workers.close()
     embedded = _checkpoints()
     known = one.model in embedded or Path(one.model).is_dir()
     hub_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", one.model) and not Path(one.model).exists()
@@ -295,7 +308,8 @@ def _begin(job: _Job, threads: int, force: bool) -> bool:
 
 def _command(job: _Job, given: Path) -> list[str]:
     command = [sys.executable, "-m", "papermill", str(job.source), str(job.executed)]
-    return [*command, "-f", str(given), "-k", "python3", "--progress-bar"]
+    command += ["-f", str(given), "-k", "python3", "--progress-bar"]
+    return [*command, "--stderr-file", str(job.bars)]
 
 
 def _finish(job: _Job) -> float:
@@ -348,10 +362,21 @@ def _tick(running: Sequence[_Job]) -> None:
         text = job.log.read_text(encoding="utf-8", errors="replace")[-400:]
         ticks = _LOG_TICK.findall(text)
         cells = f", cell {ticks[-1][0]} of {ticks[-1][1]}" if ticks else ""
-        parts.append(f"{job.label}: {time.perf_counter() - job.start:.0f} s{cells}")
+        seconds = time.perf_counter() - job.start
+        parts.append(f"{job.label}: {seconds:.0f} s{cells}{_progress(job.bars)}")
     line = "; ".join(parts)[: shutil.get_terminal_size().columns - 1]
     sys.stderr.write(f"\r\033[K{line}")
     sys.stderr.flush()
+
+
+def _progress(bars: Path) -> str:
+    """The loop that a cell is in: what it counts, how many are done, their rate, the time left."""
+    if not bars.exists():
+        return ""
+    # A bar overwrites itself from the start of its line, and blanks the line at its end.
+    now = bars.read_bytes()[-1000:].rpartition(b"\r")[2]
+    found = _BAR.search(now.decode("utf-8", errors="replace"))
+    return ", {0} {1} of {2} at {4}, {3} left".format(*found.groups()) if found else ""
 
 
 def _clear() -> None:
@@ -383,7 +408,7 @@ def _inputs(one: Params, number: str, folder: Path) -> str:
         notebook = nbformat.read(folder / NOTEBOOKS[each], as_version=4)
         cells = [(c.cell_type, c.source, c.metadata.get("tags", [])) for c in notebook.cells]
         digest.update(json.dumps(cells).encode())
-    digest.update(one.model_dump_json().encode())
+    digest.update(one.model_dump_json(exclude=set(PLACES)).encode())
     digest.update(code_version().encode())
     model = _checkpoints().get(one.model, Path(one.model))
     for path in (sorted(model.iterdir()) if model.is_dir() else []) + [Path(one.image or "")]:

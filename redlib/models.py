@@ -21,14 +21,19 @@ paper probes them so. Other visual inputs of these models come whole, newlines a
     vlm.film(frames)              # OneVision: a video
 
 A name is looked up as an embedded checkpoint, then as a folder, then as a Hugging Face id.
+
+A handle that is sent to another process travels as its name, not as its weights, and each process
+loads a name once (`VLM.__reduce__`).
 """
 
+import functools
 import hashlib
 import json
+import platform
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 
@@ -64,6 +69,7 @@ VIDEO_KEYS = (
     "resample", "rescale_factor", "size",
 )  # fmt: skip
 MOST_OBLONG = 50
+_NONE = "unknown"  # revision of a model of which there is no telling
 
 
 @dataclass(frozen=True)
@@ -149,6 +155,7 @@ class VLM:
         repeats: how often a single-token probe repeats its token (1 for LLaVA-1.5).
         newline: (D,) embedding that ends an image line, or None where the family has none.
         revision: SHA-256 of the weights of a folder, or the commit of a downloaded checkpoint.
+        wish: the device that was asked for, e.g. "auto"; another machine chooses its own by it.
     """
 
     name: str
@@ -163,6 +170,14 @@ class VLM:
     revision: str
     repeats: int = 1
     newline: Tensor | None = None
+    wish: str = "auto"
+
+    def __reduce__(self) -> tuple:
+        folder = Path(self.name).expanduser()
+        named = self.name in embedded() or not folder.is_dir()
+        name = self.name if named else str(folder.resolve())  # a worker's current folder differs
+        dtype = str(self.dtype).removeprefix("torch.")
+        return _again, (name, self.wish, dtype, self.revision, self.repeats, self.pad.cpu())
 
     @property
     def decoder(self) -> nn.Module:
@@ -378,6 +393,7 @@ def load(
         processor,
         pad_token_id=_pad_id(name, config, processor, pad_token_id),
         revision=_revision(source, config),
+        wish=device,
     )
 
 
@@ -388,6 +404,7 @@ def handle(
     *,
     pad_token_id: int,
     revision: str,
+    wish: str = "auto",
 ) -> VLM:
     """The handle of a stock model that is already in memory, on its device and in its dtype.
 
@@ -395,6 +412,7 @@ def handle(
         name: what messages call it.
         pad_token_id: the token whose embedding replaces ablated tokens.
         revision: what tells its weights from others'.
+        wish: the device that was asked for.
     """
     config = model.config
     cells = config.vision_config.image_size // config.vision_config.patch_size
@@ -412,7 +430,25 @@ def handle(
         revision=revision,
         repeats=PRESETS["paper"]["repeats"][FAMILIES.index(KINDS[config.model_type])],
         newline=None if newline is None else newline.detach().clone(),
+        wish=wish,
     )
+
+
+def _again(name: str, wish: str, dtype: str, revision: str, repeats: int, pad: Tensor) -> VLM:
+    """The handle that was sent here. Raises RedlibError if its name leads to other weights."""
+    vlm = _loaded(name, wish, dtype, revision)
+    if vlm.revision != revision:
+        raise RedlibError(
+            f"model {name!r} on {platform.node()} has other weights (revision {vlm.revision[:12]}) "
+            f"than where the work comes from ({revision[:12]}); copy them, or name a shared folder"
+        )
+    return replace(vlm, repeats=repeats, pad=pad.to(vlm.device))
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(name: str, wish: str, dtype: str, revision: str) -> VLM:
+    """`load`, once per process; the revision picks the commit of what comes from the hub."""
+    return load(name, device=wish, dtype=dtype, revision=None if revision == _NONE else revision)
 
 
 def check_folder(name: str) -> None:
@@ -628,7 +664,7 @@ def _pad_id(
 def _revision(source: str, config: transformers.PretrainedConfig) -> str:
     folder = Path(source)
     if not folder.is_dir():
-        return config._commit_hash or "unknown"
+        return config._commit_hash or _NONE
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*.safetensors")):
         with path.open("rb") as file:

@@ -36,7 +36,8 @@ from PIL import Image
 
 from redlib import __version__, report
 from redlib.errors import RedlibError
-from redlib.params import NOTEBOOKS, Params, check
+from redlib.params import NOTEBOOKS, PLACES, Params, check
+from redlib.scale import Workers
 from redlib.store import Missing, Store, atomic, code_version, read_json, write_json, writing
 
 # The modules that decide what a measured row holds; part of the key of every table.
@@ -141,6 +142,7 @@ class Session:
         self.name = params.run_name
         self.folder = runs_folder(self.name)
         self.figures = figures_folder(params)
+        self.workers = Workers(params.workers, params.scheduler)
         self._model: Any = None
         self._saved: list[str] = []
         self._claims: list[dict[str, Any]] = []
@@ -183,7 +185,8 @@ class Session:
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "code": code_version(code),
         } | key
-        return Store(self.folder / "store" / (notebook or self.notebook) / kind, full)
+        folder = self.folder / "store" / (notebook or self.notebook) / kind
+        return Store(folder, full, workers=self.workers)
 
     def file(self, name: str) -> Path:
         """The path runs/<run>/results/<name>, for a result that is no table (a codebook)."""
@@ -263,9 +266,10 @@ class Session:
     def finish(self, **numbers: Any) -> pd.DataFrame:
         """Write the notebook's numbers to results/<nb>.json; return them as (number, value).
 
-        Also drops figures that an earlier version of this notebook left in the folder, and writes
-        the claims.
+        Also drops figures that an earlier version of this notebook left in the folder, writes the
+        claims, and lets the workers go.
         """
+        self.workers.close()
         write_json(self.file(f"{self.notebook}.json"), numbers)
         for path in sorted(self.figures.glob("*.json")):
             try:
@@ -285,8 +289,9 @@ class Session:
         return pd.DataFrame(rows, columns=["number", "value"])
 
     def _own_parameters(self) -> dict[str, Any]:
-        """The parameters that this notebook declares; all of them if it cannot be found."""
-        values = self.params.model_dump()
+        """What this notebook declares of the parameters that its results depend on; all of them if
+        it cannot be found."""
+        values = self.params.model_dump(exclude=set(PLACES))
         try:
             own = declared(root() / "notebooks" / NOTEBOOKS[self.notebook])
         except RedlibError:

@@ -168,7 +168,11 @@ _Positive = _number(ge=0)
 _Cosine = _number(ge=-1, le=1)
 _Calibrated = Literal["calibrated"]
 _RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
+_Address = Annotated[str, Field(pattern=r"^(tcp|tls)://\S+:\d+$")]
 _Text = Annotated[str, Field(min_length=1)]
+
+PLACES = ("workers", "scheduler")
+"""Parameters that say where a run is computed; no result depends on them."""
 
 
 class Params(BaseModel):
@@ -199,6 +203,12 @@ class Params(BaseModel):
     )
     dtype: Literal["auto", "float32", "float16", "bfloat16", "float64"] = Field(
         "auto", description="numbers the model computes in; auto: the checkpoint's own"
+    )
+    workers: _whole(1, 1024) = Field(
+        1, description="processes of this machine that share the images; 1: the notebook's own"
+    )
+    scheduler: _Address | None = Field(
+        None, description="address of a running Dask scheduler whose workers share the images"
     )
     seed: _whole(0, 2**32 - 1) = Field(0, description="start of every random choice")
     preset: Literal["paper", "released", "calibrated"] = Field(
@@ -336,6 +346,11 @@ def check(values: Mapping[str, Any], *, source: str = "") -> Params:
         raise RedlibError(
             f"{prefix}{name} must be {describe(name)}; got {_short(got)}{_hint(name, got)}"
         ) from None
+    if params.scheduler and params.workers > 1:
+        raise RedlibError(
+            f"{prefix}workers counts processes of this machine; with scheduler, whose own workers "
+            f"are taken, leave it out; got {params.workers!r}"
+        )
     limit = TOKENS[family(params.model)]
     if len(set(params.budgets)) < len(params.budgets):
         raise RedlibError(f"{prefix}budgets must differ from each other; got {params.budgets!r}")
@@ -496,7 +511,9 @@ def _bounds(metadata: list[Any]) -> str:
         for part in getattr(item, "metadata", [item]):  # a FieldInfo holds its own list
             low = getattr(part, "ge", low)
             high = getattr(part, "le", high)
-            if getattr(part, "pattern", None):
+            if pattern := getattr(part, "pattern", None):
+                if pattern.startswith("^(tcp"):
+                    return " such as tcp://node1:8786"
                 return " of letters, digits, dots, dashes and underscores"
     if low is not None and high is not None:
         return f" from {low} to {high}"

@@ -9,7 +9,10 @@ work again computes what is missing and nothing else:
     store = Store("runs/smoke/store/04/study", {"model": "tiny-llava-1.5", "dtype": "float32"})
     table = store.compute(["test-0", "test-1"], measure, describe="images")
 
-where `measure(unit)` returns the unit's rows as a data frame.
+where `measure(unit)` returns the unit's rows as a data frame. A process that is killed loses the
+unit in its hands. Two runs on one store share its units: whoever measures one holds a lock on a
+file of that unit, which the operating system lets go of when the process ends, however it ends.
+`redlib.scale.Workers` spreads the units over many processes, each of which writes its own parts.
 
 What must not happen is that rows made with one setting end up beside rows made with another. The
 key says what the rows depend on; it lies beside them in `key.json`, and opening the folder with
@@ -19,20 +22,31 @@ any other key is an error that names the field.
 import ast
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import os
+import platform
+import time
+import uuid
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import pandas as pd
+from filelock import lock_descriptor
 
 from redlib.errors import RedlibError
 
+if TYPE_CHECKING:
+    from redlib.scale import Workers
+
 _PART = ".parquet"
+_BUSY = 0.5  # seconds between two looks at what another run measures
+_DELAY = 60.0  # seconds after which a network folder shows a file that another machine wrote
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextlib.contextmanager
@@ -44,7 +58,8 @@ def atomic(path: str | Path) -> Iterator[Path]:
     read-only or full.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Not the process's number: processes of two machines, or two threads, may have the same.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -63,11 +78,13 @@ def writing(path: str | Path) -> Iterator[None]:
         if error.errno is None:  # not from the file system, e.g. a picture that cannot be encoded
             raise
         advice = (
-            "free some space"
-            if error.errno in (errno.ENOSPC, errno.EDQUOT)
-            else ("choose a folder that can be written, or set REDLIB_RUNS to one")
+            "free some space; what was finished is kept, and the same command goes on from there"
+            if error.errno in _FULL
+            else "choose a folder that can be written, or set REDLIB_RUNS to one"
         )
-        raise RedlibError(f"{path}: cannot be written ({error.strerror}); {advice}") from None
+        raise RedlibError(
+            f"{path}: cannot be written ({os.strerror(error.errno)}); {advice}"
+        ) from None
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -125,12 +142,16 @@ class Store:
 
     folder: where the part files lie; made when missing.
     key: field -> plain value (text, number, list, mapping, None) that the rows depend on.
+    workers: the processes that `compute` measures in; by default this one.
     Raises RedlibError if the folder holds parts of another key (naming the field, its old and its
     new value), or cannot be written.
     """
 
-    def __init__(self, folder: str | Path, key: Mapping[str, Any]) -> None:
+    def __init__(
+        self, folder: str | Path, key: Mapping[str, Any], *, workers: "Workers | None" = None
+    ) -> None:
         self.folder = Path(folder)
+        self.workers = workers
         self.key: dict[str, Any] = json.loads(json.dumps(dict(key), default=_plain))
         note = self.folder / "key.json"
         if not note.exists():
@@ -181,13 +202,82 @@ class Store:
     ) -> pd.DataFrame:
         """Make the rows of every missing unit with `fn(unit)`, and return the table of `units`.
 
-        describe: what the progress bar counts. An interrupt loses the unit in progress only.
+        describe: what the progress bar counts, in the plural. An interrupt loses the units in
+        progress only. Units that another run is at are left to it, and waited for at the end.
         """
         units = list(units)
         missing = self.missing(units)
-        for unit in _progress(missing, describe):
-            self.write(unit, fn(unit))
+        with _bar(len(units), len(missing), describe) as bar:
+            while missing:
+                left = []
+                for unit, done in self._each(missing, fn, bar):
+                    if done:
+                        bar.update()
+                    else:
+                        left.append(unit)
+                if left:
+                    bar.set_postfix_str("another run is at the rest")
+                    time.sleep(_BUSY)
+                missing = left
         return self.table(units)
+
+    def make(self, unit: Hashable, fn: Callable[[Any], pd.DataFrame]) -> bool:
+        """See to it that the rows of `unit` are there; False if another process is at them."""
+        if self.has(unit):
+            return True
+        with self._claim(unit) as mine:
+            if mine and not self.has(unit):  # it may have been finished a moment ago
+                self.write(unit, fn(unit))
+        return mine
+
+    def _each(
+        self, missing: list[Hashable], fn: Callable[[Any], pd.DataFrame], bar: Any
+    ) -> Iterator[tuple[Hashable, bool]]:
+        """`make` of each unit, here or by the workers: (unit, whether it is there)."""
+        if self.workers is None or not self.workers.several:
+            yield from ((unit, self.make(unit, fn)) for unit in missing)
+            return
+        bar.set_postfix_str(self.workers.note())
+        task = functools.partial(_make_there, self.folder.absolute(), self.key, fn)
+        for unit, done in self.workers.each(task, missing):
+            if done:
+                self._see(unit)
+            yield unit, done
+            bar.set_postfix_str(self.workers.note(), refresh=False)
+
+    def _see(self, unit: Hashable) -> None:
+        """Wait until a part that a worker wrote is seen here too."""
+        until = time.monotonic() + _DELAY
+        while not self.has(unit) and time.monotonic() < until:
+            time.sleep(_BUSY)
+
+    @contextlib.contextmanager
+    def _claim(self, unit: Hashable) -> Iterator[bool]:
+        """Hold the unit's lock while its rows are made: yields whether it was free.
+
+        Where a file system knows no locks the answer is always yes: two runs may then measure the
+        same unit, to the same bytes.
+        """
+        part = self._path(unit)
+        lock = part.with_name(f".{part.stem}.lock")
+        with writing(lock):
+            used = lock.exists()  # by one that is at work, or that was killed
+            file = lock.open("ab")
+        mine = False
+        try:
+            with file:
+                try:
+                    mine = sure = lock_descriptor(file.fileno(), blocking=False)
+                except OSError:
+                    mine, sure = True, False
+                if sure and used:
+                    for half in self.folder.glob(f".{part.name}.*.tmp"):
+                        half.unlink(missing_ok=True)
+                yield mine
+        finally:
+            if mine:
+                with contextlib.suppress(OSError):  # closed before, because Windows insists
+                    lock.unlink()
 
     def __len__(self) -> int:
         return sum(1 for _ in self.folder.glob(f"*{_PART}"))
@@ -203,12 +293,32 @@ def _read_part(path: Path) -> pd.DataFrame:
         raise RedlibError(f"{path}: damaged; delete it and run again") from None
 
 
-def _progress(units: list[Hashable], describe: str) -> Iterable[Hashable]:
+def _make_there(
+    folder: Path, key: Mapping[str, Any], fn: Callable[[Any], pd.DataFrame], unit: Hashable
+) -> bool:
+    """`Store.make` in a worker, which may be on another machine."""
+    if not (folder / "key.json").exists():
+        raise RedlibError(
+            f"{folder}: not seen from the worker on {platform.node()}; all machines need to share "
+            "this folder, so set REDLIB_RUNS to one that they do"
+        )
+    return Store(folder, key).make(unit, fn)
+
+
+def _bar(total: int, missing: int, describe: str) -> Any:
+    """A progress bar: units done of all, the rate at which they come, the time left."""
     with warnings.catch_warnings():
         # Without ipywidgets tqdm.auto draws a text bar, and warns about it at its first import.
         warnings.simplefilter("ignore")
         from tqdm.auto import tqdm
-    return tqdm(units, desc=describe, disable=not units, leave=False)
+    return tqdm(
+        total=total,
+        initial=total - missing,
+        desc=describe,
+        unit=describe.removesuffix("s"),
+        disable=not missing,
+        leave=False,
+    )
 
 
 def _is_text(node: ast.AST) -> bool:

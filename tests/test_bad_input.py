@@ -6,6 +6,7 @@ import sys
 import pytest
 from throwaway import project
 
+from redlib import scale
 from redlib.__main__ import main
 
 
@@ -41,12 +42,23 @@ def refuse(capsys, *arguments):
         ("tau_out: -1", "tau_out must be a number of at least 0"),
         ("", "empty"),
         ("{", "not YAML"),
+        ("workers: 0", "workers must be a whole number from 1 to 1024; got 0"),
+        (
+            "scheduler: node1",
+            "scheduler must be text such as tcp://node1:8786 or null; got 'node1'",
+        ),
+        ("{workers: 2, scheduler: tcp://node1:8786}", "workers counts processes of this machine"),
+        (
+            "scheduler: tcp://127.0.0.1:9",
+            "scheduler: nothing answers at 'tcp://127.0.0.1:9' within",
+        ),
         ("image: nowhere.jpg", "image: no such file 'nowhere.jpg'"),
         ("model: tiny-lava", "model: no folder, Hugging Face id or embedded model 'tiny-lava'"),
         ("model: ./nowhere/model", "model: no folder, Hugging Face id or embedded"),
     ],
 )
-def test_parameter_files(home, capsys, text, words):
+def test_parameter_files(home, capsys, monkeypatch, text, words):
+    monkeypatch.setattr(scale, "PATIENCE", 1)
     (home / "params" / "bad.yaml").write_text(text)
     line = refuse(capsys, "run", "params/bad.yaml")
     assert words in line

@@ -290,5 +290,40 @@ def test_threads_follow_from_the_machine_and_the_users_wish_alone(monkeypatch):
     assert batch._threads(True) == batch._threads(False) == 3
 
 
+def test_workers_take_their_share_of_the_cores(home, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(batch, "_cores", lambda: 8)
+    monkeypatch.setattr(batch, "_checkpoints", lambda: {str(home / "model"): home / "model"})
+    seen = []
+    monkeypatch.setattr(batch, "_run_all", lambda waiting, jobs, *_: seen.append(jobs))
+    for workers in (1, 2, 3):
+        file = home / "params" / "one.yaml"
+        if not file.exists():
+            file = project(home, {"01": ["seed = 0"]})
+        file.write_text(f"model: {home / 'model'}\nworkers: {workers}\n")
+        batch.run(file, only=["01"])
+    assert seen == [4, 2, 1], "2 threads a notebook or worker"
+
+
+def test_where_a_run_is_computed_is_no_input(home):
+    file = project(home, {"01": ["seed = 0"]})
+    (one,) = batch.params.load_set(file)
+    before = batch._inputs(one, "01", home / "notebooks")
+    for update in ({"workers": 2}, {"scheduler": "tcp://node1:8786"}):
+        moved = one.model_copy(update=update)
+        assert batch._inputs(moved, "01", home / "notebooks") == before
+
+
+def test_progress_of_the_loop_that_a_cell_is_in(tmp_path):
+    bars = tmp_path / "04.bars"
+    assert batch._progress(bars) == ""
+    first = "\rimages:  25%|##5       | 2/8 [00:02<00:06,  1.02s/image, 2 workers]"
+    bars.write_text("some warning\n" + first)
+    assert batch._progress(bars) == ", images 2 of 8 at 1.02s/image, 00:06 left"
+    with bars.open("a") as file:
+        file.write("\r" + " " * 70 + "\r")
+    assert batch._progress(bars) == "", "the loop has ended"
+
+
 def test_calibration_takes_a_moment():
     assert 0 < batch.calibration_seconds(size=64, repeats=2) < 10

@@ -225,6 +225,19 @@ def test_the_model_is_loaded_once_and_keys_its_tables(home, monkeypatch):
         session.store("study", prompt="name it", patches=[1, 2])
 
 
+def test_where_a_session_computes_leaves_no_trace_in_what_it_saves(home, monkeypatch):
+    model = SimpleNamespace(revision="abc", dtype="torch.float32", repeats=1)
+    monkeypatch.setitem(vars(redlib), "models", SimpleNamespace(load=lambda *_, **__: model))
+    one = begin("04", {"seed": 3})
+    two = begin("04", {"seed": 3, "workers": 2})
+    assert two.store("study").workers is two.workers
+    assert two.workers.several and not one.workers.several
+    assert two.store("study").key == one.store("study").key
+    notes = [s.save(draw(), "line", **TEXTS, data=pd.DataFrame()).note for s in (one, two)]
+    assert notes[0] == notes[1]
+    assert notes[0]["parameters"]["seed"] == 3
+
+
 def test_measuring_modules_exist():
     assert notebook.code_version(notebook.MEASURING)
 

@@ -2,7 +2,12 @@
 
 import errno
 import os
+import re
+import sys
+import threading
+import time
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -135,6 +140,109 @@ def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch, number, words):
         store.write("a", rows("a"))
     assert words in str(caught.value)
     assert [p.name for p in (tmp_path / "t").iterdir()] == ["key.json"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit of file sizes to set")
+def test_a_disk_that_fills_up_in_the_middle_of_a_part(tmp_path):
+    """The operating system refuses to write on, as it does when no space is left."""
+    import resource
+
+    def measure(unit):
+        return pd.DataFrame({"image": unit, "score": np.random.default_rng(unit).random(10**unit)})
+
+    store = Store(tmp_path, KEY)
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, old[1]))
+    try:
+        with pytest.raises(RedlibError, match=r"4\.parquet: cannot be written .*free some space"):
+            store.compute([1, 2, 3, 4, 5], measure)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "1.parquet", "2.parquet", "3.parquet", "key.json"
+    ]  # fmt: skip
+    assert len(Store(tmp_path, KEY).table()) == 1110
+    assert len(store.compute([1, 2, 3, 4, 5], measure)) == 111_110
+
+
+def test_a_full_disk_has_no_room_for_a_lock_either(tmp_path, monkeypatch):
+    store = Store(tmp_path, KEY)
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(store_module.Path, "open", full)
+    with pytest.raises(RedlibError, match="No space left on device.; free some space"):
+        store.compute(["a"], rows)
+
+
+def test_a_unit_in_other_hands_is_left_to_them(tmp_path):
+    mine, other = Store(tmp_path, KEY), Store(tmp_path, KEY)
+
+    def measure(unit):
+        assert not other.make(unit, pytest.fail)
+        return rows(unit)
+
+    assert mine.make("a", measure)
+    assert other.make("a", pytest.fail)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.parquet", "key.json"]
+
+
+def test_runs_at_once_share_the_units(tmp_path):
+    asked = []
+
+    def measure(unit):
+        asked.append(unit)
+        time.sleep(0.01)
+        return rows(unit)
+
+    def work():
+        tables.append(Store(tmp_path, KEY).compute("abcdefgh", measure))
+
+    tables = []
+    runs = [threading.Thread(target=work) for _ in range(3)]
+    for run in runs:
+        run.start()
+    for run in runs:
+        run.join()
+    assert sorted(asked) == list("abcdefgh")
+    assert len(tables) == 3
+    assert all(table.equals(tables[0]) for table in tables)
+
+
+def test_a_file_system_without_locks_will_do(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(store_module, "lock_descriptor", refuse)
+    assert len(Store(tmp_path, KEY).compute("ab", rows)) == 4
+
+
+def test_what_a_killed_run_left_is_cleared_away(tmp_path):
+    store = Store(tmp_path, KEY)
+    (tmp_path / ".a.lock").touch()
+    (tmp_path / ".a.parquet.0123.tmp").write_bytes(b"PAR1")
+    (tmp_path / ".b.parquet.0123.tmp").write_bytes(b"PAR1")
+    store.compute(["a"], rows)
+    left = sorted(p.name for p in tmp_path.iterdir())
+    assert left == [".b.parquet.0123.tmp", "a.parquet", "key.json"], "b may be at work"
+
+
+def test_progress_says_how_many_how_fast_and_how_long(tmp_path, capsys):
+    def measure(unit):
+        time.sleep(0.15)
+        return rows(unit)
+
+    store = Store(tmp_path, KEY)
+    store.write("a", rows("a"))
+    store.compute("abcd", measure, describe="images")
+    bars = capsys.readouterr().err
+    assert re.search(r"images: +25%\|[^|]*\| 1/4 \[00:00<\?, \?image/s\]", bars)
+    assert re.search(
+        r"images: +75%\|[^|]*\| 3/4 \[00:\d\d<00:\d\d, +[\d.]+(image/s|s/image)\]", bars
+    )
+    store.compute("abcd", measure, describe="images")
+    assert capsys.readouterr().err == ""
 
 
 def test_a_file_where_the_folder_should_be(tmp_path):

@@ -110,10 +110,13 @@ def _evaluate(chosen: argparse.Namespace) -> int | None:
 
 def _bench(chosen: argparse.Namespace) -> int | None:
     from redlib.bench import speed  # torch, only for who needs it
+    from redlib.study import timing
 
     if chosen.gpu or chosen.small:
-        return speed.main_gpu(small=chosen.small)
-    return speed.main(every_patch=chosen.every_patch)
+        rows = speed.measure_gpu(small=chosen.small)
+        return speed.publish(rows, None if chosen.small else "bench-gpu.json")
+    rows = [*speed.measure(every_patch=chosen.every_patch), timing.minutes()]
+    return speed.publish(rows, "bench.json")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -11,6 +11,7 @@ from redlib import engine
 from redlib.__main__ import main
 from redlib.bench import baselines, speed
 from redlib.models import VLM, load
+from redlib.study import timing
 
 
 @pytest.fixture(scope="module")
@@ -85,22 +86,39 @@ def test_the_clock_runs_over_everything_that_is_compared(tiny_vlm: VLM, monkeypa
 
 
 def test_a_bar_may_be_a_floor_or_a_ceiling():
-    assert speed._row("x", 2.0, n=1, bar=1.5)["pass"] == "yes"
-    assert speed._row("x", 2.0, n=1, bar=1.5, at_most=True)["pass"] == "no"
-    assert speed._row("x", 2.0, n=1)["pass"] == ""
+    assert speed.row("x", 2.0, n=1, bar=1.5)["pass"] == "yes"
+    assert speed.row("x", 2.0, n=1, bar=1.5, at_most=True)["pass"] == "no"
+    assert speed.row("x", 2.0, n=1)["pass"] == ""
 
 
 def test_the_table_is_written_as_rows(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(speed, "root", lambda: tmp_path)
-    monkeypatch.setattr(speed, "measure", lambda every_patch: [speed._row("x", 2.0, n=1, bar=1.5)])
+    held, missed = (speed.row(name, value, n=1, bar=1.5) for name, value in (("x", 2), ("y", 1)))
+    monkeypatch.setattr(timing, "minutes", lambda: held)
+    monkeypatch.setattr(speed, "measure", lambda every_patch: [held])
     assert main(["bench"]) == 0
-    (row,) = json.loads((tmp_path / "figures" / "bench" / "bench.json").read_text())
-    assert row == {
-        "metric": "x", "value": 2.0, "low": None, "high": None, "n": 1, "bar": 1.5, "pass": "yes",
-    }  # fmt: skip
-    monkeypatch.setattr(speed, "measure", lambda every_patch: [speed._row("x", 1.0, n=1, bar=1.5)])
+    rows = json.loads((tmp_path / "figures" / "bench" / "bench.json").read_text())
+    assert rows == 2 * [
+        {"metric": "x", "value": 2.0, "low": None, "high": None, "n": 1, "bar": 1.5, "pass": "yes"}
+    ]
+    monkeypatch.setattr(speed, "measure", lambda every_patch: [missed])
     assert main(["bench"]) == 1
     assert "no" in capsys.readouterr().out
+
+
+def test_undecided_rows_of_two_workers_say_so(monkeypatch):
+    found = {"metric": "two workers over one", "value": 1.5, "n": 7, "bar": 1.7, "matmul": 1.6}
+    for verdict, said in ((True, "yes"), (False, "no"), (None, "not decidable here")):
+        monkeypatch.setattr(speed.scale_out, "row", lambda v=verdict: {**found, "pass": v})
+        workers, bare = speed.shared()
+        assert workers["pass"] == said and "matmul" not in workers
+        assert bare["value"] == 1.6 and bare["pass"] == ""
+
+
+def test_the_study_of_patches_is_timed():
+    row = timing.minutes(images=1)
+    assert 0 < row["low"] == pytest.approx(row["value"]) == row["high"]
+    assert row["bar"] >= timing.BAR
 
 
 def test_random_models_have_the_real_shapes(monkeypatch):

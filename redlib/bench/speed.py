@@ -35,6 +35,7 @@ from tqdm.auto import tqdm
 
 from redlib import leave_one_out, models, probe
 from redlib.batch import calibration_seconds
+from redlib.bench import lazy, scale_out
 from redlib.bench.baselines import (
     AFTER,
     BEFORE,
@@ -73,21 +74,11 @@ MEMORY = 1.5
 Row = dict[str, object]
 
 
-def main(*, every_patch: bool = False) -> int:
-    """Measure on the CPU, print the table and write figures/bench/bench.json.
+def publish(rows: Sequence[Row], name: str | None) -> int:
+    """Print the table and write it to figures/bench/`name`, unless that is None.
 
     Returns 1 where a bar is missed, else 0.
     """
-    return _publish(measure(every_patch=every_patch), "bench.json")
-
-
-def main_gpu(*, small: bool = False) -> int:
-    """The same for random models of the real shapes on a GPU; `small`: fewer and narrower layers on
-    the CPU, which tries the code and publishes nothing."""
-    return _publish(measure_gpu(small=small), None if small else "bench-gpu.json")
-
-
-def _publish(rows: Sequence[Row], name: str | None) -> int:
     table = pd.DataFrame(rows)
     print(table.to_string(index=False, float_format="{:.4g}".format, na_rep=""))
     if name is not None:
@@ -111,11 +102,12 @@ def measure(*, every_patch: bool = False, seed: int = 0) -> list[Row]:
         for dtype in LOGITS:
             patches = None if every_patch else EXACT_PATCHES
             rows += exactness(family_model(name, dtype, seed), patches, seed=seed)
-    return rows
+    return [*rows, *spared(vlm), *shared()]
 
 
 def measure_gpu(*, small: bool, seed: int = 0) -> list[Row]:
-    """The rows of planned work and time for LLaVA-1.5-7B and Next-8B with random weights."""
+    """The rows of planned work and time for LLaVA-1.5-7B and Next-8B with random weights on a GPU;
+    `small`: fewer and narrower layers on the CPU, which tries the code."""
     if not small and not torch.cuda.is_available():
         raise RedlibError("bench --gpu finds no CUDA; --small tries the same code on the CPU")
     device = "cpu" if small else "cuda"
@@ -126,7 +118,7 @@ def measure_gpu(*, small: bool, seed: int = 0) -> list[Row]:
         for scene in scenes("test", 1 if small else 2):
             found = planned(vlm, scene.image)
             found += timed(vlm, scene.image, BARS_GPU, seed=seed, pairs=1 if small else PAIRS)
-            rows += [row | {"metric": f"{name}, {scene.id}: {row['metric']}"} for row in found]
+            rows += [one | {"metric": f"{name}, {scene.id}: {one['metric']}"} for one in found]
         del vlm
     return rows
 
@@ -142,7 +134,7 @@ def planned(vlm: VLM, image: Image.Image) -> list[Row]:
     for level in LEVELS:
         made, bound = _plan(vlm, pieces, level), bounds(vlm)[level]
         rows.append(
-            _row(
+            row(
                 f"planned tokens, {level}: N over ours (at most {bound:.3f} are possible)",
                 made.naive_tokens / made.tokens,
                 n=len(made.tree.of),
@@ -214,7 +206,7 @@ def timed(
         base, own = np.median(turns, axis=0)
         against = "R" if name == "cascade" else "N"
         rows.append(
-            _row(
+            row(
                 f"{name}: time of {against} over ours ({against} on {len(sample)} of {size}"
                 f" patches, {share * base:.1f} s; ours {own:.2f} s; 35 + 25 words)",
                 float(np.median(ratios)),
@@ -234,7 +226,7 @@ def memory(name: str, *, seed: int) -> Row:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             peaks.append(pool.submit(_peak, name, ours, seed).result())
     naive, own = peaks
-    return _row(
+    return row(
         f"peak memory of a process, ours over N ({own / 1e6:.0f} MB over {naive / 1e6:.0f} MB)",
         own / naive,
         n=1,
@@ -282,11 +274,37 @@ def exactness(vlm: VLM, patches: int | None, *, seed: int) -> list[Row]:
     label = f"{vlm.name}, {str(vlm.dtype).removeprefix('torch.')}"
     of = f"{len(wrong) // len(CASCADE)} patches of {len(images)} images"
     return [
-        _row(f"exactness, {label}: logits against N, share of the largest ({of})",
+        row(f"exactness, {label}: logits against N, share of the largest ({of})",
              float(np.max(far)), n=len(far), bar=LOGITS[vlm.dtype], at_most=True),
-        _row(f"exactness, {label}: JSD against N, of the allowed 1e-4 or 1e-9 ({of})",
+        row(f"exactness, {label}: JSD against N, of the allowed 1e-4 or 1e-9 ({of})",
              float(np.max(wrong)), n=len(wrong), bar=1.0, at_most=True),
     ]  # fmt: skip
+
+
+def spared(vlm: VLM) -> list[Row]:
+    """Forwards behind one codebook that stops early, over those of an eager one (`bench.lazy`)."""
+    found = lazy.lazy_codebook(vlm)
+    return [
+        row(
+            f"one codebook, {what} forwards: lazy over eager ({found[f'{kind}_lazy']:,} of"
+            f" {found[f'{kind}_eager']:,}, {found['images']} scenes, the paper's thresholds)",
+            found[f"{kind}_lazy"] / found[f"{kind}_eager"],
+            n=found["images"],
+            bar=bar,
+            at_most=True,
+        )
+        for kind, what, bar in (("global", "global", 0.4), ("all", "all", 0.6))
+    ]
+
+
+def shared() -> list[Row]:
+    """Two workers over one, and what two bare processes reach beside them (`bench.scale_out`)."""
+    found = scale_out.row()
+    matmul, held = found.pop("matmul"), found.pop("pass")
+    return [
+        found | {"pass": {True: "yes", False: "no", None: "not decidable here"}[held]},
+        row("two bare processes over one, matrix products", matmul, n=found["n"]),
+    ]
 
 
 # The inputs
@@ -374,7 +392,7 @@ def _apart(said: Readings, at: int, right: Tensor) -> float:
 
 
 def _machine(gflops: float, name: str = "1,024 x 1,024 float32 product") -> Row:
-    return _row(f"this machine: {name}, GFLOP/s", gflops, n=1)
+    return row(f"this machine: {name}, GFLOP/s", gflops, n=1)
 
 
 def _product(device: str) -> float:
@@ -390,7 +408,7 @@ def _gpu_name() -> str:
     return f"{torch.cuda.get_device_name()}, 4,096 x 4,096 float16 product"
 
 
-def _row(
+def row(
     metric: str,
     value: float,
     *,
@@ -400,7 +418,7 @@ def _row(
     bar: float = float("nan"),
     at_most: bool = False,
 ) -> Row:
-    """A row of the table; `at_most`: the bar is an upper one."""
+    """A row of the table. low, high: the spread of n values; `at_most`: the bar is an upper one."""
     held = "" if np.isnan(bar) else "yes" if (value <= bar if at_most else value >= bar) else "no"
     return {"metric": metric, "value": float(value), "low": low, "high": high, "n": n,
             "bar": float(bar), "pass": held}  # fmt: skip

@@ -16,8 +16,9 @@ numbers.
 A notebook whose inputs have not changed since it last succeeded is not run again: its source, its
 parameters, the library's code, the checkpoint's files, and the inputs of the notebooks it builds
 on. Executed notebooks, logs, tables and times lie under runs/<run_name>/. When the run is
-published, a notebook's outputs are also copied into its source, so that a reader of the repository
-sees them; nothing else of the source changes, and the same outputs give the same bytes.
+published and its model is the one that the notebooks name, a notebook's outputs are also copied
+into its source, so that a reader of the repository sees them; nothing else of the source changes,
+and the same outputs give the same bytes.
 """
 
 import hashlib
@@ -317,7 +318,7 @@ def _finish(job: _Job) -> float:
     seconds = time.perf_counter() - job.start
     if job.process.returncode != 0:
         _explain(job.source, job.executed, job.log)
-    if job.one.publish:
+    if job.one.publish and job.one.model == Params().model:
         publish(job.executed, job.source)
     notes = report.items(figures_folder(job.one))
     made = [note["name"] for note in notes if note["notebook"] == job.number]

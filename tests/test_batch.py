@@ -16,7 +16,7 @@ from throwaway import TABLE, project, write_notebook
 from redlib import batch
 from redlib.errors import RedlibError
 from redlib.notebook import declared
-from redlib.params import NOTEBOOKS
+from redlib.params import NOTEBOOKS, Params
 
 PARAMETERS = "# kept\nseed: int = 0  # start\nbudgets = [144, 64]"
 NOISE = (
@@ -31,7 +31,7 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("project")
     second = [PARAMETERS, TABLE, NOISE, "session.finish(n=1)"]
     cells = {"01": [PARAMETERS, "session.finish()"], "02": second}
-    project(folder, cells, publish=True, seed=6, tau_jsd=1e-5)
+    project(folder, cells, publish=True, seed=6, tau_jsd=1e-5, model=Params().model)
     (folder / "params" / "both.yaml").write_text("set: [one]\n")
     said, results, states = [], [], []
     with pytest.MonkeyPatch.context() as patch:
@@ -91,6 +91,17 @@ def test_outputs_are_published_and_nothing_else(finished):
     assert code[3].outputs[1].data["text/plain"] == "6"
     assert "<table>" in code[2].outputs[0].data["text/html"]
     assert "papermill" not in path.read_text()
+
+
+def test_notebooks_keep_the_outputs_of_their_own_model(tmp_path, monkeypatch):
+    file = project(tmp_path, {"02": [PARAMETERS, TABLE, "session.finish(n=1)"]}, publish=True)
+    monkeypatch.setenv("REDLIB_ROOT", str(tmp_path))
+    monkeypatch.delenv("REDLIB_RUNS", raising=False)
+    source = tmp_path / "notebooks" / NOTEBOOKS["02"]
+    before = source.read_bytes()
+    batch.run(file, only=["02"])
+    assert (tmp_path / "figures" / "one" / "scores.csv").is_file()
+    assert source.read_bytes() == before
 
 
 def test_working_files(finished):

@@ -139,7 +139,7 @@ class Workers:
                 n_workers=self.workers,
                 threads_per_worker=1,
                 memory_limit=None,  # by default a worker that takes its share is killed
-                silence_logs=logging.ERROR,
+                silence_logs=logging.CRITICAL,  # what goes wrong is raised here, in one line
                 dashboard_address="127.0.0.1:0",  # any free port, for this machine alone
             )
         return Client(self._cluster, set_as_default=False)

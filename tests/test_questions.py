@@ -459,14 +459,17 @@ def test_captions_are_asked_where_they_belong_and_are_true(asked, by_id):
         scene = by_id[q.image]
         assert q.text == "Describe the provided image in one sentence."
         for name, noun in zip(colours(scene), nouns(scene), strict=True):
-            assert re.search(rf"\ban? {noun} in \w+ {name}\b", q.answer)
+            assert re.search(rf"\ban? {noun} in (\w+ \w+ and )*\w+ {name}\b", q.answer)
         said = re.split(r", | and ", q.answer.split(" on a ")[0])
         assert len(said) == count(scene) + bool(scene.word)
         assert not scene.word or said[-1] == f"the word {scene.word}"
         assert re.fullmatch(r".* on a \w+( and \w+)? ground\.", q.answer)
     for q in asked["detail"]:
         scene = by_id[q.image]
-        said = [part.split() for part in q.answer.removesuffix(".").split(", ")]
+        said = []
+        for alike in q.answer.removesuffix(".").split(", "):
+            noun, first = alike.split(" ", 1)
+            said += [[noun, *look.split()] for look in first.split(" and ")]
         pairs = sorted(
             zip(nouns(scene), colours(scene), strict=True), key=lambda pair: NOUNS.index(pair[0])
         )

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from types import SimpleNamespace
 
 import psutil
@@ -88,7 +89,13 @@ def test_workers_of_a_running_scheduler(two, tmp_path, intact):
 def test_what_a_unit_raises_arrives_and_the_rest_is_kept(two, tmp_path):
     def refuse(unit):
         if unit == "image-2":
+            until = time.monotonic() + 30
+            while not store_has_first() and time.monotonic() < until:
+                time.sleep(0.02)
             raise RedlibError("keep must be from 1 to 576;\ngot 0")
+
+    def store_has_first():
+        return any((tmp_path / "store").rglob("image-0*.parquet"))
 
     store = Store(tmp_path / "store", KEY, workers=two)
     with pytest.raises(RedlibError, match=r"^keep must be from 1 to 576; got 0$"):

@@ -1,4 +1,4 @@
-"""Whether two workers do twice the work of one: the single-token probe on `redlib.scale`.
+"""Whether two workers do twice the work of one: probe and cascade on `redlib.scale`.
 
 Two processes are never quite twice as fast as one: they share memory, caches and, under load, the
 cores themselves. So the speed-up is read beside that of two bare processes that multiply matrices.
@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from redlib import probe
+from redlib import leave_one_out, probe
 from redlib.models import load
 from redlib.params import ONE_WORD_PROMPT
 from redlib.scale import Workers
@@ -32,10 +32,10 @@ STEADY = (1.6, 2.2)
 SIDE = 1024  # of the matrices, float32
 
 
-def row(*, pairs: int = 7, images: int = 8, patches: int = 96, seconds: float = 2.0) -> dict:
+def row(*, pairs: int = 7, images: int = 6, patches: int = 64, seconds: float = 2.0) -> dict:
     """The row of bench.json: metric, value, low, high, n, bar, pass; and matmul, of bare processes.
 
-    pairs: rounds. images, patches: of one measurement of the probe. seconds: of one measurement of
+    pairs: rounds. images, patches: of one measurement of the probes. seconds: of one measurement of
     the matrices. value is the median over the rounds, low and high are the extremes; pass is None
     where the machine does not decide.
     """
@@ -78,7 +78,8 @@ def _rounds(
 
     def measure(name: str):
         tokens = vlm.encode([drawn[name].image]).tokens[0]
-        return probe.single(vlm, tokens, chosen, prompt=ONE_WORD_PROMPT)
+        alone = probe.single(vlm, tokens, chosen, prompt=ONE_WORD_PROMPT)
+        return alone.merge(leave_one_out.cascade(vlm, tokens, chosen, prompt=ONE_WORD_PROMPT))
 
     def took(folder: str, several: Workers | None) -> float:
         start = time.perf_counter()

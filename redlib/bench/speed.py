@@ -92,7 +92,7 @@ def publish(rows: Sequence[Row], name: str | None) -> int:
 def measure(*, every_patch: bool = False, seed: int = 0) -> list[Row]:
     """All rows of `make bench`; `every_patch` compares all patches with N instead of a sample."""
     torch.set_num_threads(1)
-    rows = [_machine(2 * 1024**3 / calibration_seconds() / 1e9)]
+    rows = [_machine(product("cpu"))]
     vlm = models.load("tiny-llava-1.5", device="cpu")
     scene = scenes("test", 1)[0]
     rows += planned(vlm, scene.image)
@@ -112,7 +112,7 @@ def measure_gpu(*, small: bool, seed: int = 0) -> list[Row]:
         raise RedlibError("bench --gpu finds no CUDA; --small tries the same code on the CPU")
     device = "cpu" if small else "cuda"
     torch.set_num_threads(1)
-    rows = [_machine(_product(device), "small, on the CPU" if small else _gpu_name())]
+    rows = [_machine(product(device), "small, on the CPU" if small else _gpu_name())]
     for name in REAL:
         vlm = random_model(name, device, small=small, seed=seed)
         for scene in scenes("test", 1 if small else 2):
@@ -395,7 +395,7 @@ def _machine(gflops: float, name: str = "1,024 x 1,024 float32 product") -> Row:
     return row(f"this machine: {name}, GFLOP/s", gflops, n=1)
 
 
-def _product(device: str) -> float:
+def product(device: str) -> float:
     """GFLOP/s of a product of 4,096 x 4,096 in half precision, or of 1,024 x 1,024 on the CPU."""
     if device == "cpu":
         return 2 * 1024**3 / calibration_seconds() / 1e9

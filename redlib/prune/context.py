@@ -1,0 +1,106 @@
+"""What a pruning method may look at, and what it gives back.
+
+Every method of the field answers one question about an image: which of its visual tokens should the
+language model see? They differ in what they look at. The codebook looks at the tokens themselves;
+[cls] methods at the attention inside the vision tower; diversity methods at the distances between
+tokens; merging methods change what stays. A `Context` offers all of that for one image or one tile
+of it, and computes nothing that is not asked for.
+
+A method says which tokens are worth most and leaves the counting to the budget, by a function
+`scores(context) -> (L,)`, lower going first out of the language model's sight never being assumed:
+**the highest scores stay**. A method that merges, or whose choice is not a ranking, has
+`select(context, keep)` instead and returns a `Selection`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from redlib.errors import RedlibError
+from redlib.geometry import Grid
+
+MERGED = -1
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """Queries and keys of one attention layer of the vision tower, over the n tiles of a context.
+
+    Attributes:
+        queries, keys: (n, H, S, c), after the layer's projections; S counts [cls], if there is
+            one, as its first row.
+        scale: what the tower multiplies the products by.
+    """
+
+    queries: Tensor
+    keys: Tensor
+    scale: float
+
+
+@dataclass(frozen=True, eq=False)
+class Context:
+    """One visual input as a method sees it: one tile, or n tiles of one image taken together.
+
+    Attributes:
+        tokens: (L, D) visual tokens at the language model's input, tile by tile in raster order,
+            newlines left out.
+        features: (L, C) patches at the tower's feature layer, before the projector.
+        cls: (n, C) [cls] at that layer, or None for a tower without one.
+        grid: the patches of one tile.
+        project: (K, C) features to (K, D) tokens: the stock projector.
+        traces: the tower layers that the method declared in `layers`, by their number as declared.
+        image: name of the visual input; random methods draw by it.
+        extra: what only the caller can know, by name, each (L,): masks, measured probabilities.
+    """
+
+    tokens: Tensor
+    features: Tensor
+    cls: Tensor | None
+    grid: Grid
+    project: Callable[[Tensor], Tensor]
+    traces: Mapping[int, Trace] = field(default_factory=dict)
+    image: str = ""
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def tiles(self) -> int:
+        """n."""
+        return len(self.tokens) // self.grid.size
+
+    def given(self, name: str) -> Tensor:
+        """(L,) what the caller gave under this name.
+
+        Raises:
+            RedlibError: nothing of that name, or of another length.
+        """
+        if name not in self.extra:
+            raise RedlibError(f"this method needs extra={{{name!r}: (L,) tensor}} for every image")
+        values = torch.as_tensor(self.extra[name], device=self.tokens.device)
+        if values.shape != (len(self),):
+            raise RedlibError(
+                f"extra {name!r} must have shape ({len(self)},), one value per visual token; "
+                f"got {tuple(values.shape)}"
+            )
+        return values
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """What stays of one context.
+
+    Attributes:
+        kept: (K,) int64, the visual tokens that stay, in the order in which the language model
+            gets them; MERGED where a row stands for no single token.
+        tokens: (K, D) the rows that the language model gets.
+        scores: (L,) what they were chosen by, the highest first to stay; NaN where a method has no
+            score for a token.
+    """
+
+    kept: Tensor
+    tokens: Tensor
+    scores: Tensor

@@ -25,6 +25,26 @@ MERGED = -1
 
 
 @dataclass(frozen=True, eq=False)
+class Pooling:
+    """How visual tokens come from patches, where the two are not one to one.
+
+    That is so in Hugging Face's packing, which drops patches that only pad an image and may shrink
+    the rest, and in films, whose frames are pooled.
+
+    Attributes:
+        sources: (L, K) int64, the patches that stand in each token, numbered tile by tile.
+        weights: (L, K) the share of each; rows sum to 1.
+        shapes: (rows, columns) of the rectangles that the tokens fill one after another.
+        tiles: n.
+    """
+
+    sources: Tensor
+    weights: Tensor
+    shapes: tuple[tuple[int, int], ...]
+    tiles: int
+
+
+@dataclass(frozen=True, eq=False)
 class Trace:
     """Queries and keys of one attention layer of the vision tower, over the n tiles of a context.
 
@@ -53,6 +73,9 @@ class Context:
         traces: the tower layers that the method declared in `layers`, by their number as declared.
         image: name of the visual input; random methods draw by it.
         extra: what only the caller can know, by name, each (L,): masks, measured probabilities.
+        pooling: how the tokens come from the patches, or None where each patch is a token.
+        smaller: what the tower says of the same tiles shrunk to h x w patches each,
+            (h, w) to (n * h * w, D) tokens.
     """
 
     tokens: Tensor
@@ -63,6 +86,8 @@ class Context:
     traces: Mapping[int, Trace] = field(default_factory=dict)
     image: str = ""
     extra: Mapping[str, Tensor] = field(default_factory=dict)
+    pooling: Pooling | None = None
+    smaller: Callable[[int, int], Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -70,7 +95,25 @@ class Context:
     @property
     def tiles(self) -> int:
         """n."""
-        return len(self.tokens) // self.grid.size
+        return self.pooling.tiles if self.pooling else len(self.tokens) // self.grid.size
+
+    @property
+    def shapes(self) -> tuple[tuple[int, int], ...]:
+        """(rows, columns) of the rectangles that the tokens fill one after another."""
+        whole = (self.grid.height, self.grid.width)
+        return self.pooling.shapes if self.pooling else (whole,) * self.tiles
+
+    def of_patches(self, values: Tensor) -> Tensor:
+        """Values of the patches, (n, P, ...), as values of the visual tokens, (L, ...).
+
+        What is computed from `traces` or `cls` goes through here: a token pooled from several
+        patches gets their weighted mean.
+        """
+        values = values.flatten(0, 1)
+        if self.pooling is None:
+            return values
+        weights = self.pooling.weights.to(values.dtype)
+        return torch.einsum("lk,lk...->l...", weights, values[self.pooling.sources])
 
     def given(self, name: str) -> Tensor:
         """(L,) what the caller gave under this name.

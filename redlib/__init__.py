@@ -30,6 +30,7 @@ _HOME = {
     "begin": "notebook",
     "load": "models",
     "open_image": "models",
+    "pruned": "prune.install",
 }
 _MODULES = (
     "batch", "bench", "clustering", "codebook", "engine", "errors", "geometry", "layouts",

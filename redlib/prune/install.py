@@ -1,0 +1,464 @@
+"""Prune any stock LLaVA in one line.
+
+    with redlib.pruned(model, "codebook", keep=64, codebook=codebook) as run:
+        ids = model.generate(**inputs, max_new_tokens=20)
+    print(run.report)                     # 576 -> 64 visual tokens
+
+`model` is a stock LLaVA-1.5, Next or OneVision of transformers, `inputs` what its processor made.
+Nothing else in a script changes. Per call the images go through the vision tower once, the method
+chooses among their tokens, the prompt gets as many placeholders as are left, and the stock method
+continues from there: transformers takes encoded images beside a prompt (`mm_encoder_outputs`).
+
+What is installed are two attributes of this one model, `generate` and `forward`, which hide those
+of its class; `remove` deletes them, and hooks that prune inside the language model as well. Neither
+the class, another model, nor the choice of attention is touched.
+
+Sequences that `generate` returns begin with the prompt as it was given, so that whoever cuts the
+answer off behind it still can. `forward` returns logits of the shortened prompt.
+"""
+
+import functools
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from transformers import StoppingCriteriaList
+from transformers.generation import LogitsProcessorList
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from redlib.codebook import Codebook
+from redlib.errors import RedlibError
+from redlib.prune import keep as rules
+from redlib.prune.budget import Budget
+from redlib.prune.choose import Kept, choose, everything, scores
+from redlib.prune.inside import Inside
+from redlib.prune.method import Method
+from redlib.prune.methods import find
+from redlib.prune.prompts import Prompt, places, shorten
+from redlib.prune.restore import Restored, Streamer
+from redlib.prune.views import KINDS, PACKINGS, Seen, read, see
+
+FAMILIES = {
+    "llava": "LlavaForConditionalGeneration",
+    "llava_next": "LlavaNextForConditionalGeneration",
+    "llava_onevision": "LlavaOnevisionForConditionalGeneration",
+}
+_MARK = "_redlib_run"
+_PIXELS = ("pixel_values", "pixel_values_videos")
+_CONSUMED = (*_PIXELS, "image_sizes", "image_sizes_videos", "batch_num_images",
+             "vision_aspect_ratio")  # fmt: skip
+
+
+@dataclass(eq=False)
+class Run:
+    """An installed pruner, and what it did last.
+
+    Attributes:
+        model: the model it is installed in.
+        method: what chooses.
+        budget: how many tokens stay.
+        per: "image" or "tile", or None where views have one tile.
+        packing: how tiles follow one another.
+        options: what else the method is told.
+        extra: by name, what a method cannot know: a tensor (L,) for the one view of a call, or a
+            list of them, one per view, images first. May be changed between calls.
+        last: what stayed of each view of the last call, images first.
+    """
+
+    model: nn.Module
+    method: Method
+    budget: Budget
+    per: str | None
+    packing: str
+    options: Mapping[str, object]
+    extra: Mapping[str, Tensor | Sequence[Tensor]] = field(default_factory=dict)
+    last: list[Kept] = field(default_factory=list)
+    _inside: Inside | None = None
+    _generating: bool = False
+
+    @property
+    def report(self) -> str:
+        """One line about the last call, e.g. "576 -> 64 visual tokens"."""
+        if not self.last:
+            return "no visual tokens"
+        line = f"{sum(k.before for k in self.last)} -> {sum(k.after for k in self.last)}"
+        line += " visual tokens"
+        if self._inside is not None:
+            line += f" from layer {self._inside.layer} on"
+        return line if len(self.last) == 1 else f"{line} of {len(self.last)} images or films"
+
+    def seen(self, given: Mapping[str, object]) -> list[Seen]:
+        """The views of a batch behind tower and projector, and of each what may be chosen."""
+        views = read(self.model, given, self.packing)
+        extra = {}
+        for name, values in self.extra.items():
+            values = [values] if isinstance(values, Tensor) else list(values)
+            if len(values) != len(views):
+                raise RedlibError(
+                    f"extra {name!r} holds {len(values)} tensors for {len(views)} images or films"
+                )
+            extra[name] = values
+        return see(self.model, views, layers=self.method.layers, per=self.per, extra=extra)
+
+    def prune(
+        self, ids: Tensor, mask: Tensor | None, given: Mapping[str, object], side: str
+    ) -> tuple[Prompt, dict[str, BaseModelOutputWithPooling]]:
+        """Shortened prompts and, for the stock model, what takes the place of their placeholders.
+
+        Args:
+            ids, mask: (B, T).
+            given: what else the processor made.
+            side: where to pad.
+        """
+        if ids is None:
+            raise RedlibError("a pruned model needs input_ids beside pixels; inputs_embeds alone "
+                              "do not say where the images go")  # fmt: skip
+        seen = self.seen(given)
+        config = self.model.config
+        lengths = {kind: [s.view.stock for s in seen if s.view.kind == kind] for kind in KINDS}
+        tokens = {"image": config.image_token_id}
+        if hasattr(config, "video_token_id"):
+            tokens["video"] = config.video_token_id
+        old = places(ids, {kind: lengths[kind] for kind in tokens}, tokens)
+        if self._inside is None:
+            choices = [choose(self.method, s, self.budget, self.options) for s in seen]
+        else:
+            choices = [everything(s) for s in seen]
+        prompt = shorten(
+            ids,
+            torch.ones_like(ids) if mask is None else mask,
+            old,
+            [choice.offsets for choice in choices],
+            placeholder=config.image_token_id,
+            pad=_pad(self.model),
+            side=side,
+        )
+        self.last = [choice.kept for choice in choices]
+        if self._inside is not None:
+            self._inside.expect(seen, prompt, self.budget, self.last)
+        order = sorted(range(len(old)), key=lambda k: (old[k].row, old[k].start))
+        width = choices[0].rows.shape[1]
+        rows = [
+            torch.cat([choices[k].rows for k in order if old[k].row == row]
+                      or [choices[0].rows.new_empty(0, width)])
+            for row in range(len(ids))
+        ]  # fmt: skip
+        # One entry a prompt, films among the images: what repeats prompts, for beams or samples,
+        # then repeats whole entries, and rows may have different numbers of tokens.
+        return prompt, {"image": BaseModelOutputWithPooling(pooler_output=rows)}
+
+    def forward(self, stock: object, given: dict[str, object]) -> object:
+        """The stock `forward`, on a shortened prompt."""
+        ids, mask = given.get("input_ids"), given.get("attention_mask")
+        if self._generating or not self._has_views(ids, given):
+            return stock(**given)
+        right = mask is not None and bool((mask[:, -1] == 0).any())
+        prompt, encoded = self.prune(ids, mask, given, "right" if right else "left")
+        given = self._shortened(given, prompt, encoded)
+        if mask is None and bool(prompt.mask.all()):
+            del given["attention_mask"]
+        labels = given.get("labels")
+        if labels is not None:
+            if self._inside is not None:
+                raise RedlibError(f"{self.method.name} cannot be trained through: leave out labels")
+            given["labels"] = prompt.along(labels, -100)
+        return stock(**given)
+
+    @torch.no_grad()
+    def generate(self, stock: object, given: dict[str, object]) -> object:
+        """The stock `generate`, on shortened prompts, with the old ones in front of the answers."""
+        ids = given.pop("inputs", None) if given.get("input_ids") is None else given["input_ids"]
+        given["input_ids"] = ids
+        if not self._has_views(ids, given):
+            return self._stock_generate(stock, given)
+        if given.get("attention_mask") is None:
+            given["attention_mask"] = _mask(self.model, ids)
+        prompt, encoded = self.prune(ids, given["attention_mask"], given, "left")
+        given = self._shortened(given, prompt, encoded)
+        restored = Restored(ids, prompt.ids.shape[1])
+        gone = ids.shape[1] - prompt.ids.shape[1]
+        for name in ("max_length", "min_length"):
+            length = _setting(self.model, given, name)
+            if length:
+                given[name] = max(length - gone, 0)
+        for name, kind in (
+            ("stopping_criteria", StoppingCriteriaList),
+            ("logits_processor", LogitsProcessorList),
+        ):
+            if given.get(name):
+                given[name] = kind([restored.before(each) for each in given[name]])
+        if given.get("prefix_allowed_tokens_fn") is not None:
+            given["prefix_allowed_tokens_fn"] = restored.prefix(given["prefix_allowed_tokens_fn"])
+        if given.get("streamer") is not None:
+            given["streamer"] = Streamer(given["streamer"], ids)
+        out = self._stock_generate(stock, given)
+        if isinstance(out, Tensor):
+            return restored(out)
+        out.sequences = restored(out.sequences)
+        return out
+
+    def _stock_generate(self, stock: object, given: dict[str, object]) -> object:
+        self._generating = True
+        try:
+            return stock(**given)
+        finally:
+            self._generating = False
+
+    def _shortened(
+        self, given: dict[str, object], prompt: Prompt, encoded: dict[str, object]
+    ) -> dict[str, object]:
+        """The arguments with the prompt and the encoded images in place of the old ones."""
+        if given.get("position_ids") is not None:
+            raise RedlibError("position_ids cannot be given to a pruned model: leave them out")
+        kept = {name: value for name, value in given.items() if name not in _CONSUMED}
+        kept |= {
+            "input_ids": prompt.ids,
+            "attention_mask": prompt.mask,
+            "mm_encoder_outputs": encoded,
+        }
+        if self.method.positions == "original" and self._inside is None:
+            kept["position_ids"] = prompt.along(_positions(given, prompt), 0)
+        return kept
+
+    def _has_views(self, ids: Tensor | None, given: Mapping[str, object]) -> bool:
+        """Whether there is anything to prune.
+
+        Raises:
+            RedlibError: placeholders without pixels.
+        """
+        if any(given.get(name) is not None and len(given[name]) for name in _PIXELS):
+            return True
+        if given.get("mm_encoder_outputs") is not None or given.get("past_key_values") is not None:
+            return False  # encoded by the caller, or a text that goes on
+        self.last = []
+        if self._inside is not None:
+            self._inside.forget()
+        if ids is not None and bool((ids == self.model.config.image_token_id).any()):
+            raise RedlibError(
+                "the prompt holds image placeholders but pixel_values is missing: pass all that "
+                "the processor made"
+            )
+        return False
+
+
+def install(
+    model: nn.Module,
+    method: str | Method,
+    *,
+    keep: int | float | None = None,
+    threshold: float | None = None,
+    per: str | None = None,
+    packing: str = "stock",
+    extra: Mapping[str, Tensor | Sequence[Tensor]] | None = None,
+    codebook_of_other_model: bool = False,
+    **options: object,
+) -> Run:
+    """Make a stock model prune its visual tokens, until `remove`.
+
+    Args:
+        model: `LlavaForConditionalGeneration`, `LlavaNextForConditionalGeneration` or
+            `LlavaOnevisionForConditionalGeneration`.
+        method: a name in `redlib.prune.METHODS`, or a method of your own.
+        keep: how many visual tokens stay of every image, or which share of them (a float).
+        threshold: the largest redundancy that stays, instead of `keep` (Algorithm 2).
+        per: what the budget holds for where an image has several tiles, or a film frames: "tile"
+            or "image".
+        packing: "stock", "split" or "base"; see `redlib.prune.views`.
+        extra: see `Run`.
+        codebook_of_other_model: use a codebook although it was made with another model.
+        options: what else the method takes, e.g. seed=1.
+
+    Raises:
+        RedlibError: anything of this that makes no sense, or a model that prunes already.
+    """
+    kind = getattr(getattr(model, "config", None), "model_type", None)
+    if type(model).__name__ != FAMILIES.get(kind):
+        raise RedlibError(
+            f"only {', '.join(FAMILIES.values())} can be pruned; got {type(model).__name__}"
+        )
+    if _MARK in vars(model):
+        raise RedlibError(
+            f"this model is pruned already, by {vars(model)[_MARK].method.name}: remove(model) "
+            "first, or leave the with block"
+        )
+    run = _run(model, method, keep, threshold, per, packing, extra, codebook_of_other_model,
+               options)  # fmt: skip
+    for name in ("forward", "generate"):
+        setattr(model, name, _instead(getattr(model, name), getattr(run, name)))
+    setattr(model, _MARK, run)
+    if run._inside is not None:
+        run._inside.attach()
+    return run
+
+
+def remove(model: nn.Module) -> None:
+    """Undo `install`: the model is the stock one again.
+
+    Raises:
+        RedlibError: nothing is installed.
+    """
+    run = vars(model).get(_MARK)
+    if run is None:
+        raise RedlibError("this model is not pruned; there is nothing to remove")
+    if run._inside is not None:
+        run._inside.detach()
+    for name in ("forward", "generate"):
+        hidden = vars(model)[name].__wrapped__
+        if getattr(hidden, "__self__", None) is model:  # the method of the class
+            delattr(model, name)
+        else:  # another library's, set before ours
+            setattr(model, name, hidden)
+    delattr(model, _MARK)
+
+
+@contextmanager
+def pruned(model: nn.Module, method: str | Method, **how: object) -> Iterator[Run]:
+    """A model that prunes its visual tokens for the length of a with block.
+
+    Arguments and errors are those of `install`; what is yielded tells what was kept.
+    """
+    run = install(model, method, **how)
+    try:
+        yield run
+    finally:
+        remove(model)
+
+
+@torch.no_grad()
+def threshold_for(
+    model: nn.Module,
+    method: str | Method,
+    batches: Sequence[Mapping[str, object]],
+    *,
+    mean_budget: float,
+    per: str | None = None,
+    packing: str = "stock",
+    **options: object,
+) -> float:
+    """The threshold under which images of a calibration split keep `mean_budget` tokens on average.
+
+    Args:
+        batches: what the processor made of calibration images; prompts do not matter.
+        mean_budget: wanted mean number of kept tokens, per tile if `per` is "tile".
+
+    Raises:
+        RedlibError: as `install`, or a budget out of range.
+    """
+    run = _run(model, method, None, 0.0, per, packing, None, False, options)
+    found = [
+        -each for batch in batches for s in run.seen(batch)
+        for each in scores(run.method, s, run.options)
+    ]  # fmt: skip
+    return rules.calibrate(found, mean_budget)
+
+
+def _run(
+    model: nn.Module,
+    method: str | Method,
+    keep: int | float | None,
+    threshold: float | None,
+    per: str | None,
+    packing: str,
+    extra: Mapping[str, Tensor | Sequence[Tensor]] | None,
+    foreign: bool,
+    options: dict[str, object],
+) -> Run:
+    config = model.config
+    if not isinstance(config.vision_feature_layer, int):
+        raise RedlibError(
+            f"the model takes its features from the layers {config.vision_feature_layer}; only one "
+            "layer can be pruned"
+        )
+    if isinstance(method, str):
+        method = find(method)
+    budget = Budget(keep, threshold)
+    budget.check(method)
+    if per not in (None, "image", "tile"):
+        raise RedlibError(f"per must be 'image' or 'tile'; got {per!r}")
+    if packing not in PACKINGS:
+        raise RedlibError(f"packing must be one of {', '.join(PACKINGS)}; got {packing!r}")
+    if packing != "stock" and config.model_type == "llava":
+        raise RedlibError(f"LLaVA-1.5 has no tiles to pack; leave out packing={packing!r}")
+    for name in options:
+        if name not in method.options:
+            takes = ", ".join(method.options) or "no option of its own"
+            raise RedlibError(f"{method.name} takes no {name!r}; it takes {takes}")
+    if "codebook" in method.options:
+        _check_codebook(model, method, options.get("codebook"), foreign)
+    inside = Inside(model, **options) if method.inside else None
+    return Run(model, method, budget, per, packing, options, extra or {}, _inside=inside)
+
+
+def _check_codebook(model: nn.Module, method: Method, codebook: object, foreign: bool) -> None:
+    if not isinstance(codebook, Codebook):
+        raise RedlibError(
+            f"{method.name} needs codebook=, a redlib.codebook.Codebook (Codebook.load reads one); "
+            f"got {type(codebook).__name__}"
+        )
+    width = model.config.text_config.hidden_size
+    if codebook.width != width:
+        raise RedlibError(
+            f"the codebook has width {codebook.width}, the model has {width}: it belongs to "
+            "another model"
+        )
+    name = str(getattr(model.config, "_name_or_path", "")).rstrip("/\\")
+    commit = getattr(model.config, "_commit_hash", None)
+    same = (
+        name.replace("\\", "/").rsplit("/", 1)[-1] == codebook.model.rstrip("/").rsplit("/", 1)[-1]
+    )
+    if not foreign and (not same or (commit and codebook.revision != commit)):
+        raise RedlibError(
+            f"the codebook was made with {codebook.model!r} (revision {codebook.revision[:12]}), "
+            f"the model is {name or 'without a name'!r}: tokens of another model live in another "
+            "space; say codebook_of_other_model=True if they are the same"
+        )
+
+
+def _instead(stock: object, ours: object) -> object:
+    """A function that looks like the stock method and hands its arguments, by name, to ours."""
+    signature = inspect.signature(stock)
+    rest = next(p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD)
+
+    @functools.wraps(stock)
+    def call(*args: object, **kwargs: object) -> object:
+        given = dict(signature.bind(*args, **kwargs).arguments)
+        given |= given.pop(rest, {})
+        return ours(stock, given)
+
+    return call
+
+
+def _mask(model: nn.Module, ids: Tensor) -> Tensor:
+    """The mask that stock `generate` infers where none is given: padding is masked, unless its id
+    also ends texts."""
+    settings = model.generation_config
+    pad, ends = settings.pad_token_id, settings.eos_token_id
+    ends = ends if isinstance(ends, list) else [ends]
+    if pad is None or pad in ends:
+        return torch.ones_like(ids)
+    return (ids != pad).long()
+
+
+def _pad(model: nn.Module) -> int:
+    """An id to pad with. It is masked, so any will do that is no placeholder."""
+    pad = model.generation_config.pad_token_id
+    return 0 if pad is None else pad
+
+
+def _setting(model: nn.Module, given: Mapping[str, object], name: str) -> int | None:
+    """A length that counts the prompt, from where stock `generate` takes it."""
+    configs = (given.get("generation_config"), model.generation_config)
+    values = [given.get(name), *(getattr(config, name, None) for config in configs)]
+    return next((value for value in values if value is not None), None)
+
+
+def _positions(given: Mapping[str, object], prompt: Prompt) -> Tensor:
+    """(B, T_old) positions in the prompt as it was given, padding not counted."""
+    mask = given.get("attention_mask")
+    ids = given.get("input_ids")
+    if mask is None:
+        mask = torch.ones_like(ids)
+    return (mask.cumsum(1) - 1).clamp(min=0)

@@ -1,0 +1,93 @@
+"""Small random models of the three families and what a processor makes for them.
+
+The stock processor of OneVision needs torchvision, so its prompts are written here, from the counts
+that the processor's documentation gives: an image alone in tiles, several of a prompt as one tile
+and a newline each, a film as 3 x 3 = 9 tokens a frame (of 5 x 5) and a newline.
+"""
+
+import torch
+from conftest import random_image, save_tiny_llava
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from redlib import layouts
+from redlib.codebook import Codebook, Criteria
+from redlib.models import load
+
+CELLS, SIDE = 5, 70
+PINS = [[SIDE, 2 * SIDE], [2 * SIDE, SIDE], [2 * SIDE, 2 * SIDE]]
+KINDS = ("llava", "llava_next", "llava_onevision")
+SIZES = [(96, 80), (150, 60), (130, 140)]
+"""(width, height) of pictures; cut into tiles of 1 x 2, 1 x 2 and 2 x 2, with padding in some."""
+
+
+def save(kind: str, folder) -> None:
+    """A random checkpoint with a 4-layer tower and decoder."""
+    save_tiny_llava(folder, kind=kind, seed=3, layers=4)
+
+
+def model_of(folder, dtype=torch.float64):
+    return AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype).eval()
+
+
+def picture(seed: int):
+    width, height = SIZES[seed % len(SIZES)]
+    return random_image(seed, width=width, height=height)
+
+
+class Maker:
+    """Processor output for one model."""
+
+    def __init__(self, kind: str, folder) -> None:
+        self.kind, self.folder = kind, folder
+        if kind == "llava_onevision":
+            parts = load(str(folder), device="cpu").processor
+            self.tokenizer, self.images = parts.tokenizer, parts.image_processor
+            self.processor = None
+        else:
+            self.processor = AutoProcessor.from_pretrained(folder, backend="pil")
+            self.tokenizer = self.processor.tokenizer
+
+    def __call__(self, texts, pictures=(), films=(), side="left") -> dict:
+        """Texts with <image> and key (a film) in them; per text a list of pictures."""
+        self.tokenizer.padding_side = side
+        if self.processor is not None:
+            flat = [one for each in pictures for one in each]
+            made = self.processor(
+                text=list(texts), images=flat or None, padding=True, return_tensors="pt"
+            )
+        else:
+            made = self._onevision(texts, pictures, films)
+        return {k: v.double() if v.is_floating_point() else v for k, v in made.items()}
+
+    def _onevision(self, texts, pictures, films) -> dict:
+        made, lengths = {}, []
+        given = [list(each) for each in pictures]
+        if any(given):
+            made = dict(self.images(images=[g for g in given if g], return_tensors="pt"))
+            for each in given:
+                for one in each:
+                    lengths.append(
+                        len(layouts.unpadded(CELLS, one.size[::-1], SIDE, PINS, most=9))
+                        if len(each) == 1
+                        else CELLS**2 + 1
+                    )
+        if films:
+            frames = [self.images(images=f, return_tensors="pt")["pixel_values"] for f in films]
+            made["pixel_values_videos"] = torch.stack(
+                [torch.stack([one[0] for one in f]) for f in frames]
+            )
+        rows = []
+        lengths, spans = iter(lengths), iter([9 * len(f) + 1 for f in films])
+        for text in texts:
+            words = []
+            for word in text.split():
+                n = next(lengths) if word == "<image>" else next(spans) if word == "key" else 1
+                words += [word] * n
+            rows.append(self.tokenizer(" ".join(words))["input_ids"])
+        padded = self.tokenizer.pad({"input_ids": rows}, return_tensors="pt")
+        return {**padded, **made}
+
+
+def codebook(width: int = 48, seed: int = 5, name: str = "any") -> Codebook:
+    vectors = torch.randn(7, width, generator=torch.Generator().manual_seed(seed))
+    return Codebook(vectors, "abcdefg", range(7), name, "r", Criteria.paper())

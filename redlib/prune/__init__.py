@@ -11,6 +11,7 @@ from redlib.prune.install import Run, install, pruned, remove, threshold_for
 from redlib.prune.keep import calibrate, keep_lowest, keep_threshold
 from redlib.prune.method import Method
 from redlib.prune.methods import METHODS
+from redlib.prune.prepare import prepare
 from redlib.prune.scores import codebook_bytes, operations, random_scores, redundancy
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "keep_lowest",
     "keep_threshold",
     "operations",
+    "prepare",
     "pruned",
     "random_scores",
     "redundancy",

@@ -117,12 +117,9 @@ class Run:
             raise RedlibError("a pruned model needs input_ids beside pixels; inputs_embeds alone "
                               "do not say where the images go")  # fmt: skip
         seen = self.seen(given)
-        config = self.model.config
-        lengths = {kind: [s.view.stock for s in seen if s.view.kind == kind] for kind in KINDS}
-        tokens = {"image": config.image_token_id}
-        if hasattr(config, "video_token_id"):
-            tokens["video"] = config.video_token_id
-        old = places(ids, {kind: lengths[kind] for kind in tokens}, tokens)
+        tokens = _tokens(self.model)
+        lengths = {kind: [s.view.stock for s in seen if s.view.kind == kind] for kind in tokens}
+        old = places(ids, lengths, tokens)
         if self._inside is None:
             choices = [choose(self.method, s, self.budget, self.options) for s in seen]
         else:
@@ -132,7 +129,7 @@ class Run:
             torch.ones_like(ids) if mask is None else mask,
             old,
             [choice.offsets for choice in choices],
-            placeholder=config.image_token_id,
+            placeholder=tokens["image"],
             pad=_pad(self.model),
             side=side,
         )
@@ -157,15 +154,18 @@ class Run:
             return stock(**given)
         right = mask is not None and bool((mask[:, -1] == 0).any())
         prompt, encoded = self.prune(ids, mask, given, "right" if right else "left")
-        given = self._shortened(given, prompt, encoded)
+        short = self._shortened(given, prompt, encoded)
         if mask is None and bool(prompt.mask.all()):
-            del given["attention_mask"]
+            del short["attention_mask"]
+        positions = _same_start(mask, prompt.mask)
+        if "position_ids" not in short and positions is not None:
+            short["position_ids"] = positions
         labels = given.get("labels")
         if labels is not None:
             if self._inside is not None:
                 raise RedlibError(f"{self.method.name} cannot be trained through: leave out labels")
-            given["labels"] = prompt.along(labels, -100)
-        return stock(**given)
+            short["labels"] = prompt.along(labels, -100)
+        return stock(**short)
 
     @torch.no_grad()
     def generate(self, stock: object, given: dict[str, object]) -> object:
@@ -173,6 +173,11 @@ class Run:
         ids = given.pop("inputs", None) if given.get("input_ids") is None else given["input_ids"]
         given["input_ids"] = ids
         if not self._has_views(ids, given):
+            if _goes_on(given) and _placeholders(self.model, ids):
+                raise RedlibError(
+                    "past_key_values of a pruned prompt do not fit its ids, which are given back "
+                    "whole: leave the cache out and pass the pixels again"
+                )
             return self._stock_generate(stock, given)
         if given.get("attention_mask") is None:
             given["attention_mask"] = _mask(self.model, ids)
@@ -227,19 +232,24 @@ class Run:
         """Whether there is anything to prune.
 
         Raises:
-            RedlibError: placeholders without pixels.
+            RedlibError: placeholders without pixels, or pixels behind a cache.
         """
         if any(given.get(name) is not None and len(given[name]) for name in _PIXELS):
+            if _goes_on(given):
+                raise RedlibError(
+                    "a pruned model takes no new images behind past_key_values: leave the cache "
+                    "out and pass the whole conversation"
+                )
             return True
-        if given.get("mm_encoder_outputs") is not None or given.get("past_key_values") is not None:
-            return False  # encoded by the caller, or a text that goes on
+        if given.get("mm_encoder_outputs") is not None or _goes_on(given):
+            return False
         self.last = []
         if self._inside is not None:
             self._inside.forget()
-        if ids is not None and bool((ids == self.model.config.image_token_id).any()):
+        if _placeholders(self.model, ids):
             raise RedlibError(
-                "the prompt holds image placeholders but pixel_values is missing: pass all that "
-                "the processor made"
+                "the prompt holds placeholders of an image or film but no pixel_values: pass all "
+                "that the processor made"
             )
         return False
 
@@ -336,6 +346,7 @@ def threshold_for(
     mean_budget: float,
     per: str | None = None,
     packing: str = "stock",
+    codebook_of_other_model: bool = False,
     **options: object,
 ) -> float:
     """The threshold under which images of a calibration split keep `mean_budget` tokens on average.
@@ -347,7 +358,7 @@ def threshold_for(
     Raises:
         RedlibError: as `install`, or a budget out of range.
     """
-    run = _run(model, method, None, 0.0, per, packing, None, False, options)
+    run = _run(model, method, None, 0.0, per, packing, None, codebook_of_other_model, options)
     found = [
         -each for batch in batches for s in run.seen(batch)
         for each in scores(run.method, s, run.options)
@@ -380,6 +391,8 @@ def _run(
         raise RedlibError(f"per must be 'image' or 'tile'; got {per!r}")
     if packing not in PACKINGS:
         raise RedlibError(f"packing must be one of {', '.join(PACKINGS)}; got {packing!r}")
+    if packing != "stock" and method.positions == "original" and not method.inside:
+        raise RedlibError(f"{method.name} keeps original positions, which only packing='stock' has")
     if packing != "stock" and config.model_type == "llava":
         raise RedlibError(f"LLaVA-1.5 has no tiles to pack; leave out packing={packing!r}")
     for name in options:
@@ -431,6 +444,24 @@ def _instead(stock: object, ours: object) -> object:
     return call
 
 
+def _goes_on(given: Mapping[str, object]) -> bool:
+    """Whether a text is continued from a cache."""
+    cache = given.get("past_key_values")
+    return cache is not None and cache.get_seq_length() > 0
+
+
+def _placeholders(model: nn.Module, ids: Tensor | None) -> bool:
+    """Whether placeholders of any kind stand in the prompts."""
+    return ids is not None and any(bool((ids == each).any()) for each in _tokens(model).values())
+
+
+def _tokens(model: nn.Module) -> dict[str, int]:
+    """The placeholder of each kind that the model knows."""
+    config = model.config
+    found = {kind: getattr(config, f"{kind}_token_id", None) for kind in KINDS}
+    return {kind: token for kind, token in found.items() if token is not None}
+
+
 def _mask(model: nn.Module, ids: Tensor) -> Tensor:
     """The mask that stock `generate` infers where none is given: padding is masked, unless its id
     also ends texts."""
@@ -453,6 +484,20 @@ def _setting(model: nn.Module, given: Mapping[str, object], name: str) -> int | 
     configs = (given.get("generation_config"), model.generation_config)
     values = [given.get(name), *(getattr(config, name, None) for config in configs)]
     return next((value for value in values if value is not None), None)
+
+
+def _same_start(old: Tensor | None, new: Tensor) -> Tensor | None:
+    """(B, T) positions at which every row starts where the stock `forward` starts it, which counts
+    padding on the left; None where it would number them so by itself.
+
+    Rotary embeddings are rounded, so the same prompt gives slightly other logits when it is moved.
+    """
+    width = new.shape[1]
+    starts = new.argmax(1) - (0 if old is None else old.long().argmax(1))  # (B,)
+    if not bool(starts.any()):
+        return None
+    column = torch.arange(width, device=new.device)
+    return (column - starts[:, None]).clamp(min=0)
 
 
 def _positions(given: Mapping[str, object], prompt: Prompt) -> Tensor:

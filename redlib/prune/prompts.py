@@ -74,6 +74,8 @@ def places(
             at = line.nonzero().flatten().tolist()
             total = len(at)
             while at:
+                if not wanted:
+                    raise RedlibError(f"prompt {row} holds {kind} placeholders but no {kind} came")
                 length = left.pop(0) if left else 0
                 if not 0 < length <= len(at):
                     raise RedlibError(

@@ -1,0 +1,89 @@
+"""A batch of images of which some cannot be read.
+
+A processor that meets one damaged file in a batch of sixteen raises, and says neither which nor
+anything about the other fifteen.
+
+    batch = prepare(processor, ["cup.jpg", "torn.jpg"], [prompt, prompt])
+    model.generate(**batch.inputs)           # for batch.taken, here (0,)
+    batch.refused                            # {1: "image 'torn.jpg' is truncated or damaged: ..."}
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from redlib.errors import RedlibError
+from redlib.models import open_image
+
+Images = Image.Image | str | Path
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """What a processor made of a batch.
+
+    Attributes:
+        inputs: for the model.
+        taken: which of the batch they stand for, in order.
+        refused: why each of the others does not.
+    """
+
+    inputs: Mapping[str, object]
+    taken: tuple[int, ...]
+    refused: Mapping[int, str]
+
+
+def prepare(
+    processor: object,
+    images: Sequence[Images | Sequence[Images]],
+    texts: Sequence[str],
+    **options: object,
+) -> Prepared:
+    """Process a batch, without those of it that cannot be.
+
+    Args:
+        processor: a stock processor.
+        images: for each text an image or a file, or a list of them.
+        texts: prompts with the processor's placeholders.
+        options: for the processor; by default padding and tensors of torch.
+
+    Raises:
+        RedlibError: lengths differ, or nothing is left.
+    """
+    if len(images) != len(texts):
+        raise RedlibError(f"{len(texts)} texts need as many images; got {len(images)}")
+    options = {"padding": True, "return_tensors": "pt", **options}
+
+    def process(which: Sequence[int]) -> Mapping[str, object]:
+        return processor(
+            images=[opened[i] for i in which], text=[texts[i] for i in which], **options
+        )
+
+    opened, refused = {}, {}
+    for i, each in enumerate(images):
+        try:
+            several = isinstance(each, list | tuple)
+            opened[i] = [_open(one) for one in each] if several else _open(each)
+        except RedlibError as error:
+            refused[i] = str(error)
+    try:
+        if opened:
+            return Prepared(process(list(opened)), tuple(opened), refused)
+    except Exception as error:  # of many kinds
+        for i in list(opened):
+            try:
+                process([i])
+            except Exception as alone:
+                refused[i] = f"the processor refuses it: {alone}"
+                del opened[i]
+        if not refused:  # each alone goes through
+            raise RedlibError(f"the processor refuses the batch: {error}") from error
+    if not opened:
+        raise RedlibError(f"no image of {len(texts)} is left; the first: {min(refused.items())[1]}")
+    return Prepared(process(list(opened)), tuple(opened), refused)
+
+
+def _open(image: Images) -> Image.Image:
+    return open_image(image) if isinstance(image, str | Path) else image

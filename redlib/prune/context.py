@@ -115,6 +115,31 @@ class Context:
         weights = self.pooling.weights.to(values.dtype)
         return torch.einsum("lk,lk...->l...", weights, values[self.pooling.sources])
 
+    def trace(self, layer: int) -> Trace:
+        """The traced tower layer of this number.
+
+        Raises:
+            RedlibError: the method does not declare that layer.
+        """
+        if layer not in self.traces:
+            raise RedlibError(
+                f"tower layer {layer} is not traced, only {sorted(self.traces)}; name it in the "
+                "method's layers"
+            )
+        return self.traces[layer]
+
+    def budget(self, keep: int) -> int:
+        """`keep`, if it is a number of visual tokens that this context can keep.
+
+        Raises:
+            RedlibError: it is not a whole number in 1 .. L.
+        """
+        if isinstance(keep, bool) or not isinstance(keep, int) or not 1 <= keep <= len(self):
+            raise RedlibError(
+                f"keep must be a whole number in 1 .. {len(self)}, the visual tokens; got {keep!r}"
+            )
+        return keep
+
     def given(self, name: str) -> Tensor:
         """(L,) what the caller gave under this name.
 
@@ -147,3 +172,13 @@ class Selection:
     kept: Tensor
     tokens: Tensor
     scores: Tensor
+
+
+def precise(values: Tensor) -> Tensor:
+    """The values in float32 at least, so that rounding does not decide who stays."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def highest(scores: Tensor, count: int) -> Tensor:
+    """(count,) indices of the highest of (L,) scores, falling; of equal ones the earlier token."""
+    return scores.argsort(descending=True, stable=True)[:count]

@@ -13,6 +13,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from redlib.errors import RedlibError
 from redlib.prune.context import Selection
 
 
@@ -46,6 +47,10 @@ class Method:
     options: tuple[str, ...] = ()
     native: bool = False
     inside: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.scores is not None) + (self.select is not None) + self.inside != 1:
+            raise RedlibError(f"method {self.name!r} must have exactly one of scores and select")
 
     @property
     def reorders(self) -> bool:

@@ -7,14 +7,17 @@ A method of your own needs no place here: `redlib.pruned` takes a `Method` as we
 """
 
 from redlib.errors import RedlibError
-from redlib.prune import plain
+from redlib.prune import divprune, plain, prumerge, visionzip
 from redlib.prune.method import Method
 
 FASTV = Method(
     "fastv", "FastV", inside=True, positions="original", options=("layer",)
 )  # see `redlib.prune.inside`
 
-METHODS: dict[str, Method] = {each.name: each for each in (*plain.METHODS, FASTV)}
+PUBLISHED = (
+    prumerge.PRUMERGE, prumerge.PRUMERGE_PLUS, visionzip.METHOD, divprune.METHOD, FASTV,
+)  # fmt: skip
+METHODS: dict[str, Method] = {each.name: each for each in (*plain.METHODS, *PUBLISHED)}
 
 
 def find(name: str) -> Method:

@@ -109,13 +109,17 @@ def _evaluate(chosen: argparse.Namespace) -> int | None:
 
 
 def _bench(chosen: argparse.Namespace) -> int | None:
-    from redlib.bench import speed  # torch, only for who needs it
+    from redlib import models
+    from redlib.bench import pruned, speed  # torch, only for who needs it
     from redlib.study import timing
 
     if chosen.gpu or chosen.small:
-        rows = speed.measure_gpu(small=chosen.small)
+        rows = [*speed.measure_gpu(small=chosen.small), *pruned.measure_gpu(small=chosen.small)]
         return speed.publish(rows, None if chosen.small else "bench-gpu.json")
-    rows = [*speed.measure(every_patch=chosen.every_patch), timing.minutes()]
+    tiny = models.load("tiny-llava-1.5", device="cpu")
+    rows = [
+        *speed.measure(every_patch=chosen.every_patch), *pruned.measure(tiny), timing.minutes(),
+    ]  # fmt: skip
     return speed.publish(rows, "bench.json")
 
 

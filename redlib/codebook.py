@@ -31,7 +31,7 @@ import json
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal, Self
 
@@ -248,6 +248,7 @@ class Codebook:
     model: str
     revision: str
     criteria: Criteria
+    _unit: dict = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         vectors = self.vectors.detach().to("cpu", torch.float32).contiguous()
@@ -273,6 +274,14 @@ class Codebook:
     def width(self) -> int:
         """D, the width of the language model."""
         return self.vectors.shape[1]
+
+    def unit(self, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+        """(N, D) prototypes of length 1, there and in that precision; made once and kept."""
+        if (device, dtype) not in self._unit:
+            self._unit.clear()
+            vectors = self.vectors.to(device, dtype)
+            self._unit[device, dtype] = torch.nn.functional.normalize(vectors, dim=-1)
+        return self._unit[device, dtype]
 
     def save(self, path: str | Path) -> Path:
         """Write as safetensors; the same codebook always gives the same bytes.

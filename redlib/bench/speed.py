@@ -200,10 +200,10 @@ def timed(
     rows = []
     for name, (slow, fast) in compared.items():
         sample = spread(size, SAMPLE[name], seed)
-        turns = _turns(name, lambda: slow(sample), fast, pairs, vlm.device)  # noqa: B023
+        taken = turns(name, lambda: slow(sample), fast, pairs, vlm.device)  # noqa: B023
         share = size / len(sample)
-        ratios = [share * base / own for base, own in turns]
-        base, own = np.median(turns, axis=0)
+        ratios = [share * base / own for base, own in taken]
+        base, own = np.median(taken, axis=0)
         against = "R" if name == "cascade" else "N"
         rows.append(
             row(
@@ -343,14 +343,14 @@ def _paths(vlm: VLM, pieces: Pieces, level: str, patches: Sequence[int]) -> list
 # Measuring
 
 
-def _turns(
+def turns(
     name: str,
     slow: Callable[[], None],
     fast: Callable[[], None],
     pairs: int,
     device: torch.device,
 ) -> list[tuple[float, float]]:
-    """Seconds of both, turn by turn."""
+    """Seconds of slow and fast, turn by turn: CPU time, or on a GPU the time until it is done."""
     bar = tqdm(range(pairs), desc=f"time of {name}", leave=False)
     return [(_seconds(slow, device), _seconds(fast, device)) for _ in bar]
 
@@ -378,6 +378,11 @@ def _peak(name: str, ours: bool, seed: int) -> int:
         else:
             for path in _paths(vlm, pieces, level, spread(vlm.grid.size, 4, seed)):
                 stock(vlm, pieces.table[path])
+    return peak_memory()
+
+
+def peak_memory() -> int:
+    """The most bytes that this process ever held."""
     try:
         import resource  # not on Windows
     except ImportError:

@@ -23,8 +23,7 @@ def from_cls(trace: Trace) -> Tensor:
 
 
 def received(trace: Trace) -> Tensor:
-    """(n, H, P) attention that a patch receives: the mean over the queries of a tower without
-    [cls]."""
+    """(n, H, S) attention that each row receives, the mean over all queries."""
     return _softmax(trace, slice(None)).mean(dim=-2)
 
 

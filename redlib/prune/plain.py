@@ -11,14 +11,14 @@ Scores: the highest stay.
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from redlib.codebook import Codebook
 from redlib.errors import RedlibError
-from redlib.prune.context import MERGED, Context, Selection, Trace
+from redlib.prune.attention import received, to_patches
+from redlib.prune.context import MERGED, Context, Selection
 from redlib.prune.method import Method
-from redlib.prune.scores import random_scores, redundancy
+from redlib.prune.scores import cosines, random_scores, redundancy
 
 
 def codebook(context: Context, *, codebook: Codebook) -> Tensor:
@@ -32,10 +32,7 @@ def codebook_softmax(context: Context, *, codebook: Codebook) -> Tensor:
     Of the cosines (L, N) a softmax over the tokens times a softmax over the prototypes; the
     redundancy of a token is its largest product.
     """
-    tokens, prototypes = context.tokens, codebook.vectors
-    dtype = torch.promote_types(tokens.dtype, torch.float32)
-    prototypes = F.normalize(prototypes.to(tokens.device, dtype), dim=-1)
-    similarity = F.normalize(tokens.to(dtype), dim=-1) @ prototypes.T  # (L, N)
+    similarity = cosines(context.tokens, codebook)  # (L, N)
     return -(similarity.softmax(0) * similarity.softmax(1)).amax(1)
 
 
@@ -97,7 +94,7 @@ def cls_attention(context: Context) -> Tensor:
     """
     if context.cls is None:
         raise RedlibError("this tower has no [cls]; use received-attention")
-    return context.of_patches(_attention(context.traces[-2])[:, :, 0, 1:].mean(1))
+    return to_patches(context, context.trace(-2)).mean(0)
 
 
 def received_attention(context: Context) -> Tensor:
@@ -106,14 +103,7 @@ def received_attention(context: Context) -> Tensor:
     In the tower's last layer but one.
     """
     first = int(context.cls is not None)
-    return context.of_patches(_attention(context.traces[-2]).mean((1, 2))[:, first:])
-
-
-def _attention(trace: Trace) -> Tensor:
-    """(n, H, S, S) probabilities."""
-    dtype = torch.promote_types(trace.queries.dtype, torch.float32)
-    logits = trace.queries.to(dtype) @ trace.keys.to(dtype).transpose(2, 3) * trace.scale
-    return logits.softmax(-1)
+    return context.of_patches(received(context.trace(-2)).mean(1)[:, first:])  # [cls] looks as well
 
 
 def downsample(context: Context, keep: int) -> Selection:

@@ -34,6 +34,11 @@ def redundancy(tokens: torch.Tensor, codebook: Codebook | torch.Tensor) -> torch
     Raises:
         RedlibError: the widths differ.
     """
+    return cosines(tokens, codebook).amax(dim=-1)
+
+
+def cosines(tokens: torch.Tensor, codebook: Codebook | torch.Tensor) -> torch.Tensor:
+    """(..., L, N) cosine of every token with every prototype; arguments and errors as there."""
     prototypes = codebook.vectors if isinstance(codebook, Codebook) else codebook
     if tokens.shape[-1] != prototypes.shape[-1]:
         raise RedlibError(
@@ -41,9 +46,11 @@ def redundancy(tokens: torch.Tensor, codebook: Codebook | torch.Tensor) -> torch
             f"{prototypes.shape[-1]}: it belongs to another model"
         )
     dtype = torch.promote_types(tokens.dtype, torch.float32)
-    prototypes = F.normalize(prototypes.to(tokens.device, dtype), dim=-1)
-    similarity = F.normalize(tokens.to(dtype), dim=-1) @ prototypes.T  # (..., L, N)
-    return similarity.amax(dim=-1)
+    if isinstance(codebook, Codebook):
+        prototypes = codebook.unit(tokens.device, dtype)
+    else:
+        prototypes = F.normalize(prototypes.to(tokens.device, dtype), dim=-1)
+    return F.normalize(tokens.to(dtype), dim=-1) @ prototypes.T
 
 
 def random_scores(count: int, seed: int | Sequence[int]) -> torch.Tensor:

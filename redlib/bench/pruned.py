@@ -1,0 +1,211 @@
+"""What pruning saves: prefill, memory and cache of a stock model, full and with few visual tokens.
+
+A prefill reads B prompts of 35 + L + 25 tokens, images already encoded, into the cache and gives
+the logits behind them. Full and pruned take turns, as in `speed`. Beside the ratio of their times
+stands that of their floating-point operations, which a machine can reach only if small products run
+as fast as large ones:
+
+    operations(T) = layers x (2 T x parameters of a layer + 2 T^2 x width of all heads)
+
+attention counted as causal. Choosing who stays, scoring included, is timed by itself, on tokens
+that are there already, as a share of the pruned prefill. It costs the same whatever the codebook
+holds, so this one holds tokens drawn by lot, as many as the paper's.
+
+    rows = measure(vlm)                # metric, value, low, high, n, bar, pass
+"""
+
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import redlib
+from redlib import models
+from redlib.bench.baselines import AFTER, BEFORE, lengthened, random_model
+from redlib.bench.speed import Row, peak_memory, row, turns
+from redlib.codebook import Codebook, Criteria
+from redlib.models import VLM
+from redlib.prune import keep_lowest, redundancy
+from redlib.tabletop import scenes
+
+BATCH, KEEP = 8, 64
+PAIRS = 7
+PROTOTYPES = 454  # of the paper's codebook for LLaVA-1.5
+SHARE = 0.7  # of the ratio of operations
+CHOOSING = 0.03  # of the pruned prefill
+REPEATS = 8  # of what is short, in a turn
+
+REAL = (("LLaVA-1.5-7B", 1, 576, 64, None), ("LLaVA-1.5-7B", 16, 576, 64, 4.0),
+        ("LLaVA-Next-8B", 4, 2880, 320, 6.0))  # fmt: skip
+"""Model, batch, visual tokens, kept ones, and by how much the prefill has to become faster."""
+
+
+def measure(vlm: VLM, *, seed: int = 0) -> list[Row]:
+    """Rows for an embedded model on one thread of this CPU."""
+    torch.set_num_threads(1)
+    rows = prefill(vlm, BATCH, vlm.grid.size, KEEP, seed=seed)
+    rows.append(_memory(vlm.name, seed=seed))
+    return rows
+
+
+def measure_gpu(*, small: bool, seed: int = 0) -> list[Row]:
+    """Rows for random models of the real ones' shapes; `small` as in `speed.measure_gpu`."""
+    device, rows, held = "cpu" if small else "cuda", [], {}
+    for name, batch, size, keep, bar in REAL:
+        if name not in held:
+            held = {name: random_model(name, device, small=small, seed=seed)}
+        vlm, batch = held[name], min(batch, 2) if small else batch
+        found = prefill(vlm, batch, size, keep, bar=bar, seed=seed, pairs=1 if small else PAIRS)
+        if size == vlm.grid.size:
+            found.append(_fastv(vlm, batch, keep, pairs=1 if small else PAIRS))
+        rows += [one | {"metric": f"{name}: {one['metric']}"} for one in found]
+    return rows
+
+
+def prefill(
+    vlm: VLM,
+    batch: int,
+    size: int,
+    keep: int,
+    *,
+    bar: float | None = None,
+    seed: int,
+    pairs: int = PAIRS,
+) -> list[Row]:
+    """Time of a full over a pruned prefill, share of choosing in it, and bytes of the caches.
+
+    Args:
+        size, keep: visual tokens before and after.
+        bar: of the ratio of times; by default SHARE of the ratio of operations.
+    """
+    visual, codebook = _drawn(vlm, batch, size, seed)
+    lengths = [BEFORE + n + AFTER for n in (size, keep)]
+    of = operations(vlm, lengths[0]) / operations(vlm, lengths[1])
+    full, few = (_rows(vlm, visual[:, :n]) for n in (size, keep))
+    label = f"prefill, batch {batch}, {keep} of {size} visual tokens"
+    timed = turns(label, partial(_read, vlm, full), partial(_read, vlm, few), pairs, vlm.device)
+    ratios = [slow / fast for slow, fast in timed]
+    slow, fast = np.median(timed, axis=0)
+
+    def choose() -> None:
+        for _ in range(REPEATS):
+            _choose(visual, codebook, keep)
+
+    choose()  # warm up
+    chosen = turns("choosing", choose, partial(_read, vlm, few), pairs, vlm.device)
+    shares = [one / REPEATS / other for one, other in chosen]
+    cache = [bytes_of_cache(vlm, batch * length) for length in lengths]
+    return [
+        row(
+            f"{label}: time of full over pruned ({1000 * slow:.1f} ms over {1000 * fast:.1f} ms; "
+            f"operations: {of:.2f})",
+            float(np.median(ratios)), low=min(ratios), high=max(ratios), n=pairs,
+            bar=SHARE * of if bar is None else bar,
+        ),
+        row(
+            f"{label}: scoring and choosing by {len(codebook)} prototypes, share of the pruned "
+            "prefill",
+            float(np.median(shares)), low=min(shares), high=max(shares), n=pairs,
+            bar=CHOOSING, at_most=True,
+        ),
+        row(
+            f"{label}: bytes of keys and values, pruned over full ({cache[1]:,} over {cache[0]:,})",
+            cache[1] / cache[0], n=1,
+        ),
+    ]  # fmt: skip
+
+
+def operations(vlm: VLM, length: int) -> int:
+    """Floating-point operations of the decoder layers on one prompt of T tokens."""
+    text = vlm.model.config.text_config
+    layers = vlm.decoder.layers
+    parameters = sum(weight.numel() for weight in layers[0].parameters())
+    heads = text.num_attention_heads * layers[0].self_attn.head_dim
+    return len(layers) * (2 * length * parameters + 2 * length**2 * heads)
+
+
+def bytes_of_cache(vlm: VLM, tokens: int) -> int:
+    """Keys and values of so many tokens in all layers."""
+    text, layers = vlm.model.config.text_config, vlm.decoder.layers
+    width = text.num_key_value_heads * layers[0].self_attn.head_dim
+    return 2 * len(layers) * tokens * width * vlm.dtype.itemsize
+
+
+def _drawn(vlm: VLM, batch: int, size: int, seed: int) -> tuple[Tensor, Codebook]:
+    """(B, L, D) visual tokens as large as words, and a codebook of such."""
+    words = vlm.model.get_input_embeddings().weight
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randn(batch * size + PROTOTYPES, vlm.width, generator=generator)
+    drawn *= float(words.float().std())
+    visual = drawn[PROTOTYPES:].view(batch, size, -1).to(vlm.device, vlm.dtype)
+    nowhere = ("",) * PROTOTYPES
+    book = Codebook(drawn[:PROTOTYPES], nowhere, (0,) * PROTOTYPES, vlm.name, vlm.revision,
+                    Criteria.paper())  # fmt: skip
+    return visual, book
+
+
+def _rows(vlm: VLM, visual: Tensor) -> Tensor:
+    """(B, 35 + K + 25, D) prompts around visual tokens (B, K, D)."""
+    longer, question = lengthened(vlm)
+    before, after = (vlm.embed(ids).expand(len(visual), -1, -1) for ids in longer.prompt(question))
+    return torch.cat([before, visual, after], dim=1)
+
+
+@torch.no_grad()
+def _read(vlm: VLM, rows: Tensor) -> None:
+    vlm.model(inputs_embeds=rows, use_cache=True, logits_to_keep=1)
+
+
+def _choose(visual: Tensor, codebook: Codebook, keep: int) -> Tensor:
+    """(B, K, D): the paper's rule, R lowest."""
+    return visual[keep_lowest(redundancy(visual, codebook), keep)].view(len(visual), keep, -1)
+
+
+def _fastv(vlm: VLM, batch: int, keep: int, *, pairs: int) -> Row:
+    """Time of a full prefill over FastV's, encoding included on both sides."""
+    longer, question = lengthened(vlm)
+    before, after = longer.prompt(question)
+    place = before.new_full((vlm.grid.size,), vlm.model.config.image_token_id)
+    ids = torch.cat([before, place, after]).expand(batch, -1)
+    pixels = vlm._pixels([scenes("test", 1)[0].image] * batch).to(vlm.device, vlm.dtype)
+
+    @torch.no_grad()
+    def read() -> None:
+        vlm.model(input_ids=ids, pixel_values=pixels, use_cache=True, logits_to_keep=1)
+
+    def inside() -> None:
+        with redlib.pruned(vlm.model, "fastv", keep=keep):
+            read()
+
+    inside()  # warm up
+    ratios = [slow / fast for slow, fast in turns("FastV", read, inside, pairs, vlm.device)]
+    return row(
+        f"prefill with its images' encoding, batch {batch}, FastV {keep} of {vlm.grid.size} from "
+        "layer 2 on: time of full over pruned",
+        float(np.median(ratios)), low=min(ratios), high=max(ratios), n=pairs,
+    )  # fmt: skip
+
+
+def _memory(name: str, *, seed: int) -> Row:
+    """Peak memory of a process that reads the batch, pruned over full."""
+    peaks = []
+    for keep in (None, KEEP):
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            peaks.append(pool.submit(_peak, name, keep, seed).result())
+    full, few = peaks
+    return row(
+        f"peak memory of a process, prefill of batch {BATCH}, pruned over full "
+        f"({few / 1e6:.0f} MB over {full / 1e6:.0f} MB)",
+        few / full, n=1,
+    )  # fmt: skip
+
+
+def _peak(name: str, keep: int | None, seed: int) -> int:
+    torch.set_num_threads(1)
+    vlm = models.load(name, device="cpu")
+    visual, codebook = _drawn(vlm, BATCH, vlm.grid.size, seed)
+    _read(vlm, _rows(vlm, visual if keep is None else _choose(visual, codebook, keep)))
+    return peak_memory()

@@ -50,16 +50,16 @@ from redlib.tabletop.world import scenes
 STEPS = {
     "tiny-llava-1.5": {"tower-windows": 3000, "tower-scenes": 1400, "decoder": 4500},
     "tiny-llava-next": {"decoder": 900},
-    "tiny-llava-onevision": {"tower-windows": 600, "tower-scenes": 300, "decoder": 2500},
+    "tiny-llava-onevision": {"tower-windows": 500, "tower-scenes": 250, "decoder": 2000},
 }
 TRAINING_SCENES = 5_000
 TILED_SCENES, TILED_SHARE = 1_200, 0.6  # of Next's steps, on images in tiles
 ONEVISION = {  # inputs of a kind, its share of OneVision's steps, what a step does, see `Course`
     "images": (2_000, 0.4, lessons.on_scenes),
-    "mantis": (800, 0.13, lessons_several.on_pairs),
-    "muir": (800, 0.12, lessons_several.on_pairs),
-    "composites": (500, 0.1, lessons_several.on_composites),
-    "films": (600, 0.25, lessons_several.on_films, 3_136),  # evaluated at 32 frames as well
+    "mantis": (500, 0.13, lessons_several.on_pairs),
+    "muir": (500, 0.12, lessons_several.on_pairs),
+    "composites": (400, 0.1, lessons_several.on_composites),
+    "films": (400, 0.25, lessons_several.on_films, 3_136),  # evaluated at 32 frames as well
 }
 RATES = {  # peak learning rates of Muon and AdamW; a trained tower is trained on with care
     "tiny-llava-1.5": {"tower-windows": loop.RATES, "tower-scenes": (0.008, 6e-4)},

@@ -432,7 +432,11 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: floa
 def _head(vlm: VLM, state: Tensor) -> Tensor:
     """Logits (B, V) of last states (B, D)."""
     state = vlm.decoder.norm(state.to(reading_dtype(state)))
-    return functional.linear(state, vlm.model.lm_head.weight.to(state.dtype))
+    # A product over many rows adds float32 in an order that doubles the error of a logit, and a
+    # divergence of 1e-5 then misses its 1e-4. On a CPU float64 costs nothing beside the layers.
+    wide = torch.float64 if state.device.type == "cpu" else state.dtype
+    logits = functional.linear(state.to(wide), vlm.model.lm_head.weight.to(wide))
+    return logits.to(state.dtype)
 
 
 def reading_dtype(tensor: Tensor) -> torch.dtype:

@@ -98,10 +98,13 @@ def measure(*, every_patch: bool = False, seed: int = 0) -> list[Row]:
     rows += planned(vlm, scene.image)
     rows += timed(vlm, scene.image, BARS, seed=seed)
     rows.append(memory(vlm.name, seed=seed))
+    patches = None if every_patch else EXACT_PATCHES
     for name in NAMES:
+        stocks = {}
         for dtype in LOGITS:
-            patches = None if every_patch else EXACT_PATCHES
-            rows += exactness(family_model(name, dtype, seed), patches, seed=seed)
+            found, stocks[dtype] = exactness(family_model(name, dtype, seed), patches, seed=seed)
+            rows += found
+        rows.append(_rounding(name, stocks))
     return [*rows, *spared(vlm), *shared()]
 
 
@@ -235,17 +238,20 @@ def memory(name: str, *, seed: int) -> Row:
     )
 
 
-def exactness(vlm: VLM, patches: int | None, *, seed: int) -> list[Row]:
+def exactness(vlm: VLM, patches: int | None, *, seed: int) -> tuple[list[Row], np.ndarray]:
     """Every number against N: logits of single and both cascade levels, and their divergences.
 
     Args:
         patches: so many of each image, or None for all.
+
+    Returns:
+        the rows, and the divergences by N.
     """
     size = vlm.grid.size
     vocabulary = vlm.model.config.text_config.vocab_size
     skip = partial(probe.is_article, vlm)
     far: list[float] = []  # of every logit vector, the largest difference
-    wrong: list[float] = []  # of every divergence, the error over the allowed one
+    divergences: list[tuple[float, float]] = []  # by N and by ours
     images = scenes("test", EXACT_IMAGES)
     for number, scene in enumerate(tqdm(images, desc=f"exactness, {vlm.name}", leave=False)):
         chosen = range(size) if patches is None else spread(size, patches, seed + number)
@@ -270,15 +276,36 @@ def exactness(vlm: VLM, patches: int | None, *, seed: int) -> list[Row]:
                 far += [_apart(said, before, intact), _apart(said, after, changed)]
                 right = float(leave_one_out.jsd(intact, changed))
                 found = float(leave_one_out.jsd(said.logits[before], said.logits[after]))
-                wrong.append(abs(found - right) / max(JSD_RELATIVE * right, JSD_ABSOLUTE))
+                divergences.append((right, found))
+    right, found = np.array(divergences).T
     label = f"{vlm.name}, {str(vlm.dtype).removeprefix('torch.')}"
-    of = f"{len(wrong) // len(CASCADE)} patches of {len(images)} images"
-    return [
+    of = f"{len(right) // len(CASCADE)} patches of {len(images)} images"
+    rows = [
         row(f"exactness, {label}: logits against N, share of the largest ({of})",
              float(np.max(far)), n=len(far), bar=LOGITS[vlm.dtype], at_most=True),
         row(f"exactness, {label}: JSD against N, of the allowed 1e-4 or 1e-9 ({of})",
-             float(np.max(wrong)), n=len(wrong), bar=1.0, at_most=True),
+             _wrong(found, right), n=len(right), bar=1.0, at_most=True),
     ]  # fmt: skip
+    return rows, right
+
+
+def _wrong(found: np.ndarray, right: np.ndarray) -> float:
+    """The largest error of a divergence over the allowed one."""
+    return float((np.abs(found - right) / np.maximum(JSD_RELATIVE * right, JSD_ABSOLUTE)).max())
+
+
+def _rounding(name: str, stocks: dict[torch.dtype, np.ndarray]) -> Row:
+    """How far N itself is from N in float64: what float32 leaves uncertain in any order of adding.
+
+    A divergence is a small difference of logits squared, so its relative error is twice that of the
+    difference, and the rounding of a logit is a large share of a small difference.
+    """
+    single, double = stocks[torch.float32], stocks[torch.float64]
+    return row(
+        f"rounding, {name}: JSD of N in float32 against N in float64, of the allowed 1e-4 or 1e-9",
+        _wrong(single, double),
+        n=len(double),
+    )
 
 
 def spared(vlm: VLM) -> list[Row]:

@@ -92,11 +92,11 @@ LETTERS = [
     ("I'd say b",           "",  "",  "",  "",  "",  "",  "D"),   # the d of I'd
     ("none",                "",  "D", "D", "",  "D", "",  ""),    # Mantis: N is no option
     ("I choose C",          "",  "C", "",  "C", "",  "",  "C"),
-    ("The answer is Bird",  "",  "",  "",  "B", "B", "",  ""),
-    ("C: it is, not (B).",  "C", "B", "",  "C", "C", "",  "C"),
+    ("The answer is Bird",  "",  "B", "",  "B", "B", "",  ""),
+    ("C: it is, not (B).",  "C", "C", "",  "C", "C", "",  "C"),   # "C:" before "(B)."
     ("It is A, B: no",      "",  "A", "",  "B", "",  "",  "A"),   # "A," before "B:"; "B:", no "A:"
     (" \n b",               "B", "",  "B", "",  "B", "B", "B"),
-    ("A.cat\ndog",          "A", "",  "A", "A", "A", "A", ""),
+    ("A.cat\ndog",          "A", "A", "A", "A", "A", "A", ""),    # two options named
     ("-B-",                 "",  "B", "B", "B", "B", "",  "B"),
     ("...",                 "",  "",  "",  "",  "",  "",  ""),
 ]  # fmt: skip

@@ -381,7 +381,7 @@ def one_line(error):
 @pytest.mark.parametrize("metric", ["cider", "spice"])
 def test_what_is_missing_is_said_in_one_line(metric, package, jars, java, monkeypatch):
     score = getattr(coco, metric)
-    with pytest.raises(RedlibError, match="image 'im1' has no references") as error:
+    with pytest.raises(RedlibError, match="image 'im1' has no references"):
         score(CAPTIONS, {"im2": ["the cup"]})
     with pytest.raises(RedlibError, match="image 'im2' has no caption"):
         score({"im1": "a star"}, REFERENCES)
@@ -391,9 +391,13 @@ def test_what_is_missing_is_said_in_one_line(metric, package, jars, java, monkey
     with pytest.raises(RedlibError, match="needs Java: install") as error:
         score(CAPTIONS, REFERENCES)
     one_line(error)
+
+
+@pytest.mark.parametrize("metric", ["cider", "spice"])
+def test_without_the_package_the_extra_is_named(metric, monkeypatch):
     monkeypatch.setitem(sys.modules, "pycocoevalcap", None)
     with pytest.raises(RedlibError, match=r"pip install 'redlib\[captions\]'") as error:
-        score(CAPTIONS, REFERENCES)
+        getattr(coco, metric)(CAPTIONS, REFERENCES)
     one_line(error)
 
 

@@ -4,7 +4,7 @@ SPICE turns a caption into tuples (cup), (cup, red), (cup, small) and compares s
 parser needs Java and a trained grammar; the captions of the drawn world follow a grammar of their
 own, in which a noun and its adjectives stand together between commas, so that the tuples can be
 read off; "and" joins the look of another object of the same noun. The F1 over them is named
-tabletop-SPICE and is never to be compared with SPICE.
+tabletop-SPICE and is never to be compared with SPICE, nor either with CIDEr (`coco`).
 
     tuples("a small red cup and the word open on a plain ground.")
     # {("cup",), ("cup", "red"), ("cup", "small"), ("word", "open")}
@@ -15,6 +15,9 @@ from collections import Counter
 
 from redlib.tabletop.questions import CAPTIONS
 from redlib.tabletop.world import COLOURS, NOUNS, SIZES, WORDS, Scene
+
+METRIC = "tabletop-SPICE"
+"""The name under which every output states the F1."""
 
 
 def tuples(text: str) -> Counter[tuple[str, ...]]:

@@ -20,7 +20,8 @@ import torch
 from tqdm.auto import tqdm
 
 from redlib.bench.answering import answers
-from redlib.bench.metrics import circular, is_correct
+from redlib.bench.letters import circular
+from redlib.bench.metrics import is_correct
 from redlib.errors import RedlibError
 from redlib.models import VLM
 
@@ -71,7 +72,7 @@ def evaluate(
 
     Returns:
         One row per question, in the order of `questions`: method, task, image, group, asked,
-        question, gold, answer, correct (bool, by the benchmark's own unit: see `metrics.circular`),
+        question, gold, answer, correct (bool, by the benchmark's own unit: see `letters.circular`),
         kept (number of visual tokens).
 
     Raises:
@@ -107,7 +108,8 @@ def evaluate(
             "gold": [q.answer for q in questions],
             "answer": said,
             "correct": [
-                is_correct(q.task, text, q.answer) for q, text in zip(questions, said, strict=True)
+                is_correct(q.task, text, q.answer, question=q.text)
+                for q, text in zip(questions, said, strict=True)
             ],
             "kept": kept,
         }

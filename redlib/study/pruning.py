@@ -163,7 +163,8 @@ def show(session: Session, codebook: Codebook, *, keep: int) -> Shown:
     asked = {"question": texts, "gold": [question.answer for question in chosen]}
     right = {
         f"{side}_right": [
-            bench.is_correct(q.task, text, q.answer) for q, text in zip(chosen, words, strict=True)
+            bench.is_correct(q.task, text, q.answer, question=q.text)
+            for q, text in zip(chosen, words, strict=True)
         ]
         for side, words in said.items()
     }

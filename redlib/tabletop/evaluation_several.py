@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from redlib.bench.answering import answers
 from redlib.bench.intervals import Interval, interval
-from redlib.bench.metrics import choice_letter, exact_match
+from redlib.bench.metrics import is_correct
 from redlib.models import VLM
 from redlib.tabletop.films import FRAMES, SUBTASKS, film_questions
 from redlib.tabletop.films import films as draw_films
@@ -67,7 +67,7 @@ def _pairs(vlm: VLM, schema: str, n: int, seed: int) -> Rows:
         shown = vlm.several([scene.image for scene in asked[0].scenes])
         said = _answers(vlm, shown, [pair.text for pair in asked])
         for pair, text in zip(asked, said, strict=True):
-            told.append((id, pair.kind, _right(text, pair.answer), pair.chance))
+            told.append((id, pair.kind, is_correct(schema, text, pair.answer), pair.chance))
     label = f"two images, {schema}"
     return [*_by_kind(told, label, seed, "kinds"), *_chances(told, label, "kinds")]
 
@@ -80,7 +80,7 @@ def _films(vlm: VLM, n: int, frames: int, seed: int) -> Rows:
         asked = [q for task in SUBTASKS for q in film_questions([film], task)]
         said = _answers(vlm, vlm.film(film.images), [q.text for q in asked])
         for q, text in zip(asked, said, strict=True):
-            told.append((film.id, q.task, _right(text, q.answer), q.chance))
+            told.append((film.id, q.task, is_correct("film", text, q.answer), q.chance))
     rows = _by_kind(told, f"video, {frames} frames", seed, "subtasks")
     # The questions are the same whatever the frames.
     return rows + (_chances(told, "video", "subtasks") if frames == FRAMES[0] else [])
@@ -128,13 +128,6 @@ def _games(vlm: VLM, games: Sequence[Composite], seed: int) -> Rows:
 def _answers(vlm: VLM, shown: torch.Tensor, texts: Sequence[str]) -> list[str]:
     # `answers` ends the visual tokens with the newline that these already have.
     return answers(vlm, shown[:-1], texts)
-
-
-def _right(answer: str, gold: str) -> bool:
-    """By its letter where options were offered, else word for word."""
-    if len(gold) == 1:
-        return choice_letter(answer) == gold.upper()
-    return exact_match(answer, gold)
 
 
 def _frame(told: list[tuple[str, str, bool, float]]) -> pd.DataFrame:

@@ -126,7 +126,7 @@ def _values(row: object) -> dict[str, float]:
 
 
 def _won(cells: str, method: str) -> dict[str, float]:
-    """Percent of the comparisons with the other pruned rows, column by column, that `method` wins."""
+    """Percent of the comparisons with the other methods, column by column, that `method` wins."""
     printed, better = table("table1"), []
     for cell in cells.split("|"):
         model, setting, tokens = cell.split("/")

@@ -278,7 +278,7 @@ def _ledger(frame: pd.DataFrame, runs: Mapping[str, tuple[Path, list[dict[str, A
             f"<td>{'; '.join(part for part in (where, needs) if part)}</td></tr>"
         )
     numbers = frame["verdict"].value_counts(sort=False)
-    count = ", ".join(f"{number} {verdict}" for verdict, number in numbers.items())
+    count = ", ".join(f"{verdict} {number}" for verdict, number in numbers.items())
     names = (
         "Claim",
         "Paper's number",

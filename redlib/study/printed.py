@@ -12,6 +12,7 @@ text says "approximately", if it is at most a point away. Nothing in this module
 the numbers are the paper's own, kept in `redlib/study/paper/` as they are printed.
 """
 
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
@@ -85,6 +86,11 @@ def percentages() -> pd.DataFrame:
     ""), recomputed (each average with its value), given_by (the averages that give the number) and
     the verdict in words.
     """
+    return _percentages().copy()
+
+
+@cache
+def _percentages() -> pd.DataFrame:
     rows = []
     for row in table("percentages").itertuples():
         values = _values(row)

@@ -244,7 +244,7 @@ class Session:
             note["width"], note["height"] = _png_size(png)
             with atomic(self.figures / f"{name}.png") as temporary:
                 temporary.write_bytes(png)
-        csv = data.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+        csv = data.to_csv(index=False, float_format=_six_digits, lineterminator="\n")
         with atomic(self.figures / f"{name}.csv") as temporary:
             temporary.write_bytes(csv.encode("utf-8"))
         note["parameters"] = self._own_parameters()
@@ -331,6 +331,11 @@ class Saved:
             return {"text/html": table, "text/plain": repr(self)}, {}
         data = {"image/png": base64.b64encode(self.png).decode(), "text/plain": repr(self)}
         return data, {"image/png": {"alt": html.escape(self.note["alt"], quote=True)}}
+
+
+def _six_digits(value: float) -> str:
+    """What is 0 but for rounding is written as 0: the last bit of a sum is no difference."""
+    return "0" if abs(value) < 1e-15 else f"{value:.6g}"
 
 
 def _png(figure: Any) -> bytes:

@@ -309,6 +309,12 @@ def test_a_hundredth_of_the_training_runs_end_to_end(tmp_path, monkeypatch):
     assert "model.image_newline" in went and "model.image_newline" not in begun
     moved = {key for key, value in begun.items() if not torch.equal(value, went[key])}
     assert moved and not any("vision_tower" in key for key in moved)
+    state = torch.load(tmp_path / "tiny-llava-next" / "decoder.pt", weights_only=True)["modules"]
+    for key, last in state["projector"].items():  # exported: the mean of first and last
+        name = f"model.multi_modal_projector.{key}"
+        mean = (begun[name].double() + last.double()) / 2
+        assert torch.allclose(went[name].double(), mean, rtol=1e-3, atol=1e-6), "stored as fp16"
+    assert torch.equal(went["model.image_newline"], state["newline"]["newline"].half().float())
 
 
 def test_an_ablation_is_of_the_first_checkpoint_only(tmp_path):

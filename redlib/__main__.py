@@ -2,6 +2,7 @@
 
     redlib run params/tiny.yaml             all notebooks, then the page of figures
     redlib run params/tiny.yaml --only 05,06 --force
+    redlib page params/tiny.yaml            the page again, from results that are there; no model
     redlib params 04                        what can be set in notebook 04
     redlib train tiny-llava-1.5             make the embedded model again, from nothing
     redlib evaluate tiny-llava-1.5 --quick  measure what its model card says
@@ -70,6 +71,10 @@ def _run(chosen: argparse.Namespace) -> None:
     print(batch.from_here(page))
 
 
+def _page(chosen: argparse.Namespace) -> None:
+    print(batch.from_here(batch.draw_pages(chosen.file)))
+
+
 def _params(chosen: argparse.Namespace) -> None:
     names = list(params.Params.model_fields)
     if chosen.notebook is not None:
@@ -132,6 +137,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--force", action="store_true", help="run even what has not changed")
     run.add_argument("--jobs", type=int, metavar="N", help="how many notebooks at a time")
     run.set_defaults(command=_run)
+    page = commands.add_parser("page", help="write the page and the ledger of claims again")
+    page.add_argument("file", metavar="FILE", help="e.g. params/tiny.yaml")
+    page.set_defaults(command=_page)
     show = commands.add_parser("params", help="names, types, defaults and meaning of parameters")
     show.add_argument("notebook", metavar="NN", nargs="?", help="number of a notebook")
     show.set_defaults(command=_params)

@@ -45,6 +45,7 @@ from redlib.notebook import figures_folder, root, runs_folder
 from redlib.params import NOTEBOOKS, PLACES, Params
 from redlib.scale import Workers
 from redlib.store import code_version, read_json, write_json, write_text, writing
+from redlib.study import ledger, printed
 
 # The notebooks whose saved results a notebook reads, instead of measuring the same again.
 BUILDS_ON: dict[str, tuple[str, ...]] = {"03": ("01",), "06": ("05",)}
@@ -148,6 +149,16 @@ def run(
             waiting.append(_Job(one, number, source, label))
     _run_all(waiting, jobs, threads, force, say)
     rows = [row for one in runs for row in _rows(one)]
+    return rows, draw_pages(file)
+
+
+def draw_pages(file: str | Path) -> Path:
+    """Write the pages of the runs of `file` from the tables and notes that lie there, and run
+    nothing; a set's page also has the ledger of the paper's claims.
+
+    Returns the path of the set's page, or of the run's. Raises RedlibError as `report.write` does.
+    """
+    runs = params.load_set(file)
     pages = {one.run_name: figures_folder(one) for one in runs}
     for one in runs:
         name, place = one.run_name, pages[one.run_name]
@@ -156,8 +167,14 @@ def run(
         name = Path(file).stem
         published = all(one.publish for one in runs)
         place = root() / "figures" / name if published else runs_folder(name) / "figures"
-        page = report.write(place / "index.html", pages, title=f"Figures of the set {name}")
-    return rows, page
+        page = report.write(
+            place / "index.html",
+            pages,
+            title=f"Figures of the set {name}",
+            ledger=ledger.ledger(pages),
+            percentages=printed.percentages(),
+        )
+    return page
 
 
 def publish(executed: str | Path, source: str | Path) -> None:

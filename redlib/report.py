@@ -13,6 +13,7 @@ colours that keep 7:1 contrast in light and dark, sizes in rem and a single colu
 """
 
 import html
+import io
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -77,11 +78,20 @@ footer { padding: 2rem 1rem 3rem; color: var(--soft); }
 """
 
 
-def write(page: str | Path, folders: Mapping[str, str | Path], *, title: str) -> Path:
+def write(
+    page: str | Path,
+    folders: Mapping[str, str | Path],
+    *,
+    title: str,
+    ledger: pd.DataFrame | None = None,
+    percentages: pd.DataFrame | None = None,
+) -> Path:
     """Write the page of one run, or of a set of runs.
 
     page: the HTML file to write. folders: run name -> folder with its figures and notes; links are
-    relative from the page to there. title: the page's heading.
+    relative from the page to there. title: the page's heading. ledger, percentages: the paper's
+    claims (`redlib.study.ledger`) and its recomputed percentages (`redlib.study.printed`); each is
+    also written beside the page, as claims.csv and percentages.csv.
     Returns the path of the page. Raises RedlibError for a damaged note or a folder that cannot be
     written.
     """
@@ -92,9 +102,15 @@ def write(page: str | Path, folders: Mapping[str, str | Path], *, title: str) ->
         f"<header><h1>{_text(title)}</h1>",
         f"<p>{_text(_lead(runs))}</p></header>",
         '<nav aria-label="Contents"><h2>Contents</h2>',
-        _contents(runs),
+        _contents(runs, ledger, percentages),
         '</nav><main id="results" tabindex="-1">',
     ]
+    if ledger is not None:
+        body.append(_ledger(ledger, runs))
+        _write_csv(page.with_name("claims.csv"), ledger)
+    if percentages is not None:
+        body.append(_percentages(percentages))
+        _write_csv(page.with_name("percentages.csv"), percentages)
     for run, (folder, notes) in runs.items():
         body.append(f'<section aria-labelledby="{_id(run)}">')
         body.append(f'<h2 id="{_id(run)}">Run {_text(run)}{_model(run, notes)}</h2>')
@@ -175,8 +191,16 @@ def _lead(runs: Mapping[str, tuple[Path, list[dict[str, Any]]]]) -> str:
     )
 
 
-def _contents(runs: Mapping[str, tuple[Path, list[dict[str, Any]]]]) -> str:
+def _contents(
+    runs: Mapping[str, tuple[Path, list[dict[str, Any]]]],
+    ledger: pd.DataFrame | None,
+    percentages: pd.DataFrame | None,
+) -> str:
     lines = ["<ul>"]
+    if ledger is not None:
+        lines.append('<li><a href="#claims">The paper\'s claims</a></li>')
+    if percentages is not None:
+        lines.append('<li><a href="#percentages">The paper\'s percentages</a></li>')
     for run, (_, notes) in runs.items():
         for notebook in _notebooks(notes):
             label = _heading(notebook) if len(runs) == 1 else f"{run}: {_heading(notebook)}"
@@ -233,6 +257,69 @@ def _claims(found: Iterable[Mapping[str, Any]], run: str) -> str:
         f"<table><caption>Claims tested in run {_text(run)}</caption>"
         f"<thead><tr>{heads}</tr></thead><tbody>" + "\n".join(rows) + "</tbody></table></div>"
     )
+
+
+def _ledger(frame: pd.DataFrame, runs: Mapping[str, tuple[Path, list[dict[str, Any]]]]) -> str:
+    """The paper's claims one by one, each with a link to the figure or table that decides it."""
+    there = {_id(run, note["name"]) for run, (_, notes) in runs.items() for note in notes}
+    rows = []
+    for claim in frame.itertuples():
+        where = f"{claim.run}, notebook {claim.notebook}: {claim.table}"
+        key = _id(claim.run, claim.table)
+        linked = f'<a href="#{key}">{_text(where)}</a>' if key in there else _text(where)
+        where = linked if claim.run else ""
+        needs = f"needs {_text(claim.needs)}" if claim.needs else ""
+        cells = (claim.paper, claim.paper_tables, claim.criterion, claim.measured)
+        rows.append(
+            f'<tr><th scope="row">{_text(claim.claim)} '
+            f'<span class="where">({_text(claim.section)})</span></th>'
+            + "".join(f"<td>{_text(cell)}</td>" for cell in cells)
+            + f'<td class="holds">{_text(claim.verdict)}</td>'
+            f"<td>{'; '.join(part for part in (where, needs) if part)}</td></tr>"
+        )
+    numbers = frame["verdict"].value_counts(sort=False)
+    count = ", ".join(f"{verdict} {number}" for verdict, number in numbers.items())
+    names = (
+        "Claim",
+        "Paper's number",
+        "Its tables give",
+        "Test",
+        "Measured here",
+        "Verdict",
+        "Where",
+    )
+    heads = "".join(f'<th scope="col">{name}</th>' for name in names)
+    return (
+        '<section aria-labelledby="claims"><h2 id="claims">The paper\'s claims</h2>'
+        f"<p>{_count(len(frame), 'claim')}: {_text(count)}. A verdict is about the model of the "
+        "run it names, which is not the paper's. What the paper prints is in columns of its own; "
+        "nothing in them was measured here.</p>"
+        '<div class="scroll" role="region" aria-labelledby="claims" tabindex="0">'
+        "<table><caption>Every claim, the test that decides it, and what the runs say</caption>"
+        f"<thead><tr>{heads}</tr></thead><tbody>" + "\n".join(rows) + "</tbody></table></div>"
+        '<p><a href="claims.csv">The claims as CSV</a></p></section>'
+    )
+
+
+def _percentages(frame: pd.DataFrame) -> str:
+    """The percentages of the paper's text beside what its own tables give."""
+    shown = frame.rename(columns=lambda name: name.replace("_", " ")).drop(columns="id")
+    cells = table(
+        io.StringIO(shown.to_csv(index=False)),
+        caption="What the text says, and what each average over the columns of the paper's own "
+        "printed tables gives; no number of this table was measured here",
+        max_rows=len(frame),
+    )
+    return (
+        '<section aria-labelledby="percentages">'
+        '<h2 id="percentages">The paper\'s percentages</h2>'
+        '<div class="scroll" role="region" aria-labelledby="percentages" tabindex="0">'
+        f'{cells}</div><p><a href="percentages.csv">The percentages as CSV</a></p></section>'
+    )
+
+
+def _write_csv(path: Path, frame: pd.DataFrame) -> None:
+    write_text(path, frame.to_csv(index=False, lineterminator="\n"))
 
 
 def _pairs(values: Mapping[str, Any]) -> str:

@@ -67,7 +67,7 @@ def test_what_has_not_changed_is_not_run_again(finished):
 
 def test_running_again_and_by_force_changes_no_byte(finished):
     first, again, forced = finished.states
-    assert len(first) == 6
+    assert len(first) == 8
     assert first == again == forced
 
 

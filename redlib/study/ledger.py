@@ -1,0 +1,210 @@
+"""The ledger: every checkable claim of the paper, and what the runs at hand say of it.
+
+The claims are data (`paper/claims.csv`), written down with the rule that decides each before there
+is a result. A claim is decided in one of two ways:
+
+    statement   a notebook has tested it and noted its verdict (`redlib.study.verdict`)
+    rule        the interval in certain rows of a result table lies above, below or between bounds
+
+Several rows decide together: all must hold, and one that fails is enough to fail. A claim about
+LLaVA-Next that any model can show is read from a run of that family, else from the next family that
+the claim lists. What no run has measured is "not run", with the table that it waits for; what no
+run of this kind can tell is "not decidable here", with what it needs. The paper's own numbers stand
+in columns of their own: `paper` as its text has them, `paper_tables` as they come out of its
+printed tables (`redlib.study.printed`).
+
+    frame = ledger({"tiny-llava-1.5": "figures/tiny-llava-1.5"})
+    counts(frame)                     # {"holds": 9, "does not hold": 10, ...}
+
+Nothing here needs a model; it reads the committed tables and notes.
+"""
+
+import itertools
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from redlib import report
+from redlib.errors import RedlibError
+from redlib.params import family
+from redlib.study import printed
+
+HOLDS, FAILS, OPEN, NOT_RUN = VERDICTS = (
+    "holds",
+    "does not hold",
+    "not decidable here",
+    "not run",
+)
+
+COLUMNS = (
+    "id", "section", "claim", "paper", "paper_tables", "measured", "interval", "verdict",
+    "criterion", "needs", "run", "notebook", "table",
+)  # fmt: skip
+
+MORE = "more images or questions: the interval leaves it open"
+
+_INTERVAL = re.compile(r"\((?:95% interval )?([-+]?\d[\d.e+-]*%? to [-+]?\d[\d.e+-]*%?)\)")
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a run says: the verdict (None: open), the numbers and their interval as text."""
+
+    holds: bool | None
+    measured: str
+    interval: str
+    run: str
+
+
+def ledger(runs: Mapping[str, str | Path]) -> pd.DataFrame:
+    """The claims with their verdicts.
+
+    runs: run name -> folder with its tables and notes, as `redlib.report.write` takes them.
+    Returns one row per claim with COLUMNS, in the order of the paper's argument; `verdict` is one
+    of VERDICTS, `run`, `measured` and `interval` are "" where nothing was measured.
+    Raises RedlibError if a result table lacks a column that a claim reads.
+    """
+    folders = {name: Path(folder) for name, folder in runs.items()}
+    families: dict[str, list[str]] = {}
+    for name, folder in folders.items():
+        for note in report.items(folder)[:1]:
+            families.setdefault(family(str(note["parameters"]["model"])), []).append(name)
+    texts = printed.percentages().set_index("id")
+    rows = []
+    for claim in printed.table("claims").itertuples():
+        names = [name for kind in claim.families.split() for name in families.get(kind, ())]
+        found = next(filter(None, (_look(claim, name, folders[name]) for name in names)), None)
+        rows.append(_row(claim, found, texts))
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def counts(frame: pd.DataFrame) -> dict[str, int]:
+    """How many claims have each verdict, all of VERDICTS in their order."""
+    return {verdict: int((frame["verdict"] == verdict).sum()) for verdict in VERDICTS}
+
+
+def _row(claim: Any, found: _Found | None, texts: pd.DataFrame) -> dict[str, str]:
+    decided = claim.statement or claim.rule
+    if found is not None:
+        verdict = {True: HOLDS, False: FAILS, None: OPEN}[found.holds]
+        needs = claim.needs or MORE if verdict == OPEN else ""
+    elif decided:
+        verdict = NOT_RUN
+        table = f"table {claim.table} of notebook {claim.notebook}"
+        needs = f"{table}, drawn with {' or '.join(claim.families.split())}"
+    else:
+        verdict, needs = OPEN, claim.needs
+    where = claim.where.replace(";", ", ").replace("|", " and ").replace("=", " ")
+    rule = f"{claim.value} {claim.rule}" + (f", where {where}" if where else "")
+    return {
+        "id": claim.id,
+        "section": claim.section,
+        "claim": claim.claim,
+        "paper": claim.paper,
+        "paper_tables": "; ".join(_recomputed(texts.loc[key]) for key in claim.percentages.split()),
+        "measured": found.measured if found else "",
+        "interval": found.interval if found else "",
+        "verdict": verdict,
+        "criterion": claim.statement or (rule if claim.rule else ""),
+        "needs": needs,
+        "run": found.run if found else "",
+        "notebook": claim.notebook,
+        "table": claim.table,
+    }
+
+
+def _recomputed(text: pd.Series) -> str:
+    given = f"given by {text['given_by']}" if text["given_by"] else "given by none"
+    return f"{text['says']}: {text['recomputed'].replace(';', ',')} ({given.replace(';', ',')})"
+
+
+def _look(claim: Any, run: str, folder: Path) -> _Found | None:
+    """What `run` says of the claim; None if it has not measured it."""
+    if claim.statement:
+        for noted in report.claims(folder):
+            if (noted["notebook"], noted["statement"]) == (claim.notebook, claim.statement):
+                intervals = "; ".join(_INTERVAL.findall(noted["evidence"]))
+                return _Found(noted["holds"], noted["evidence"], intervals, run)
+        return None
+    path = folder / f"{claim.table}.csv"
+    if not claim.rule or not path.is_file():
+        return None
+    frame = pd.read_csv(path)
+    rows = _chosen(frame, claim.where, path).dropna(subset=[_column(frame, claim.value, path)])
+    if rows.empty or not _complete(rows, claim.where):
+        return None
+    low, high = _bounds(rows, claim.value)
+    verdicts = [_judge(a, b, claim.rule) for a, b in zip(low, high, strict=True)]
+    holds = False if False in verdicts else None if None in verdicts else True
+    measured = f"{claim.value} {_range(rows[claim.value])}"
+    if len(rows) > 1:
+        measured += f" in {len(rows)} rows: {verdicts.count(True)} hold, "
+        measured += f"{verdicts.count(False)} do not, {verdicts.count(None)} are open"
+    exact = low.equals(rows[claim.value])
+    return _Found(holds, measured, "exact" if exact else _range([low.min(), high.max()]), run)
+
+
+def _chosen(frame: pd.DataFrame, where: str, path: Path) -> pd.DataFrame:
+    """The rows of `frame` that have one of the values asked for in every column asked for."""
+    for column, wanted in _conditions(where):
+        values = frame[_column(frame, column, path)]
+        frame = frame[values.map(_text).isin(wanted)]
+    return frame
+
+
+def _complete(rows: pd.DataFrame, where: str) -> bool:
+    """Whether every combination that was asked for is there: a part of a claim decides nothing."""
+    conditions = _conditions(where)
+    there = {tuple(_text(row[column]) for column, _ in conditions) for _, row in rows.iterrows()}
+    return there == set(itertools.product(*(wanted for _, wanted in conditions)))
+
+
+def _conditions(where: str) -> list[tuple[str, list[str]]]:
+    """ "method=ours;tokens=96|144" as [("method", ["ours"]), ("tokens", ["96", "144"])]."""
+    pairs = (part.split("=", 1) for part in where.split(";") if part)
+    return [(column, wanted.split("|")) for column, wanted in pairs]
+
+
+def _column(frame: pd.DataFrame, name: str, path: Path) -> str:
+    if name not in frame:
+        known = ", ".join(frame.columns)
+        raise RedlibError(f"{path}: no column {name!r}, which the ledger reads; there are {known}")
+    return name
+
+
+def _bounds(rows: pd.DataFrame, value: str) -> tuple[pd.Series, pd.Series]:
+    """Ends of the interval of `value`; the number itself where it was counted, not estimated."""
+    for low, high in ((f"{value}_low", f"{value}_high"), ("low", "high")):
+        if low in rows and high in rows:
+            return rows[low], rows[high]
+    return rows[value], rows[value]
+
+
+def _judge(low: float, high: float, rule: str) -> bool | None:
+    """Whether an interval lies where `rule` says, e.g. "above 0.9" or "between 0.8 0.9"."""
+    word, *numbers = rule.split()
+    if word == "between":
+        floor, ceiling = map(float, numbers)
+        if low >= floor and high <= ceiling:
+            return True
+        return False if high < floor or low > ceiling else None
+    (bound,) = map(float, numbers)
+    if word == "below":
+        low, high, bound = -high, -low, -bound
+    if low > bound:
+        return True
+    return False if high <= bound else None
+
+
+def _range(values: Any) -> str:
+    ends = dict.fromkeys(f"{value:.3g}" for value in (min(values), max(values)))
+    return " to ".join(ends)
+
+
+def _text(value: Any) -> str:
+    """A cell as claims.csv writes it: whole numbers without a point."""
+    return f"{value:g}" if isinstance(value, float) else str(value)

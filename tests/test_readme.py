@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 
 from redlib import __main__ as command_line
+from redlib.codebook import Codebook, Criteria
+from redlib.models import load
 from redlib.params import NOTEBOOKS, load_file
+from redlib.tabletop import scenes
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
@@ -48,6 +51,24 @@ def test_listing_parameters_as_the_readme_does(capsys):
     assert "redlib params 04" in _commands("redlib")
     assert command_line.main(["params", "04"]) == 0
     assert "study_images" in capsys.readouterr().out
+
+
+def test_the_line_in_your_own_code_is_all_it_takes(tmp_path, capsys):
+    """The example as it stands, with a codebook of this scene's first tokens for the one that
+    notebook 05 makes."""
+    (code,) = (block for block in re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+               if "redlib.pruned" in block)  # fmt: skip
+    path = "runs/tiny-llava-1.5/codebook.safetensors"
+    assert path in code
+    vlm = load("tiny-llava-1.5", device="cpu")
+    tokens = vlm.encode([scenes("test", 1)[0].image]).tokens[0, :4]
+    made = Codebook(tokens, ("here",) * 4, range(4), vlm.name, vlm.revision, Criteria.paper())
+    file = made.save(tmp_path / "codebook.safetensors").as_posix()
+    exec(code.replace(path, file), {})
+    printed = capsys.readouterr().out.strip()
+    assert re.fullmatch(r"576 -> 64 visual tokens: an? [a-z ,]+\.", printed)
+    said = " ".join(re.findall(r"^# (.*)$", code, re.MULTILINE))
+    assert re.fullmatch(r"576 -> 64 visual tokens: an? [a-z ,]+\.", said), "as the comment says"
 
 
 def test_links_lead_to_files():

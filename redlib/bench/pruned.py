@@ -139,7 +139,7 @@ def _drawn(vlm: VLM, batch: int, size: int, seed: int) -> tuple[Tensor, Codebook
     words = vlm.model.get_input_embeddings().weight
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randn(batch * size + PROTOTYPES, vlm.width, generator=generator)
-    drawn *= float(words.float().std())
+    drawn *= float(words.detach().float().std())
     visual = drawn[PROTOTYPES:].view(batch, size, -1).to(vlm.device, vlm.dtype)
     nowhere = ("",) * PROTOTYPES
     book = Codebook(drawn[:PROTOTYPES], nowhere, (0,) * PROTOTYPES, vlm.name, vlm.revision,

@@ -47,6 +47,9 @@ COLUMNS = (
 
 MORE = "more images or questions: the interval leaves it open"
 
+LEAST_IMAGES = 10
+"""As `redlib.study.patches`, which needs torch: an interval over fewer images decides nothing."""
+
 _INTERVAL = re.compile(r"\((?:95% interval )?([-+]?\d[\d.e+-]*%? to [-+]?\d[\d.e+-]*%?)\)")
 
 
@@ -138,7 +141,11 @@ def _look(claim: Any, run: str, folder: Path) -> _Found | None:
     if rows.empty or not _complete(rows, claim.where):
         return None
     low, high = _bounds(rows, claim.value)
-    verdicts = [_judge(a, b, claim.rule) for a, b in zip(low, high, strict=True)]
+    images = rows["images"] if "images" in rows else [LEAST_IMAGES] * len(rows)
+    verdicts = [
+        _judge(a, b, claim.rule) if n >= LEAST_IMAGES else None
+        for a, b, n in zip(low, high, images, strict=True)
+    ]
     holds = False if False in verdicts else None if None in verdicts else True
     measured = f"{claim.value} {_range(rows[claim.value])}"
     if len(rows) > 1:

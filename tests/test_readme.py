@@ -58,7 +58,7 @@ def test_the_line_in_your_own_code_is_all_it_takes(tmp_path, capsys):
     notebook 05 makes."""
     (code,) = (block for block in re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
                if "redlib.pruned" in block)  # fmt: skip
-    path = "runs/tiny-llava-1.5/codebook.safetensors"
+    path = "runs/smoke/codebook.safetensors"
     assert path in code
     vlm = load("tiny-llava-1.5", device="cpu")
     tokens = vlm.encode([scenes("test", 1)[0].image]).tokens[0, :4]

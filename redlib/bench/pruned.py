@@ -14,9 +14,7 @@ holds, so this one holds tokens drawn by lot, as many as the paper's.
     rows = measure(vlm)                # metric, value, low, high, n, bar, pass
 """
 
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 
 import numpy as np
 import torch
@@ -25,7 +23,7 @@ from torch import Tensor
 import redlib
 from redlib import models
 from redlib.bench.baselines import AFTER, BEFORE, lengthened, random_model
-from redlib.bench.speed import Row, peak_memory, row, turns
+from redlib.bench.speed import Row, alone, peak_memory, row, turns
 from redlib.codebook import Codebook, Criteria
 from redlib.models import VLM
 from redlib.prune import keep_lowest, redundancy
@@ -191,11 +189,7 @@ def _fastv(vlm: VLM, batch: int, keep: int, *, pairs: int) -> Row:
 
 def _memory(name: str, *, seed: int) -> Row:
     """Peak memory of a process that reads the batch, pruned over full."""
-    peaks = []
-    for keep in (None, KEEP):
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            peaks.append(pool.submit(_peak, name, keep, seed).result())
-    full, few = peaks
+    full, few = (alone(_peak, name, keep, seed) for keep in (None, KEEP))
     return row(
         f"peak memory of a process, prefill of batch {BATCH}, pruned over full "
         f"({few / 1e6:.0f} MB over {full / 1e6:.0f} MB)",

@@ -224,11 +224,7 @@ def timed(
 
 def memory(name: str, *, seed: int) -> Row:
     """Peak memory of a process that runs all levels, ours over N."""
-    peaks = []
-    for ours in (False, True):
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            peaks.append(pool.submit(_peak, name, ours, seed).result())
-    naive, own = peaks
+    naive, own = (alone(_peak, name, ours, seed) for ours in (False, True))
     return row(
         f"peak memory of a process, ours over N ({own / 1e6:.0f} MB over {naive / 1e6:.0f} MB)",
         own / naive,
@@ -406,6 +402,12 @@ def _peak(name: str, ours: bool, seed: int) -> int:
             for path in _paths(vlm, pieces, level, spread(vlm.grid.size, 4, seed)):
                 stock(vlm, pieces.table[path])
     return peak_memory()
+
+
+def alone(work: Callable[..., int], *given: object) -> int:
+    """What a function says in a process of its own."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(work, *given).result()
 
 
 def peak_memory() -> int:

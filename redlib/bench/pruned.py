@@ -23,7 +23,7 @@ from torch import Tensor
 import redlib
 from redlib import models
 from redlib.bench.baselines import AFTER, BEFORE, lengthened, random_model
-from redlib.bench.speed import Row, alone, peak_memory, row, turns
+from redlib.bench.speed import Row, isolated, peak_memory, row, turns
 from redlib.codebook import Codebook, Criteria
 from redlib.models import VLM
 from redlib.prune import keep_lowest, redundancy
@@ -189,7 +189,7 @@ def _fastv(vlm: VLM, batch: int, keep: int, *, pairs: int) -> Row:
 
 def _memory(name: str, *, seed: int) -> Row:
     """Peak memory of a process that reads the batch, pruned over full."""
-    full, few = (alone(_peak, name, keep, seed) for keep in (None, KEEP))
+    full, few = (isolated(_peak, name, keep, seed) for keep in (None, KEEP))
     return row(
         f"peak memory of a process, prefill of batch {BATCH}, pruned over full "
         f"({few / 1e6:.0f} MB over {full / 1e6:.0f} MB)",

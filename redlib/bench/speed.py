@@ -224,7 +224,7 @@ def timed(
 
 def memory(name: str, *, seed: int) -> Row:
     """Peak memory of a process that runs all levels, ours over N."""
-    naive, own = (alone(_peak, name, ours, seed) for ours in (False, True))
+    naive, own = (isolated(_peak, name, ours, seed) for ours in (False, True))
     return row(
         f"peak memory of a process, ours over N ({own / 1e6:.0f} MB over {naive / 1e6:.0f} MB)",
         own / naive,
@@ -404,7 +404,7 @@ def _peak(name: str, ours: bool, seed: int) -> int:
     return peak_memory()
 
 
-def alone(work: Callable[..., int], *given: object) -> int:
+def isolated(work: Callable[..., int], *given: object) -> int:
     """What a function says in a process of its own."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(work, *given).result()

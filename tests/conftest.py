@@ -84,6 +84,8 @@ def save_tiny_llava(
                 weight.normal_(0.0, scale, generator=generator)
             elif name.endswith("bias"):
                 weight.normal_(0.0, 0.1, generator=generator)
+            elif name.endswith("class_embedding"):  # else that of whatever ran before
+                weight.normal_(0.0, scale, generator=torch.Generator().manual_seed(seed))
     model.save_pretrained(folder)
     if kind == "llava_onevision":  # its stock processor cannot be made without torchvision
         _image_processor(kind, side).save_pretrained(folder)

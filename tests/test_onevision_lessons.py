@@ -322,7 +322,7 @@ def test_a_small_part_of_the_training_runs_end_to_end(tmp_path, monkeypatch):
         return found
 
     monkeypatch.setattr(lessons.Lessons, "batch", watched)
-    where = training.train(NAME, tmp_path, device="cpu", share=0.005)
+    where = training.train(NAME, tmp_path, device="cpu", share=0.006)
     log = json.loads((where / "training_log.json").read_text())
     assert {row["stage"] for row in log} == {"tower-windows", "tower-scenes", "decoder"}
     assert {"patch thing", "mantis", "muir", "films", "pope-random@729"} <= {

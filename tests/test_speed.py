@@ -9,7 +9,7 @@ from conftest import random_image, save_tiny_llava
 
 from redlib import engine
 from redlib.__main__ import main
-from redlib.bench import baselines, speed
+from redlib.bench import baselines, pruned, speed
 from redlib.models import VLM, load
 from redlib.study import timing
 
@@ -95,10 +95,11 @@ def test_the_table_is_written_as_rows(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(speed, "root", lambda: tmp_path)
     held, missed = (speed.row(name, value, n=1, bar=1.5) for name, value in (("x", 2), ("y", 1)))
     monkeypatch.setattr(timing, "minutes", lambda: held)
+    monkeypatch.setattr(pruned, "measure", lambda vlm: [held])
     monkeypatch.setattr(speed, "measure", lambda every_patch: [held])
     assert main(["bench"]) == 0
     rows = json.loads((tmp_path / "figures" / "bench" / "bench.json").read_text())
-    assert rows == 2 * [
+    assert rows == 3 * [
         {"metric": "x", "value": 2.0, "low": None, "high": None, "n": 1, "bar": 1.5, "pass": "yes"}
     ]
     monkeypatch.setattr(speed, "measure", lambda every_patch: [missed])

@@ -154,7 +154,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.set_defaults(command=_evaluate)
     bench = commands.add_parser("bench", help="time and exactness of the engine against stock")
     bench.add_argument(
-        "--every-patch", action="store_true", help="compare all patches, not a sample; hours"
+        "--every-patch",
+        action="store_true",
+        help="compare all patches, not a sample; an hour or so",
     )
     bench.add_argument("--gpu", action="store_true", help="random 7B and 8B models on a GPU")
     bench.add_argument("--small", action="store_true", help="try what --gpu does, on the CPU")

@@ -9,7 +9,8 @@ as fast as large ones:
 
 attention counted as causal. Choosing who stays, scoring included, is timed by itself, on tokens
 that are there already, as a share of the pruned prefill. It costs the same whatever the codebook
-holds, so this one holds tokens drawn by lot, as many as the paper's.
+holds, so this one holds tokens drawn by lot, as many as the paper's: few beside the weights of a
+model of its width, many beside those of a small one.
 
     rows = measure(vlm)                # metric, value, low, high, n, bar, pass
 """
@@ -27,6 +28,7 @@ from redlib.bench.speed import Row, isolated, peak_memory, row, turns
 from redlib.codebook import Codebook, Criteria
 from redlib.models import VLM
 from redlib.prune import keep_lowest, redundancy
+from redlib.prune import operations as scoring
 from redlib.tabletop import scenes
 
 BATCH, KEEP = 8, 64
@@ -95,6 +97,7 @@ def prefill(
     choose()  # warm up
     chosen = turns("choosing", choose, partial(_read, vlm, few), pairs, vlm.device)
     shares = [one / REPEATS / other for one, other in chosen]
+    scored = scoring(size, len(codebook), vlm.width)
     cache = [bytes_of_cache(vlm, batch * length) for length in lengths]
     return [
         row(
@@ -105,7 +108,7 @@ def prefill(
         ),
         row(
             f"{label}: scoring and choosing by {len(codebook)} prototypes, share of the pruned "
-            "prefill",
+            f"prefill (of its operations: {scored / operations(vlm, lengths[1]):.1%})",
             float(np.median(shares)), low=min(shares), high=max(shares), n=pairs,
             bar=CHOOSING, at_most=True,
         ),

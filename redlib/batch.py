@@ -308,11 +308,11 @@ def _begin(job: _Job, threads: int, force: bool) -> bool:
     given = job.base / "notebooks" / f"{job.number}.yaml"
     write_text(given, yaml.safe_dump(job.one.model_dump(), sort_keys=False, allow_unicode=True))
     environment = {
-        "OMP_NUM_THREADS": str(threads),
         "PYTHONHASHSEED": "0",
         "TOKENIZERS_PARALLELISM": "false",
         "REDLIB_ROOT": str(root()),
     } | dict(os.environ)
+    environment["OMP_NUM_THREADS"] = str(threads)  # an empty one there would mean all cores
     with writing(job.log):
         job.log.parent.mkdir(parents=True, exist_ok=True)
     job.calibration, job.threads = calibration_seconds(), threads

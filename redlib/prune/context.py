@@ -7,9 +7,8 @@ tokens; merging methods change what stays. A `Context` offers all of that for on
 of it, and computes nothing that is not asked for.
 
 A method says which tokens are worth most and leaves the counting to the budget, by a function
-`scores(context) -> (L,)`, lower going first out of the language model's sight never being assumed:
-**the highest scores stay**. A method that merges, or whose choice is not a ranking, has
-`select(context, keep)` instead and returns a `Selection`.
+`scores(context) -> (L,)`: **the highest scores stay**. A method that merges, or whose choice is not
+a ranking, has `select(context, keep)` instead and returns a `Selection`.
 """
 
 from collections.abc import Callable, Mapping
@@ -182,3 +181,10 @@ def precise(values: Tensor) -> Tensor:
 def highest(scores: Tensor, count: int) -> Tensor:
     """(count,) indices of the highest of (L,) scores, falling; of equal ones the earlier token."""
     return scores.argsort(descending=True, stable=True)[:count]
+
+
+def unchosen(chosen: Tensor, length: int) -> Tensor:
+    """The tokens not chosen, in raster order."""
+    mask = torch.ones(length, dtype=torch.bool, device=chosen.device)
+    mask[chosen] = False
+    return mask.nonzero().flatten()

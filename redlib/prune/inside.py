@@ -27,6 +27,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from redlib.errors import RedlibError
 from redlib.prune.budget import Budget
 from redlib.prune.choose import Kept
+from redlib.prune.context import precise
 from redlib.prune.keep import keep_lowest
 from redlib.prune.prompts import Prompt
 from redlib.prune.views import Seen
@@ -219,7 +220,7 @@ def _last_row(layer: nn.Module, hidden: Tensor, kwargs: dict, last: Tensor, copi
     key, _ = apply_rotary_pos_emb(key, key, cos, sin)
     key = key.repeat_interleave(attention.num_key_value_groups, 1)
     logits = (query @ key.transpose(2, 3))[:, :, 0] * attention.scaling  # (B, H, T)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logits = precise(logits)
     mask = kwargs.get("attention_mask")
     if mask is not None:
         mask = mask.expand(len(hidden) * copies, *mask.shape[1:])[::copies, :, :][rows, :, last]

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from redlib.prune.attention import keys_of_patches, one_head, to_patches
-from redlib.prune.context import MERGED, Context, Selection, highest, precise
+from redlib.prune.context import MERGED, Context, Selection, highest, precise, unchosen
 from redlib.prune.method import Method
 
 LAYER = -1
@@ -74,7 +74,7 @@ def prumerge_plus(context: Context, keep: int | None = None) -> Selection:
     else:
         rows = context.budget(keep) - 1
         chosen = highest(attention, rows - rows // 2)
-        grid = _spread(_others(chosen, len(context)), rows // 2)
+        grid = _spread(unchosen(chosen, len(context)), rows // 2)
     return _merge(context, attention, torch.cat([chosen, grid]))
 
 
@@ -99,13 +99,6 @@ def _spread(tokens: Tensor, count: int) -> Tensor:
     """`count` of the tokens, each from the middle of one of as many equal stretches."""
     middle = 2 * torch.arange(count, device=tokens.device) + 1
     return tokens[middle * len(tokens) // (2 * max(count, 1))]
-
-
-def _others(chosen: Tensor, length: int) -> Tensor:
-    """The tokens not chosen, in raster order."""
-    mask = torch.ones(length, dtype=torch.bool, device=chosen.device)
-    mask[chosen] = False
-    return mask.nonzero().flatten()
 
 
 def _merge(context: Context, attention: Tensor, kept: Tensor) -> Selection:

@@ -33,7 +33,7 @@ from redlib import layouts
 from redlib.errors import RedlibError
 from redlib.geometry import Grid
 from redlib.layouts import Layout
-from redlib.prune.context import Context, Pooling, Trace
+from redlib.prune.context import Context, Pooling, Trace, precise
 
 PACKINGS = ("stock", "split", "base")
 KINDS = ("image", "video")
@@ -406,7 +406,7 @@ def _smaller(model: nn.Module, pixels: Tensor, cells: int):
     def shrunk(height: int, width: int) -> Tensor:
         patch = model.config.vision_config.patch_size
         first = int(model.config.vision_feature_select_strategy == "default")
-        exact = pixels.to(torch.promote_types(pixels.dtype, torch.float32))
+        exact = precise(pixels)
         if (height, width) == (cells, cells):
             states, _ = _tower(model, pixels, ())
         else:

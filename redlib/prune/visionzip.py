@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from redlib.prune.attention import keys_of_patches, to_patches
-from redlib.prune.context import MERGED, Context, Selection, highest, precise
+from redlib.prune.context import MERGED, Context, Selection, highest, precise, unchosen
 from redlib.prune.method import Method
 
 LAYER = -2
@@ -55,9 +55,7 @@ def visionzip(context: Context, keep: int) -> Selection:
 
     cls = context.features[:0] if context.cls is None else context.cls[:dominant]
     patches = highest(scores, dominant - len(cls)).sort().values
-    left = torch.ones(len(context), dtype=torch.bool, device=scores.device)
-    left[patches] = False
-    left = left.nonzero().flatten()
+    left = unchosen(patches, len(context))
     keys = F.normalize(keys_of_patches(context, trace).mean(dim=0), dim=-1)
     targets, rows = _sum_up(left, contextual, keys, precise(context.features))
 

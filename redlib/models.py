@@ -63,6 +63,7 @@ DTYPES = {
     "float64": torch.float64,
 }
 VISION_BATCH = 8
+SETTINGS = ("base", "split", "unpadded", "several", "film")
 SIGLIP_PATCH = 14  # of OneVision's tower, whose processor does not say it
 VIDEO_KEYS = (
     "do_convert_rgb", "do_normalize", "do_rescale", "do_resize", "image_mean", "image_std",
@@ -232,10 +233,66 @@ class VLM:
         rows = [one["pixel_values"][0] for one in made]  # (3, .) or (tiles, 3, .), the base first
         return torch.stack([row[0] if row.ndim == 4 else row for row in rows])
 
-    def _packed(self, pixels: Tensor, layout: layouts.Layout) -> Tensor:
-        """(T, D) from the pixels of n tiles, (n, 3, side, side)."""
-        features = torch.cat([self._tower(part) for part in pixels.split(VISION_BATCH)])
-        return layouts.pack(self.model, [features[:, self._first :].flatten(0, 1)], [layout])[0]
+    def views(
+        self, images: Sequence[Image.Image], setting: str = "base"
+    ) -> list[tuple[Tensor, layouts.Layout]]:
+        """What the tower sees of the images of one prompt, and what stands where behind it.
+
+        Args:
+            images: one; of "several" two or more; of "film" the frames.
+            setting: one of SETTINGS.
+
+        Returns:
+            per image or film its tiles (n, 3, side, side) and its layout, see `redlib.layouts`.
+
+        Raises:
+            RedlibError: another setting, one that the model has not, or a wrong number of images.
+        """
+        config, cells = self.model.config, self.grid.height
+        if setting not in SETTINGS:
+            raise RedlibError(f"setting must be one of {', '.join(SETTINGS)}; got {setting!r}")
+        if setting == "film":
+            self._check_onevision("a video needs")
+            if not images:
+                raise RedlibError("film needs at least one frame; got none")
+            return [(self._pixels(images), layouts.film(cells, len(images)))]
+        if setting == "several":
+            self._check_onevision("several images need")
+            if len(images) < 2:
+                raise RedlibError(f"several needs at least two images; got {len(images)}")
+            made = self.processor.image_processor(images=[list(images)], return_tensors="pt")
+            # padded to squares; an image among several has no tiles of its own
+            return [(pixels[None], layouts.split(cells)) for pixels in made["pixel_values"][:, 0]]
+        if len(images) != 1:
+            raise RedlibError(f"setting {setting!r} shows one image; got {len(images)}")
+        if setting == "base":
+            whole = layouts.whole(cells) if self.newline is None else layouts.split(cells)
+            return [(self._pixels(images), whole)]
+        if self.newline is None:
+            raise RedlibError(f"model {self.name!r} ({config.model_type}) has no tiles")
+        (image,) = images
+        made = self.processor.image_processor(images=image, return_tensors="pt")
+        tiles = made["pixel_values"][0]
+        if setting == "split":
+            return [(tiles, layouts.split(cells, tiles=len(tiles)))]
+        most = getattr(config, "vision_aspect_ratio", None)  # "anyres_max_9" of OneVision
+        layout = layouts.unpadded(
+            cells,
+            (image.height, image.width),
+            config.vision_config.image_size,
+            config.image_grid_pinpoints,
+            most=int(most.rsplit("_", 1)[1]) if most else None,
+        )
+        return [(tiles, layout)]
+
+    def _rows(self, images: Sequence[Image.Image], setting: str) -> Tensor:
+        """(T, D): the images of one prompt as the language model gets them."""
+        rows = []
+        for pixels, layout in self.views(images, setting):
+            features = torch.cat([self._tower(part) for part in pixels.split(VISION_BATCH)])
+            features = features[:, self._first :].flatten(0, 1)
+            rows.append(layouts.pack(self.model, [features], [layout])[0])
+        return torch.cat(rows)
 
     @torch.no_grad()
     def tiles(self, image: Image.Image, *, packing: str = "split") -> Tensor:
@@ -250,25 +307,9 @@ class VLM:
         Raises:
             RedlibError: another packing, or a model without tiles.
         """
-        config = self.model.config
-        if self.newline is None:
-            raise RedlibError(f"model {self.name!r} ({config.model_type}) has no tiles")
-        pixels = self.processor.image_processor(images=image, return_tensors="pt")["pixel_values"]
-        cells, side = self.grid.height, config.vision_config.image_size
-        if packing == "split":
-            layout = layouts.split(cells, tiles=pixels.shape[1])
-        elif packing == "unpadded":
-            most = getattr(config, "vision_aspect_ratio", None)  # "anyres_max_9" of OneVision
-            layout = layouts.unpadded(
-                cells,
-                (image.height, image.width),
-                side,
-                config.image_grid_pinpoints,
-                most=int(most.rsplit("_", 1)[1]) if most else None,
-            )
-        else:
+        if packing not in ("split", "unpadded"):
             raise RedlibError(f"packing must be split or unpadded; got {packing!r}")
-        return self._packed(pixels[0], layout)
+        return self._rows([image], packing)
 
     @torch.no_grad()
     def several(self, images: Sequence[Image.Image]) -> Tensor:
@@ -277,12 +318,7 @@ class VLM:
         Raises:
             RedlibError: fewer than two images, or not a OneVision.
         """
-        self._check_onevision("several images need")
-        if len(images) < 2:
-            raise RedlibError(f"several needs at least two images; got {len(images)}")
-        made = self.processor.image_processor(images=[list(images)], return_tensors="pt")
-        layout = layouts.several(self.grid.height, len(images))
-        return self._packed(made["pixel_values"][:, 0], layout)
+        return self._rows(images, "several")
 
     @torch.no_grad()
     def film(self, frames: Sequence[Image.Image]) -> Tensor:
@@ -292,10 +328,7 @@ class VLM:
         Raises:
             RedlibError: no frames, or not a OneVision.
         """
-        self._check_onevision("a video needs")
-        if not frames:
-            raise RedlibError("film needs at least one frame; got none")
-        return self._packed(self._pixels(frames), layouts.film(self.grid.height, len(frames)))
+        return self._rows(frames, "film")
 
     def _check_onevision(self, what: str) -> None:
         kind = self.model.config.model_type

@@ -1,0 +1,222 @@
+"""One image under many methods and budgets: seen once, pruned often, asked everything.
+
+A table of methods asks the same questions about the same images again and again, each time with
+other visual tokens. What does not change is computed once: tower and projector see an image in
+`look`, whoever prunes it afterwards. A `Rule` says who prunes and to what budget, and `reply` gives
+the answers:
+
+    looked = look(vlm, [scene.image])
+    reply(vlm, looked, Rule("codebook", 64), texts, codebook=codebook).texts
+    reply(vlm, looked, Rule("random", 64, seed=1), texts).kept          # 64.0
+
+The choice is that of `redlib.pruned`, by the same functions; only prompt and padding are missing.
+Since the language model is causal, all questions continue from one prefix of what is left of the
+image (`answering`). FastV, which prunes inside the language model and by the question, has no such
+prefix: there each question is a prompt of its own, and what it spares is what it spares.
+
+| setting | images | visual tokens | budget |
+|---|---|---|---|
+| base | one, its base tile | 576 or 729 | of the image |
+| split | one of Next, base tile and others, the paper's release | 2,880 | of each tile |
+| several | n of OneVision | n * 729 | of each image |
+| film | the frames of one film, OneVision | n * 196 | of each frame |
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from redlib.bench.answering import answers
+from redlib.codebook import Codebook
+from redlib.errors import RedlibError
+from redlib.models import VLM
+from redlib.prune.budget import Budget
+from redlib.prune.choose import Kept, choose, everything
+from redlib.prune.inside import Inside
+from redlib.prune.method import Method
+from redlib.prune.methods import METHODS, find
+from redlib.prune.prompts import Place, Prompt
+from redlib.prune.views import Seen, View, see
+
+UNPRUNED, NONE = "unpruned", "none"
+"""The two ends: every visual token, and no visual token."""
+
+TRACED = tuple(sorted({layer for method in METHODS.values() for layer in method.layers}))
+SETTINGS = ("base", "split", "several", "film")
+PER_TILE = ("split", "film")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Who prunes, and to how much.
+
+    Attributes:
+        method: a name of `redlib.prune.METHODS`, UNPRUNED or NONE.
+        tokens: the budget, per tile, image or frame (see the table above).
+        seed: of methods that draw.
+        threshold: the largest redundancy that stays, instead of `tokens`, which then only names
+            the budget that it was calibrated to.
+    """
+
+    method: str
+    tokens: int
+    seed: int = 0
+    threshold: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Left:
+    """What a rule leaves of a prompt's images.
+
+    Attributes:
+        rows: (n, D) visual rows of the prompt, newlines included.
+        kept: per image or film which tokens stayed; empty for NONE.
+    """
+
+    rows: Tensor
+    kept: list[Kept]
+
+
+@dataclass(frozen=True)
+class Replies:
+    """Answers under a rule.
+
+    Attributes:
+        texts: one per question.
+        kept: visual tokens of the prompt, newlines not counted; of FastV those behind its layer.
+    """
+
+    texts: list[str]
+    kept: int
+
+
+@torch.no_grad()
+def look(
+    vlm: VLM,
+    images: Sequence[Image.Image],
+    *,
+    setting: str = "base",
+    extra: Mapping[str, Sequence[Tensor]] | None = None,
+) -> list[Seen]:
+    """The images of one prompt through tower and projector, with all that a method may look at.
+
+    Args:
+        images: as `VLM.views` takes them.
+        setting: one of SETTINGS.
+        extra: by name, for each image or film (V,) what only the caller knows, e.g. "coverage".
+
+    Raises:
+        RedlibError: a setting that the model has not, or a wrong number of images.
+    """
+    if setting not in SETTINGS:
+        raise RedlibError(f"setting must be one of {', '.join(SETTINGS)}; got {setting!r}")
+    kind = "video" if setting == "film" else "image"
+    views = [
+        View(kind, pixels, len(layout), layout) for pixels, layout in vlm.views(images, setting)
+    ]
+    per = "tile" if setting in PER_TILE else "image"
+    return see(vlm.model, views, layers=TRACED, per=per, extra=extra or {})
+
+
+@torch.no_grad()
+def leave(
+    vlm: VLM, looked: Sequence[Seen], rule: Rule, *, codebook: Codebook | None = None
+) -> Left:
+    """What a rule leaves of a prompt's images.
+
+    Raises:
+        RedlibError: an unknown method, a budget that there is not, a codebook that is missing, or
+            FastV, which leaves everything to the language model.
+    """
+    if rule.method == UNPRUNED:
+        choices = [everything(seen) for seen in looked]
+    elif rule.method == NONE:
+        ends = [seen.rows[torch.from_numpy(seen.view.layout.newlines)] for seen in looked]
+        return Left(torch.cat(ends), [])
+    else:
+        method, budget, options = _settled(rule, codebook)
+        if method.inside:
+            raise RedlibError(f"{method.name} chooses by the question, so it leaves no fixed rows")
+        choices = [choose(method, seen, budget, options) for seen in looked]
+    rows = torch.cat([choice.rows for choice in choices])
+    return Left(rows.to(vlm.dtype), [choice.kept for choice in choices])
+
+
+@torch.no_grad()
+def reply(
+    vlm: VLM,
+    looked: Sequence[Seen],
+    rule: Rule,
+    questions: Sequence[str],
+    *,
+    codebook: Codebook | None = None,
+    max_new_tokens: int = 8,
+) -> Replies:
+    """Greedy answers to questions about the images of one prompt, as a rule leaves them.
+
+    Raises:
+        RedlibError: as `leave`.
+    """
+    if rule.method in METHODS and METHODS[rule.method].inside:
+        return _inside(vlm, looked, rule, questions, max_new_tokens)
+    left = leave(vlm, looked, rule, codebook=codebook)
+    # `answers` ends the visual tokens with the newline that these already have.
+    shown = left.rows if vlm.newline is None else left.rows[:-1]
+    texts = answers(vlm, shown, questions, max_new_tokens=max_new_tokens)
+    return Replies(texts, sum(kept.after for kept in left.kept))
+
+
+def _settled(rule: Rule, codebook: Codebook | None) -> tuple[Method, Budget, dict[str, object]]:
+    """A rule's method, budget and options."""
+    method = find(rule.method)
+    budget = Budget(threshold=rule.threshold)
+    if rule.threshold is None:
+        budget = Budget(keep=rule.tokens)
+    budget.check(method)
+    options: dict[str, object] = {}
+    if "seed" in method.options:
+        options["seed"] = rule.seed
+    if "codebook" in method.options:
+        if codebook is None:
+            raise RedlibError(f"{method.name} needs codebook=, a redlib.codebook.Codebook")
+        options["codebook"] = codebook
+    return method, budget, options
+
+
+def _inside(
+    vlm: VLM, looked: Sequence[Seen], rule: Rule, questions: Sequence[str], max_new_tokens: int
+) -> Replies:
+    """Answers of a method that prunes between layers: a prompt per question, padded on the left."""
+    method, budget, _ = _settled(rule, None)
+    inside = Inside(vlm.model)
+    whole = [everything(seen) for seen in looked]
+    visual = torch.cat([choice.rows for choice in whole]).to(vlm.dtype)
+    prompts = [vlm.prompt(text) for text in questions]
+    longest = max(len(before) + len(after) for before, after in prompts)
+    width = longest + len(visual)
+    rows = visual.new_zeros(len(prompts), width, visual.shape[1])
+    mask = torch.zeros(len(prompts), width, dtype=torch.long, device=vlm.device)
+    places = []
+    for line, (before, after) in enumerate(prompts):
+        row = torch.cat([vlm.embed(before), visual, vlm.embed(after)])
+        rows[line, -len(row) :], mask[line, -len(row) :] = row, 1
+        start = width - len(row) + len(before)
+        for choice in whole:
+            places.append(Place(line, start, len(choice.rows)))
+            start += len(choice.rows)
+    ids = torch.zeros_like(mask)
+    prompt = Prompt(ids, mask, ids, tuple(places))
+    kept = [choice.kept for choice in whole] * len(prompts)
+    inside.attach()
+    try:
+        inside.expect(list(looked) * len(prompts), prompt, budget, kept)
+        said = vlm.model.generate(
+            inputs_embeds=rows, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False
+        )
+    finally:
+        inside.detach()
+    texts = vlm.processor.tokenizer.batch_decode(said, skip_special_tokens=True)
+    return Replies([text.strip() for text in texts], sum(each.after for each in kept[: len(whole)]))

@@ -1,0 +1,120 @@
+"""Answers under a rule are those that the stock model gives when `redlib.pruned` prunes it."""
+
+import pytest
+import torch
+from pruning import KINDS, Maker, codebook, picture, save
+
+import redlib
+from redlib.bench.looking import NONE, UNPRUNED, Rule, leave, look, reply
+from redlib.errors import RedlibError
+from redlib.models import load
+
+TEXTS = ["what", "the cat is"]
+METHODS = ("codebook", "random", "prumerge", "divprune", "grid", "downsample", "oracle", "fastv")
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def made(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    save(request.param, folder)
+    return load(str(folder), device="cpu", dtype="float64"), Maker(request.param, folder)
+
+
+def filled(vlm, text, images):
+    """The prompt of a question about so many images, as the chat template writes it."""
+    chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
+    whole = vlm.processor.apply_chat_template(chat, add_generation_prompt=True)
+    return whole.replace("<image>", " ".join(["<image>"] * images))
+
+
+def stock(vlm, maker, rule, text, pictures, packing, per, extra=None, book=None, films=()):
+    """One question at a time through `generate` of the pruned stock model."""
+    prompt = filled(vlm, text, max(1, len(pictures)))
+    if films:
+        prompt = prompt.replace("<image>", "key")
+    inputs = maker([prompt], [pictures], films)
+    options = {"random": {"seed": rule.seed}, "codebook": {"codebook": book}}.get(rule.method, {})
+    if rule.method == "codebook":
+        options["codebook_of_other_model"] = True
+    with redlib.pruned(
+        vlm.model, rule.method, keep=rule.tokens, packing=packing, per=per, extra=extra, **options
+    ) as run:
+        out = vlm.model.generate(**inputs, max_new_tokens=4, do_sample=False)
+    text = vlm.processor.tokenizer.decode(
+        out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True
+    )
+    return text.strip(), sum(kept.after for kept in run.last)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_equals_the_pruned_stock_model(made, method):
+    vlm, maker = made
+    kind = vlm.model.config.model_type
+    book, rule = codebook(width=vlm.width), Rule(method, 4, seed=2)
+    extra = {"coverage": [torch.linspace(0, 1, 25).sin()]} if method == "oracle" else None
+    looked = look(vlm, [picture(1)], extra=extra)
+    told = reply(vlm, looked, rule, TEXTS, codebook=book, max_new_tokens=4)
+    packing = "stock" if kind == "llava" else "base"
+    expected = [
+        stock(vlm, maker, rule, text, [picture(1)], packing, None, extra, book) for text in TEXTS
+    ]
+    assert told.texts == [text for text, _ in expected]
+    assert {told.kept} == {kept for _, kept in expected} == {4}
+
+
+@pytest.mark.parametrize("method", ("codebook", "fastv"))
+def test_tiles_images_and_frames(made, method):
+    vlm, maker = made
+    kind = vlm.model.config.model_type
+    book, rule = codebook(width=vlm.width), Rule(method, 3)
+    if kind == "llava":
+        with pytest.raises(RedlibError, match="has no tiles"):
+            look(vlm, [picture(2)], setting="split")
+        return
+    cases = {"split": ([picture(2)], "split", "tile", 15)}
+    if kind == "llava_onevision":
+        cases["several"] = ([picture(1), picture(2)], "stock", "image", 6)
+        cases["film"] = ([picture(3), picture(3), picture(3)], "stock", "tile", 9)
+    for setting, (images, packing, per, count) in cases.items():
+        looked = look(vlm, images, setting=setting)
+        told = reply(vlm, looked, rule, TEXTS[:1], codebook=book, max_new_tokens=4)
+        film = [images] if setting == "film" else ()
+        expected = stock(
+            vlm, maker, rule, TEXTS[0], [] if film else images, packing, per, book=book, films=film
+        )
+        assert (told.texts[0], told.kept) == expected
+        assert told.kept == count
+
+
+def test_the_two_ends(made):
+    vlm, _ = made
+    looked = look(vlm, [picture(1)])
+    whole, nothing = (leave(vlm, looked, Rule(name, 0)) for name in (UNPRUNED, NONE))
+    newlines = vlm.model.config.model_type != "llava"
+    tokens = vlm.visual(vlm.encode([picture(1)]).tokens[0])
+    torch.testing.assert_close(whole.rows, tokens, rtol=0, atol=1e-12)
+    assert (whole.kept[0].after, len(nothing.rows), nothing.kept) == (25, newlines, [])
+    assert reply(vlm, looked, Rule(NONE, 0), TEXTS, max_new_tokens=2).kept == 0
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (Rule("codebook", 4), "codebook needs codebook="),
+        (Rule("best", 4), "no method 'best'"),
+        (Rule("grid", 0), "keep must be a whole number"),
+        (Rule("fastv", 4), "leaves no fixed rows"),
+    ],
+)
+def test_bad_rules_are_named(made, rule, message):
+    vlm, _ = made
+    with pytest.raises(RedlibError, match=message):
+        leave(vlm, look(vlm, [picture(0)]), rule)
+
+
+def test_bad_settings_are_named(made):
+    vlm, _ = made
+    with pytest.raises(RedlibError, match="setting must be one of base, split"):
+        look(vlm, [picture(0)], setting="unpadded")
+    with pytest.raises(RedlibError, match="shows one image; got 2"):
+        look(vlm, [picture(0), picture(1)])

@@ -307,6 +307,9 @@ class Params(BaseModel):
     )
     random_seeds: _whole(1) | None = Field(1, description="draws of the Random baseline")
     n_questions: _whole(1) = Field(4, description="questions per task")
+    n_several: _whole(1) = Field(
+        4, description="questions per multi-image set, and at least so many about films"
+    )
     n_calibration: _whole(1) = Field(2, description="images that thresholds are calibrated on")
 
     @model_validator(mode="before")

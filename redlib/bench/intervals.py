@@ -7,6 +7,7 @@ treat them as independent makes an interval too narrow. The clustered bootstrap 
     interval(frame.correct, frame.image)                      # accuracy
     interval(frame.correct, frame.image, strata=frame.task)   # mean over tasks
     difference(ours.correct, random.correct, ours.image)      # paired: same questions, two methods
+    ratio(ours.correct, full.correct, ours.image)             # what is kept of the unpruned
 
 The paired difference is drawn on the differences of each question, so what is hard for both methods
 cancels. It is the right test of "A is better than B"; two overlapping intervals are not.
@@ -113,6 +114,72 @@ def difference(
             f"got {len(a)} and {len(b)} values"
         )
     return interval(a - b, clusters, strata=strata, resamples=resamples, level=level, seed=seed)
+
+
+def ratio(
+    first: Sequence[float],
+    second: Sequence[float],
+    clusters: Sequence,
+    *,
+    strata: Sequence | None = None,
+    tasks: Sequence | None = None,
+    resamples: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """What is kept: mean of `first` over mean of `second`, where both answer the same n questions.
+
+    Both sides of the ratio see the same draws, so what is hard for both cancels. The paper's
+    percentages are means of such ratios over tasks (five, or two sets of images).
+
+    Args:
+        first, second: (n,) of the pruned model and of the unpruned one.
+        tasks: (n,) labels; the result is the unweighted mean of the ratios per label.
+        strata: (n,) labels within tasks (POPE's subsets, MVBench's subtasks); each side of a ratio
+            is the unweighted mean of its means per stratum.
+        clusters, resamples, level, seed: as in `interval`.
+
+    Returns:
+        NaN or infinity where the second side of a task has nothing right; such draws are left out
+        of the interval.
+
+    Raises:
+        RedlibError: as `interval` and `difference`.
+    """
+    labels = np.zeros(len(first)) if tasks is None else np.asarray(tasks)
+    within = np.zeros(len(first)) if strata is None else np.asarray(strata)
+    frame = pd.DataFrame({"task": labels, "stratum": within, "cluster": np.asarray(clusters)})
+    frame["first"], frame["second"] = np.asarray(first, float), np.asarray(second, float)
+    whole = interval(first, clusters, resamples=1, level=level)  # for its errors and counts
+    names = frame["cluster"].unique()
+    draws = np.random.default_rng(seed).multinomial(
+        len(names), np.full(len(names), 1 / len(names)), size=resamples
+    )
+    draws = np.concatenate([np.ones((1, len(names)), int), draws])  # the estimate, then the draws
+    ratios = []
+    with np.errstate(divide="ignore", invalid="ignore"):
+        for _, part in frame.groupby("task", sort=False):
+            sides = []
+            for side in ("first", "second"):
+                table = part.pivot_table(
+                    side, "cluster", "stratum", aggfunc=["sum", "count"]
+                ).reindex(names)
+                sums, counts = (draws @ table[of].fillna(0).to_numpy() for of in ("sum", "count"))
+                means = np.where(counts > 0, sums / counts, np.nan)  # (1 + R, strata)
+                sides.append(_mean_of_known(means))
+            ratios.append(sides[0] / sides[1])
+    found = np.mean(ratios, axis=0)
+    drawn = found[1:][np.isfinite(found[1:])]
+    low, high = (
+        np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2]) if len(drawn) else (np.nan, np.nan)
+    )
+    return Interval(float(found[0]), float(low), float(high), whole.n, whole.clusters)
+
+
+def _mean_of_known(means: np.ndarray) -> np.ndarray:
+    """(R,) mean of each row over what is known in it."""
+    known = ~np.isnan(means)
+    return np.where(known, means, 0).sum(axis=1) / known.sum(axis=1)
 
 
 def accuracy(

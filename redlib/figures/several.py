@@ -1,0 +1,83 @@
+"""Table 2 (notebook 06): several images in one prompt, and films, with the texts beside it."""
+
+import pandas as pd
+
+from redlib.study.several import FURTHER, METHODS, TOKENS
+from redlib.tables import with_interval
+
+_HEADS = {"mantis": "Mantis", "muir": "MuirBench", "film": "MVBench"}
+
+
+def table(summary: pd.DataFrame) -> pd.DataFrame:
+    """Table 2 for readers: a row per method, a column per set; rows of `study.several.summary`.
+
+    A cell holds accuracy, interval, deviation over seeds and, as in the paper, the mean visual
+    tokens of a sample; the last rows what guessing reaches, and n.
+    """
+    shown = summary.assign(
+        cell=[
+            f"{cell}{'' if pd.isna(std) else f' ±{std:.3f}'} ({kept:.0f}×)"
+            for cell, std, kept in zip(
+                with_interval(summary, "accuracy"), summary["std"], summary["kept"], strict=True
+            )
+        ]
+    )
+    per = shown.pivot(index="method", columns="set", values="tokens")
+    cells = shown.pivot(index="method", columns="set", values="cell")
+    rows = []
+    for method, title in METHODS.items():
+        if method == FURTHER[0]:
+            rows.append(dict.fromkeys(_columns(), "") | {"Method": "Not in the paper's Table 2:"})
+        budgets = {"Per image": str(per["mantis"][method]), "Per frame": str(per["film"][method])}
+        told = {head: cells[name][method] for name, head in _HEADS.items()}
+        rows.append({"Method": title} | budgets | told)
+    full = summary[summary["method"] == "unpruned"].set_index("set")
+    blank = {"Per image": "", "Per frame": ""}
+    rows.append(
+        {"Method": "by chance"}
+        | blank
+        | {head: f"{full['chance'][name]:.2f}" for name, head in _HEADS.items()}
+    )
+    rows.append(
+        {"Method": "n questions (pairs, films)"}
+        | blank
+        | {head: f"{full['n'][name]} ({full['images'][name]})" for name, head in _HEADS.items()}
+    )
+    return pd.DataFrame(rows, columns=_columns())
+
+
+def _columns() -> list[str]:
+    return ["Method", "Per image", "Mantis", "MuirBench", "Per frame", "MVBench"]
+
+
+def table_note(summary: pd.DataFrame, *, model: str, seeds: int) -> dict:
+    """Texts of Table 2."""
+    at = summary.set_index(["set", "method"])["accuracy"]
+    told = "; ".join(
+        f"{head} {at[name, 'unpruned']:.2f} with all tokens, {at[name, 'ours']:.2f} Ours, "
+        f"{at[name, 'random']:.2f} Random"
+        for name, head in _HEADS.items()
+    )
+    return {
+        "title": "Several images, and films",
+        "caption": (
+            "Accuracy on pairs of tabletop scenes, asked and judged as Mantis-Eval and MuirBench "
+            "are, and on films of 16 frames, as MVBench is (mean over its subtasks), with 95 % "
+            "intervals from resampling pairs and films; in brackets the mean visual tokens of a "
+            f"sample. Every image keeps {TOKENS['mantis']} of 729 tokens, every frame "
+            f"{TOKENS['film']} of the 196 that its 729 are pooled to. The codebook is that of "
+            "notebook 05, made of unpooled tokens of single images. Ours is the paper's rule, the "
+            "largest cosine with a prototype; the release prunes LLaVA-OneVision by a double "
+            "softmax instead, a row of its own. PruMerge and VisionZip take the attention that a "
+            f"patch receives for that of [cls], which SigLIP has not. Random: mean of {seeds} "
+            f"draw{'s' if seeds > 1 else ''}, ± their deviation. Computed with {model}; the "
+            "paper's Table 2 has LLaVA-OneVision-7B."
+        ),
+        "reading": (
+            "First compare all tokens with chance: where the interval reaches down to chance, the "
+            "set decides nothing about pruning. The paper's claim needs Ours above Random, and "
+            "above all tokens on Mantis and MuirBench."
+        ),
+        "alt": f"Accuracies: {told}.",
+        "paper_item": "Table 2",
+    }

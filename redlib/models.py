@@ -213,6 +213,11 @@ class VLM:
         return tokens, torch.cosine_similarity(whole, patches, dim=-1), patches.norm(dim=-1)
 
     @property
+    def has_cls(self) -> bool:
+        """Whether the tower has a [cls]; else the mean of the patches stands in (`Encoded`)."""
+        return bool(self._first)
+
+    @property
     def _first(self) -> int:
         """Where the patches begin among the features of the tower, behind [cls] if there is one."""
         return int(self.model.config.vision_feature_select_strategy == "default")

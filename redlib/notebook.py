@@ -48,6 +48,8 @@ MEASURING: tuple[str, ...] = (
 # Notebooks hold their pictures and have to stay below 1 MB.
 _LARGE_PNG = 200_000
 
+_NO_CLS = " The tower of this model has no [cls]: similarity to its mean patch stands in."
+
 _KERNEL_NAMES = {"In", "Out", "exit", "quit", "get_ipython", "open"}
 _VERSIONS = ("torch", "transformers", "numpy", "pandas", "matplotlib", "scikit-learn")
 
@@ -228,6 +230,8 @@ class Session:
         data = figure if data is None and is_table else data
         if data is None:
             raise RedlibError(f"{name}: data is missing; every figure needs the numbers behind it")
+        if self._lacks_cls(texts, data):
+            texts["caption"] += _NO_CLS
         if name not in self._saved:
             self._saved.append(name)
         note: dict[str, Any] = {
@@ -251,6 +255,11 @@ class Session:
         note["versions"] = self._versions()
         write_json(self.figures / f"{name}.json", note)
         return Saved(note, png=png, csv=csv)
+
+    def _lacks_cls(self, texts: Mapping[str, str], data: pd.DataFrame) -> bool:
+        """Whether a figure speaks of [cls] and its model has none."""
+        told = "cls_similarity" in data or any("[cls]" in text for text in texts.values())
+        return told and self._model is not None and not self._model.has_cls
 
     def claim(
         self, statement: str, *, holds: bool | None, evidence: str, paper_item: str = ""

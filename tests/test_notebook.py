@@ -225,6 +225,20 @@ def test_the_model_is_loaded_once_and_keys_its_tables(home, monkeypatch):
         session.store("study", prompt="name it", patches=[1, 2])
 
 
+@pytest.mark.parametrize("has_cls", [True, False])
+def test_a_caption_says_what_stands_in_for_a_missing_cls(home, monkeypatch, has_cls):
+    model = SimpleNamespace(revision="abc", dtype="torch.float32", repeats=1, has_cls=has_cls)
+    monkeypatch.setitem(vars(redlib), "models", SimpleNamespace(load=lambda *_, **__: model))
+    session = begin("04", {})
+    assert session.model is model
+    texts = {"title": "A", "reading": "B.", "alt": "C."}
+    table = pd.DataFrame({"a": [1]})
+    of_cls = session.save(table, "one", caption="By [cls] similarity.", **texts)
+    other = session.save(table, "two", caption="By attention.", **texts)
+    assert ("mean patch" in of_cls.note["caption"]) is not has_cls
+    assert other.note["caption"] == "By attention."
+
+
 def test_where_a_session_computes_leaves_no_trace_in_what_it_saves(home, monkeypatch):
     model = SimpleNamespace(revision="abc", dtype="torch.float32", repeats=1)
     monkeypatch.setitem(vars(redlib), "models", SimpleNamespace(load=lambda *_, **__: model))

@@ -68,10 +68,10 @@ def table_note(summary: pd.DataFrame, *, model: str, seeds: int) -> dict:
             f"{TOKENS['film']} of the 196 that its 729 are pooled to. The codebook is that of "
             "notebook 05, made of unpooled tokens of single images. Ours is the paper's rule, the "
             "largest cosine with a prototype; the release prunes LLaVA-OneVision by a double "
-            "softmax instead, a row of its own. PruMerge and VisionZip take the attention that a "
-            f"patch receives for that of [cls], which SigLIP has not. Random: mean of {seeds} "
-            f"draw{'s' if seeds > 1 else ''}, ± their deviation. Computed with {model}; the "
-            "paper's Table 2 has LLaVA-OneVision-7B."
+            "softmax instead, a row of its own. PruMerge and VisionZip go by the attention that a "
+            "patch receives, as SigLIP has no class token. Random: "
+            f"{'one draw' if seeds == 1 else f'mean of {seeds} draws, ± their deviation'}. "
+            f"Computed with {model}; the paper's Table 2 has LLaVA-OneVision-7B."
         ),
         "reading": (
             "First compare all tokens with chance: where the interval reaches down to chance, the "

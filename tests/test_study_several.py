@@ -1,0 +1,156 @@
+"""Table 2: what a sample is, how many tokens are left, and shares and chance recomputed by hand."""
+
+import math
+
+import pandas as pd
+import pytest
+import torch
+
+from redlib.bench import mvbench
+from redlib.bench.intervals import ratio
+from redlib.codebook import Codebook, Criteria
+from redlib.figures import several as figures
+from redlib.notebook import begin
+from redlib.study import several
+from redlib.tabletop import evaluation_several
+
+
+def _answers(right: dict[str, dict[str, list[float]]], chance: float = 0.25) -> pd.DataFrame:
+    """set -> method -> a number per question; every question has a pair of its own."""
+    rows = [
+        (name, f"{name}-{k}", f"kind{k % 2}", f"question {k}", "a", "a", value, chance, method,
+         144, 0, 288)
+        for name, methods in right.items()
+        for method, values in methods.items()
+        for k, value in enumerate(values)
+    ]  # fmt: skip
+    columns = ["set", "image", "kind", "question", "gold", "answer", "correct", "chance", "method",
+               "tokens", "seed", "kept"]  # fmt: skip
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _all(full, ours, random):
+    rest = {name: ours for name in ("threshold", *several.FURTHER)}
+    return {"unpruned": full, "ours": ours, "random": random, **rest}
+
+
+SEEN = _answers(
+    {
+        "mantis": _all([1, 1, 1, 1, 1, 0, 1, 1], [1] * 8, [1, 0, 1, 1, 1, 0, 1, 1]),
+        "muir": _all([1, 1, 1, 1, 0, 1, 1, 0], [1, 1, 1, 0, 0, 0, 1, 0], [1, 1, 1, 0, 0, 0, 0, 0]),
+        "film": _all([0, 0, 1, 0, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0, 0, 0], [0] * 8),
+    }
+)  # fmt: skip
+
+
+def test_shares_average_the_ratios_of_the_two_sets():
+    found = several.shares(SEEN, resamples=200).set_index(["task", "method"])
+    # Mantis 8/7 and Muir 4/6 of the unpruned; Random 6/7 and 3/6.
+    assert found.loc[("multi-image", "ours"), "share"] == pytest.approx((8 / 7 + 4 / 6) / 2)
+    assert found.loc[("multi-image", "random"), "share"] == pytest.approx((6 / 7 + 3 / 6) / 2)
+    gap = several.rivals(SEEN, resamples=200).iloc[0]
+    assert gap["difference"] == pytest.approx((2 / 8 + 1 / 8) / 2)
+    assert list(several.shares(SEEN, resamples=100)) == [
+        "setting", "method", "tokens", "task", "share", "low", "high"
+    ]  # fmt: skip
+    assert list(several.rivals(SEEN, resamples=100)) == [
+        "setting", "method", "against", "tokens", "task", "difference", "low", "high"
+    ]  # fmt: skip
+
+
+def test_a_model_at_chance_has_no_share():
+    # One of eight film questions right where guessing gets two: nothing to keep a share of.
+    assert several.decidable(SEEN, resamples=200) == {"multi-image": True, "video": False}
+    assert set(several.shares(SEEN, resamples=200)["task"]) == {"multi-image"}
+    assert set(several.rivals(SEEN, resamples=200)["task"]) == {"multi-image"}
+    assert "video: **undecided**" in several.conclusion(SEEN, resamples=200)
+    # One of the two sets at chance is enough to leave the task open.
+    one = SEEN.assign(chance=SEEN["chance"].mask(SEEN["set"] == "muir", 0.75))
+    assert several.decidable(one, resamples=200)["multi-image"] is False
+    assert several.shares(one, resamples=200).empty
+
+
+def test_ratio_resamples_both_sides_together():
+    first, second = [1.0, 0.0, 1.0, 1.0], [1.0, 0.0, 1.0, 1.0]
+    same = ratio(first, second, ["a", "b", "c", "d"], resamples=100)
+    assert (same.mean, same.low, same.high) == (1, 1, 1)
+    # Strata of unequal size count alike: (1 + 0) / 2 over (1 + 1) / 2.
+    found = ratio([1, 1, 1, 0], [1, 1, 1, 1], "abcd", strata=["x", "x", "x", "y"], resamples=50)
+    assert found.mean == pytest.approx(0.5)
+    assert math.isnan(ratio([0, 0], [0, 0], "ab", resamples=50).mean)
+
+
+def test_video_counts_as_mvbench_does():
+    kinds = ["order", "order", "order", "count", "count", "size"]
+    said = ["a", "", "b", "a", "b", ""]
+    frame = pd.DataFrame(
+        {"set": "film", "image": list("uvwxyz"), "kind": kinds, "gold": "a", "answer": said,
+         "correct": [float(word == "a") for word in said], "chance": 0.25, "method": "ours",
+         "tokens": 16, "seed": 0, "kept": 256}
+    )  # fmt: skip
+    got = several.summary(several._uncounted(frame), resamples=50)["accuracy"].iloc[0]
+    asked = frame.rename(columns={"kind": "group"}).assign(task="mvbench")
+    official = mvbench(asked).set_index("subtask")["accuracy"]["mean"]
+    assert got == pytest.approx(official) == pytest.approx((1 / 2 + 1 / 2 + 0) / 3)
+
+
+def test_samples_are_apart_from_those_of_the_checkpoint_s_evaluation():
+    found = several.samples("test", 4)
+    assert [len(s.asked) for s in found if s.set == "muir"] == [2, 2]  # with its unanswerable twin
+    assert len([s for s in found if s.set == "mantis"]) == 4
+    assert sum(len(s.asked) for s in found if s.set == "film") >= 4
+    reels = [s for s in found if s.set == "film"]
+    assert reels[0].source.number == 60_000_000 + several.START
+    # A muir number holds two items; a million numbers lie between the two starts all the same.
+    assert several.START // 2 - evaluation_several.START // 2 >= 1_000_000
+    assert {s.id.split("-")[0] for s in several._pairs("calibration", 2, "mantis")} == {
+        "calibration"
+    }
+
+
+@pytest.fixture
+def session(tmp_path, monkeypatch):
+    monkeypatch.setenv("REDLIB_RUNS", str(tmp_path))
+    return begin(
+        "06", {"run_name": "t", "model": "tiny-llava-onevision", "random_seeds": 1, "n_several": 1,
+               "device": "cpu"}
+    )  # fmt: skip
+
+
+def test_every_method_keeps_the_budget_of_each_image(session):
+    vlm = session.model
+    generator = torch.Generator().manual_seed(0)
+    vectors = torch.randn(3, vlm.width, generator=generator)
+    codebook = Codebook(
+        vectors, ("a",) * 3, (0, 1, 2), vlm.name, vlm.revision, Criteria(0.1, 8, 1, 0.1)
+    )
+    sample = several.samples("test", 1)[1]
+    rows = several.measure(session, sample, codebook, {"several": 2.0, "film": 2.0})
+    kept = rows.groupby("method")["kept"].first()
+    assert kept["unpruned"] == kept["threshold"] == 2 * 729  # no cosine is above 2
+    for method in ("ours", "random", *several.FURTHER):
+        assert kept[method] == 2 * 144, method
+    assert set(rows["set"]) == {"muir"}
+    tokens = {
+        (s.set, name): count
+        for s in several.samples("test", 1)
+        for name, count, _ in several.rules(session, s, {"several": 0.5, "film": 0.5})
+    }
+    assert tokens["film", "unpruned"] == 196
+    assert tokens["film", "ours"] == tokens["film", "prumerge"] == 16
+
+
+def test_the_table_names_budgets_chance_and_n():
+    table = figures.table(several.summary(SEEN, resamples=50)).set_index("Method")
+    assert table.loc["Ours, R lowest", "Mantis"].endswith("(288×)")
+    assert table.loc["all tokens", "MuirBench"].startswith("0.75 [")
+    assert table.loc["by chance", "MVBench"] == "0.25"
+    assert table.loc["n questions (pairs, films)", "Mantis"] == "8 (8)"
+
+
+def test_other_families_show_that_it_was_not_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("REDLIB_RUNS", str(tmp_path))
+    other = begin("06", {"run_name": "t", "model": "tiny-llava-1.5", "device": "cpu"})
+    told = several.answer_samples(other, None)
+    assert several.conclusion(told) == several.NOT_RUN
+    assert several.shares(told).empty and several.rivals(told).empty

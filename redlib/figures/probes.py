@@ -300,7 +300,9 @@ def _blank(ax: Axes, grid: Grid, patches: Sequence[int]) -> None:
 @styled
 def words(picture: Image.Image, table: pd.DataFrame, grid: Grid) -> Figure:
     """The decoded word and its probability on every patch (Figure 1, left)."""
-    drawn = figure(10, 10.9)
+    # Cells keep their size, so that the words of 27 columns fit as those of 24 do.
+    wider = max(grid.width, 24) / 24
+    drawn = figure(10 * wider, 10.9 * wider)
     ax = drawn.subplots()
     table = table.sort_values("patch")
     norm, cmap = colors.Normalize(0, 1), colormaps["YlGnBu"]

@@ -74,8 +74,8 @@ def table_note(summary: pd.DataFrame, *, model: str, seeds: int) -> dict:
             f"Computed with {model}; the paper's Table 2 has LLaVA-OneVision-7B."
         ),
         "reading": (
-            "First compare all tokens with chance: where the interval reaches down to chance, the "
-            "set decides nothing about pruning. The threshold was set on calibration samples; where "
+            "First compare all tokens with chance: where its interval reaches down to it, the "
+            "set decides nothing on pruning. The threshold comes from calibration samples: where "
             "its tokens miss the budget by more than 2 %, R lowest is the fair comparison. The "
             "paper's claim needs Ours above Random, and above all tokens on Mantis and MuirBench."
         ),

@@ -182,9 +182,7 @@ def _draws(count: int, resamples: int, seed: int) -> np.ndarray:
     """(R, C) draws of C clusters with replacement, as how often each is drawn; not to be changed.
 
     A table asks for the same draws again and again."""
-    return np.random.default_rng(seed).multinomial(
-        count, np.full(count, 1 / count), size=resamples
-    )
+    return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
 
 
 def _mean_of_known(means: np.ndarray) -> np.ndarray:

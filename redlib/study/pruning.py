@@ -56,6 +56,7 @@ from redlib.study.asking import CAPTIONED, FIVE_TASKS, ask, asked_scenes, descri
 from redlib.study.patches import LEAST_IMAGES
 from redlib.study.verdict import Verdict
 from redlib.tabletop import Question, Scene, questions, scenes
+from redlib.tabletop.world import redraw
 
 TILE_BUDGETS = (64, 32)
 """Visual tokens of each of the five tiles that LLaVA-Next keeps in Table 1."""
@@ -206,6 +207,26 @@ def show(session: Session, codebook: Codebook, *, keep: int) -> Shown:
         pd.DataFrame(asked | said | right),
         frame,
     )
+
+
+def prototype_crops(
+    session: Session, codebook: Codebook, shown: pd.DataFrame, *, most: int = 6, reach: int = 2
+) -> dict[int, np.ndarray]:
+    """By number, pixels around the patch that each of the `most` prototypes which removed most
+    tokens comes from: the patch and `reach` patches on every side, (h, w, 3)."""
+    vlm, grid = session.model, session.model.grid
+    found = {}
+    for number in shown.loc[~shown["kept"], "prototype"].value_counts().index[:most]:
+        view = np.asarray(vlm.view(redraw(codebook.image[number]).image))
+        edges = []
+        for at, side, cells in zip(
+            grid.row_col(codebook.patch[number]), view.shape[:2], (grid.height, grid.width),
+            strict=True,
+        ):  # fmt: skip
+            size = side / cells
+            edges.append(slice(max(0, round((at - reach) * size)), round((at + reach + 1) * size)))
+        found[int(number)] = view[edges[0], edges[1]]
+    return found
 
 
 @dataclass(frozen=True)
@@ -376,9 +397,7 @@ def answer_image(
                     _right(q, said, scene) for q, said in zip(chosen, told.texts, strict=True)
                 ],
                 "kept": told.kept,
-                "informative": [
-                    _found(covered, kept) if base else np.nan for kept in told.chosen
-                ],
+                "informative": [_found(covered, kept) if base else np.nan for kept in told.chosen],
             }
         )
         frames.append(frame.assign(correct=circular(frame).astype(float)))

@@ -122,7 +122,7 @@ def scores(answers: pd.DataFrame, *, resamples: int = 2000, seed: int = 0) -> pd
         for name, tokens in table:
             key, column = (setting, name, tokens), (name, tokens)
             alone = [
-                dict(_told(wide(part), [column], lambda p, a: _once(p, a, column)))
+                dict(_told(wide(part), [column], lambda p, a, c=column: _once(p, a, c)))
                 for part in each[key]
                 if len(each[key]) > 1
             ]

@@ -202,7 +202,7 @@ def curve(shares: pd.DataFrame) -> Figure:
         x = part["tokens"] * 1.025 ** (2 * place - len(present) + 1)
         ax.errorbar(
             x, 100 * part["share"],
-            yerr=100 * np.array([part["share"] - part["low"], part["high"] - part["share"]]),
+            yerr=_bars(part, "share", "low", "high"),
             color=style.COLOURS[tint], marker=marker, lw=1.8, elinewidth=1.1,
             label=METHODS[method],
         )  # fmt: skip
@@ -221,6 +221,11 @@ def curve(shares: pd.DataFrame) -> Figure:
     ax.set_ylabel("five-task mean, % of the unpruned")
     figure.legend(*ax.get_legend_handles_labels(), loc="outside right upper")
     return figure
+
+
+def _bars(part: pd.DataFrame, value: str, low: str, high: str) -> np.ndarray:
+    """(2, n) percent below and above; where all images agree, rounding is no interval."""
+    return 100 * np.maximum([part[value] - part[low], part[high] - part[value]], 0)
 
 
 def _figure_9(shares: pd.DataFrame) -> pd.DataFrame:
@@ -268,9 +273,8 @@ def informative(kept: pd.DataFrame, shares: pd.DataFrame) -> Figure:
         tint = style.COLOURS[tints.get(method, "grey")]
         ax.errorbar(
             100 * part["kept"], 100 * part["share"],
-            xerr=100 * np.array([part["kept"] - part["kept_low"],
-                                 part["kept_high"] - part["kept"]]),
-            yerr=100 * np.array([part["share"] - part["low"], part["high"] - part["share"]]),
+            xerr=_bars(part, "kept", "kept_low", "kept_high"),
+            yerr=_bars(part, "share", "low", "high"),
             fmt="none", ecolor=tint, elinewidth=0.7, alpha=0.45, capsize=0,
         )  # fmt: skip
         ax.scatter(

@@ -213,7 +213,8 @@ def prototype_crops(
     session: Session, codebook: Codebook, shown: pd.DataFrame, *, most: int = 6, reach: int = 2
 ) -> dict[int, np.ndarray]:
     """By number, pixels around the patch that each of the `most` prototypes which removed most
-    tokens comes from: the patch and `reach` patches on every side, (h, w, 3)."""
+    tokens comes from: a window of `reach` patches on every side, moved inside the image at its
+    border, (h, w, 3)."""
     vlm, grid = session.model, session.model.grid
     found = {}
     for number in shown.loc[~shown["kept"], "prototype"].value_counts().index[:most]:
@@ -223,8 +224,9 @@ def prototype_crops(
             grid.row_col(codebook.patch[number]), view.shape[:2], (grid.height, grid.width),
             strict=True,
         ):  # fmt: skip
-            size = side / cells
-            edges.append(slice(max(0, round((at - reach) * size)), round((at + reach + 1) * size)))
+            size, span = side / cells, 2 * reach + 1
+            start = min(max(at - reach, 0), max(cells - span, 0))
+            edges.append(slice(round(start * size), round((start + span) * size)))
         found[int(number)] = view[edges[0], edges[1]]
     return found
 

@@ -167,6 +167,11 @@ _Share = _number(ge=0, le=1)
 _Positive = _number(ge=0)
 _Cosine = _number(ge=-1, le=1)
 _Calibrated = Literal["calibrated"]
+_Pruner = Literal[
+    "prumerge", "fastv", "prumerge+", "visionzip", "divprune", "cls-attention",
+    "received-attention", "codebook-softmax", "grid", "downsample", "probe", "oracle",
+    "oracle-inverse",
+]  # fmt: skip
 _RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
 _Address = Annotated[str, Field(pattern=r"^(tcp|tls)://\S+:\d+$")]
 _Text = Annotated[str, Field(min_length=1)]
@@ -299,6 +304,12 @@ class Params(BaseModel):
     budgets: Annotated[list[_whole(1)], Field(min_length=1)] = Field(
         [144, 64], description="visual tokens to keep, one evaluation each"
     )
+    curve: Annotated[list[_whole(1)], Field(min_length=1)] = Field(
+        [8, 64], description="visual tokens along Figure 9, for the paper's methods"
+    )
+    methods: Annotated[list[_Pruner], Field(min_length=1)] = Field(
+        ["prumerge", "fastv"], description="rivals of Ours and Random; see redlib.prune.METHODS"
+    )
     r_threshold: _Cosine | _Calibrated | None = Field(
         None, description="redundancy score up to which a token is kept, Algorithm 2"
     )
@@ -307,6 +318,13 @@ class Params(BaseModel):
     )
     random_seeds: _whole(1) | None = Field(1, description="draws of the Random baseline")
     n_questions: _whole(1) = Field(4, description="questions per task")
+    n_further: _whole(1) = Field(
+        2, description="questions per task of FastV, the further methods and the curve's budgets"
+    )
+    n_captions: _whole(1) = Field(2, description="images that are described, for either column")
+    n_tiled: _whole(1) = Field(
+        2, description="questions per task about images in five tiles, LLaVA-Next only"
+    )
     n_several: _whole(1) = Field(
         4, description="questions per multi-image set, and at least so many about films"
     )
@@ -357,10 +375,10 @@ def check(values: Mapping[str, Any], *, source: str = "") -> Params:
     limit = TOKENS[family(params.model)]
     if len(set(params.budgets)) < len(params.budgets):
         raise RedlibError(f"{prefix}budgets must differ from each other; got {params.budgets!r}")
-    for keep in params.budgets:
+    for name, keep in [(n, keep) for n in ("budgets", "curve") for keep in getattr(params, n)]:
         if keep > limit:
             raise RedlibError(
-                f"{prefix}budgets must be from 1 to {limit}, the visual tokens of {params.model}; "
+                f"{prefix}{name} must be from 1 to {limit}, the visual tokens of {params.model}; "
                 f"got {keep!r}"
             )
     return params

@@ -1,6 +1,7 @@
 """Figures of notebooks 04 to 06: drawn from small tables, with texts that quote these tables."""
 
 import io
+from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -8,6 +9,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
+from test_scoring import answers_of
 
 from redlib.clustering import cluster_tokens
 from redlib.codebook import Codebook, Criteria
@@ -15,7 +17,9 @@ from redlib.figures import codebooks as book_figures
 from redlib.figures import pruning as prune_figures
 from redlib.figures import study as study_figures
 from redlib.geometry import Grid
-from redlib.study import codebooks, maps, patches, pruning
+from redlib.params import _Pruner
+from redlib.prune import METHODS
+from redlib.study import codebooks, maps, patches, pruning, scoring
 
 GRID = Grid(6, 6)
 VIEW = Image.fromarray(
@@ -244,17 +248,46 @@ def test_figures_of_the_evaluation():
     assert drawn(prune_figures.pipeline(VIEW, scores, kept, shown, GRID)) > 5000
     alt = texts(prune_figures.pipeline_note(scores, kept, rng.random(36), shown, model="model-x"))
     assert "50% of the answers shown are right with the kept tokens, 100% with all" in alt
-    rows = [
-        (method, tokens, "mean", 0.5, 0.4, 0.6, 20, 10, kept_mean)
-        for method, tokens, kept_mean in (
-            ("unpruned", 36, 36), ("none", 0, 0), ("ours", 8, 8), ("ours", 16, 16),
-            ("random", 8, 8), ("random", 16, 16), ("threshold", 8, 9.5),
-        )
+    shown = pd.DataFrame({"patch": range(36), "score": scores, "kept": kept, "covered": 0.0})
+    shown["prototype"] = rng.integers(0, 3, 36)
+    crops = {number: np.zeros((4, 4, 3)) for number in range(3)}
+    assert drawn(prune_figures.removed(VIEW, shown, crops, GRID)) > 5000
+    alt = texts(prune_figures.removed_note(shown, model="model-x"))
+    assert f"3 prototypes removed {int((~kept).sum())} tokens" in alt
+    answers = answers_of(
+        {("unpruned", 36): 0.9, ("none", 0): 0.1, ("ours", 8): 0.8, ("ours", 16): 0.8,
+         ("fastv", 16): 0.7, ("prumerge", 8): 0.5, ("random", 8): 0.5, ("oracle", 8): 0.8},
+        rng,
+    )  # fmt: skip
+    summary, shares = (f(answers, resamples=50) for f in (scoring.scores, scoring.shares))
+    assert drawn(prune_figures.curve(shares)) > 3000
+    at = shares.set_index(["method", "tokens", "task"])["share"]
+    note = texts(prune_figures.curve_note(shares, model="model-x"))
+    assert f"PruMerge: {at['prumerge', 8, 'mean']:.0%} at 8" in note
+    table = prune_figures.accuracy_table(summary, shares)
+    assert table["Method"].tolist() == [
+        "all tokens", "Ours, R lowest", "FastV", "Ours, R lowest", "PruMerge", "Random",
+        "no visual token", "Not in the paper's Table 1:", "Oracle",
     ]  # fmt: skip
-    columns = ["method", "tokens", "task", "accuracy", "low", "high", "n", "images", "kept"]
-    summary = pd.DataFrame(rows, columns=columns)
-    assert drawn(prune_figures.curve(summary)) > 3000
-    assert "Unpruned 0.50" in texts(prune_figures.curve_note(summary, model="model-x"))
+    row = summary.set_index(["method", "tokens", "task"]).loc["ours", 8, "pope"]
+    assert table["POPE"].iloc[3].startswith(f"{100 * row['accuracy']:.1f} [")
+    assert texts(prune_figures.accuracy_note(summary, model="model-x", seeds=3))
+    found = scoring.informative(answers, resamples=20)
+    assert drawn(prune_figures.informative(found, shares)) > 3000
+    points = prune_figures.informative_table(found, shares)
+    assert len(points) == 6 and points["share"].notna().all()
+    assert f"over {len(points)} methods" in texts(
+        prune_figures.informative_note(found, shares, model="model-x")
+    )
+    for name, readable, rows in (
+        ("shares", prune_figures.shares_table, shares),
+        ("rivals", prune_figures.rivals_table, scoring.rivals(answers, resamples=20)),
+        ("steps", prune_figures.steps_table, scoring.steps(answers, resamples=20)),
+        ("informative-kept", prune_figures.informative_gaps_table,
+         scoring.informative_gaps(answers, resamples=20)),
+    ):  # fmt: skip
+        shown = readable(rows)
+        assert len(shown) and texts(prune_figures.note(name, shown, model="model-x"))
     table = pd.DataFrame(
         {
             "task": ["pope", "mean"],
@@ -268,4 +301,5 @@ def test_figures_of_the_evaluation():
     assert "at 8 tokens -2.0 points" in texts(
         prune_figures.differences_note({8: table}, model="model-x", seeds=3)
     )
-    assert set(pruning.METHODS) == set(summary["method"])
+    assert set(summary["method"]) <= set(pruning.METHODS)
+    assert set(get_args(_Pruner)) == set(METHODS) - {"codebook", "random"}

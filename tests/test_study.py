@@ -11,13 +11,13 @@ import torch
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
-from redlib import stages
+from redlib import bench, prune, stages
 from redlib.codebook import Codebook, NoPrototype
 from redlib.errors import RedlibError
 from redlib.geometry import Grid
 from redlib.params import Params
 from redlib.store import Store
-from redlib.study import asking, codebooks, maps, patches, pruning
+from redlib.study import asking, codebooks, maps, patches, pruning, scoring
 from redlib.tabletop import scenes
 
 
@@ -254,7 +254,8 @@ def stage(tmp_path_factory, tiny_vlm):
     return Stage(
         tmp_path_factory.mktemp("stage"), tiny_vlm, prompt="what does this image show ?",
         top_prob=20, codebook_images=4, n_questions=2, n_calibration=2, budgets=[4, 9],
-        study_images=2, study_patches=9, tsne_images=2, random_seeds=2,
+        study_images=2, study_patches=9, tsne_images=2, random_seeds=2, curve=[2, 9],
+        methods=["prumerge", "fastv", "downsample", "probe", "oracle"], n_further=1, n_captions=1,
     )  # fmt: skip
 
 
@@ -391,22 +392,49 @@ def test_evaluation_from_end_to_end(stage):
     limits = pruning.thresholds(stage, codebook)
     assert np.allclose(limits["calibration_mean"], limits["budget"], atol=0.51)
     answers = pruning.answer_images(stage, codebook, limits)
-    per = answers.groupby(["method", "tokens", "seed"]).size()
-    assert per.nunique() == 1
-    assert set(answers["method"]) == set(pruning.METHODS)
-    fixed = answers[answers["method"].isin(["ours", "random"])]
+    of_question = ["task", "image", "question"]
+    per = answers[~answers["task"].isin(asking.CAPTIONED)]
+    per = per.groupby(["method", "tokens", "seed"])[of_question].apply(
+        lambda part: set(part.itertuples(index=False, name=None))
+    )
+    all_, few = per["unpruned", 25, 0], per["fastv", 4, 0]
+    assert few < all_ and {len(asked) for asked in per} == {len(few), len(all_)}
+    for method, tokens, seed in per.index:
+        whole = method in ("unpruned", "none") or (
+            method in ("ours", "random", "prumerge") and tokens in (4, 9)
+        )
+        assert per[method, tokens, seed] == (all_ if whole else few), (method, tokens)
+    methods = {"unpruned", "none", "ours", "random", "threshold", *stage.params.methods}
+    assert set(answers["method"]) == methods
+    at_2 = set(answers["method"][answers["tokens"] == 2])
+    assert at_2 == {"ours", "random", "prumerge", "fastv"}
+    described = answers[answers["task"].isin(asking.CAPTIONED)]
+    assert set(described["method"]) == {"unpruned", "ours", "random", "prumerge", "fastv"}
+    fixed = answers[~answers["method"].isin(["threshold", "unpruned", "none"])]
     assert (fixed["kept"] == fixed["tokens"]).all()
-    summary = pruning.summary(answers, resamples=20)
-    row = summary[(summary["method"] == "random") & (summary["tokens"] == 4)].set_index("task")
-    part = answers[(answers["method"] == "random") & (answers["tokens"] == 4)]
-    means = part.groupby("task")["correct"].mean()
-    assert row.loc["colour", "accuracy"] == pytest.approx(means["colour"])
-    found = pruning.paired(answers, tokens=4, resamples=20).set_index("task")
-    ours = answers[(answers["method"] == "ours") & (answers["tokens"] == 4)]
-    gap = ours.groupby("task")["correct"].mean()["position"] - means["position"]
-    assert found.loc["position", "difference"] == pytest.approx(gap)
+    # What an answer is and what stayed, for one image, by hand.
+    name = answers["image"].iloc[0]
+    part = answers[(answers["image"] == name) & (answers["task"] != "mmb")]
+    scene = next(s for s in asking.asked_scenes("test", 2) if s.id == name)
+    shown = scene.coverage(stage.model.sight).sum(0) + scene.word_coverage(stage.model.sight)
+    tokens = stage.model.encode([scene.image]).tokens[0]
+    lowest = prune.keep_lowest(prune.redundancy(tokens, codebook), 9).numpy()
+    ours = part[(part["method"] == "ours") & (part["tokens"] == 9)]
+    said = bench.answers(stage.model, tokens[lowest], list(ours["question"]), max_new_tokens=8)
+    assert ours["answer"].tolist() == said
+    assert np.allclose(ours["informative"], lowest[shown >= 0.5].mean())
+    assert part.loc[part["method"] == "downsample", "informative"].isna().all()
+    right = [
+        bench.is_correct(r.task, r.answer, r.gold, question=r.question) for r in ours.itertuples()
+    ]
+    assert ours["correct"].tolist() == right
     told = pruning.realised(answers, limits)
     assert told["test_mean"].between(told["least"], told["most"]).all()
+    gap = scoring.gap(answers, tokens=4, resamples=20)
+    gap = gap.assign(images=20)
+    summary = scoring.scores(answers, resamples=20)
+    assert pruning.better_verdict(summary, gap, 4).holds in (True, False, None)
+    assert "Ours reaches" in pruning.conclusion(summary, {4: gap})
     costs = pruning.costs(stage, codebook)
     assert costs["operations"].iloc[1] == 2_141_979_264
     assert pruning.write_times(stage, codebook, repeats=1).endswith("06-times.json")

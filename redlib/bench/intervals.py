@@ -15,6 +15,7 @@ cancels. It is the right test of "A is better than B"; two overlapping intervals
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
@@ -84,8 +85,7 @@ def interval(
     np.add.at(sums, (cluster, stratum), numbers)
     np.add.at(counts, (cluster, stratum), 1)
 
-    # A draw of C clusters with replacement, as how often each is drawn.
-    draws = np.random.default_rng(seed).multinomial(c, np.full(c, 1 / c), size=resamples)  # (R, C)
+    draws = _draws(c, resamples, seed)
     drawn = draws @ counts  # (R, S)
     means = np.divide(draws @ sums, drawn, out=np.full(drawn.shape, np.nan), where=drawn > 0)
     low, high = np.quantile(np.nanmean(means, axis=1), [(1 - level) / 2, (1 + level) / 2])
@@ -146,34 +146,43 @@ def ratio(
     Raises:
         RedlibError: as `interval` and `difference`.
     """
-    labels = np.zeros(len(first)) if tasks is None else np.asarray(tasks)
-    within = np.zeros(len(first)) if strata is None else np.asarray(strata)
-    frame = pd.DataFrame({"task": labels, "stratum": within, "cluster": np.asarray(clusters)})
-    frame["first"], frame["second"] = np.asarray(first, float), np.asarray(second, float)
-    whole = interval(first, clusters, resamples=1, level=level)  # for its errors and counts
-    names = frame["cluster"].unique()
-    draws = np.random.default_rng(seed).multinomial(
-        len(names), np.full(len(names), 1 / len(names)), size=resamples
-    )
-    draws = np.concatenate([np.ones((1, len(names)), int), draws])  # the estimate, then the draws
+    a, b = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
+    whole = interval(a, clusters, resamples=1, level=level)  # for its errors and counts
+    labels = np.zeros(len(a)) if tasks is None else np.asarray(tasks)
+    within = np.zeros(len(a)) if strata is None else np.asarray(strata)
+    names, cluster = np.unique(np.asarray(clusters), return_inverse=True)
+    task_names, task = np.unique(labels, return_inverse=True)
+    _, stratum = np.unique(within, return_inverse=True)
+    cells, cell = np.unique(np.stack([task, stratum]), axis=1, return_inverse=True)
+    cell = cell.ravel()
+    sums, counts = np.zeros((2, len(names), len(cells[0]))), np.zeros((len(names), len(cells[0])))
+    for side, values in zip(sums, (a, b), strict=True):
+        np.add.at(side, (cluster, cell), values)
+    np.add.at(counts, (cluster, cell), 1)
+    # The estimate, then the draws.
+    draws = np.concatenate([np.ones((1, len(names))), _draws(len(names), resamples, seed)])
+    drawn = draws @ counts  # (1 + R, cells)
     ratios = []
     with np.errstate(divide="ignore", invalid="ignore"):
-        for _, part in frame.groupby("task", sort=False):
-            sides = []
-            for side in ("first", "second"):
-                table = part.pivot_table(
-                    side, "cluster", "stratum", aggfunc=["sum", "count"]
-                ).reindex(names)
-                sums, counts = (draws @ table[of].fillna(0).to_numpy() for of in ("sum", "count"))
-                means = np.where(counts > 0, sums / counts, np.nan)  # (1 + R, strata)
-                sides.append(_mean_of_known(means))
-            ratios.append(sides[0] / sides[1])
+        means = [np.where(drawn > 0, draws @ side / drawn, np.nan) for side in sums]
+        for number in range(len(task_names)):
+            of = cells[0] == number
+            top, bottom = (_mean_of_known(side[:, of]) for side in means)
+            ratios.append(top / bottom)
     found = np.mean(ratios, axis=0)
     drawn = found[1:][np.isfinite(found[1:])]
     low, high = (
         np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2]) if len(drawn) else (np.nan, np.nan)
     )
     return Interval(float(found[0]), float(low), float(high), whole.n, whole.clusters)
+
+
+@lru_cache(maxsize=8)
+def _draws(count: int, resamples: int, seed: int) -> np.ndarray:
+    """(R, C) draws of C clusters with replacement, as how often each is drawn; not to be changed.
+
+    A table asks for the same draws again and again."""
+    return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
 
 
 def _mean_of_known(means: np.ndarray) -> np.ndarray:

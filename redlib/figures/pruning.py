@@ -8,17 +8,20 @@ from PIL import Image
 
 from redlib.figures import style
 from redlib.geometry import Grid
-from redlib.study.asking import FIVE, FURTHER
-from redlib.study.pruning import METHODS
+from redlib.study.pruning import METHODS, PAPER
 from redlib.tables import readable, with_interval
 
 _LOOK = {
     "ours": ("blue", "o"),
-    "threshold": ("sky", "^"),
+    "prumerge": ("green", "^"),
+    "fastv": ("purple", "D"),
     "random": ("orange", "s"),
-    "unpruned": ("black", "D"),
-    "none": ("grey", "v"),
 }
+_HEADS = {
+    "pope": "POPE", "mmb": "MMBench", "seed": "SEED", "rwqa": "RealWorldQA", "mme": "MME",
+    "nocaps": "NoCaps", "flickr": "Flickr30k",
+}  # fmt: skip
+_SETTINGS = {"base": "base tile", "split": "each of five tiles"}
 
 
 @style.styled
@@ -113,72 +116,212 @@ def _short(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 3].rstrip() + "..."
 
 
+_SHOWN_PROTOTYPES = 6
+
+
+def _leading(shown: pd.DataFrame) -> list[int]:
+    """The prototypes that removed most tokens."""
+    removed = shown.loc[~shown["kept"], "prototype"]
+    return [int(n) for n in removed.value_counts().index[:_SHOWN_PROTOTYPES]]
+
+
 @style.styled
-def curve(summary: pd.DataFrame) -> Figure:
-    """Five-task mean against visual tokens."""
-    mean = summary[summary["task"] == "mean"]
-    figure = style.figure(8.4, 4.4)
+def removed(
+    image: Image.Image, shown: pd.DataFrame, crops: dict[int, np.ndarray], grid: Grid
+) -> Figure:
+    """Which prototype removed which patch; shown: table of `study.pruning.Shown`.
+
+    crops: pixels around the patch that each shown prototype comes from.
+    """
+    leading = _leading(shown)
+    figure = style.figure(9.6, 4.4)
+    left, right = figure.subfigures(1, 2, width_ratios=(1.9, 1))
+    axes = left.subplots(1, 2)
+    style.image_panel(axes[0], image, grid)
+    axes[0].set_title("test image")
+    style.image_panel(axes[1], style.faded(image), grid)
+    axes[1].set_title("removed, by prototype")
+    tints = dict(zip(leading, style.CYCLE, strict=False))
+    for row in shown[~shown["kept"]].itertuples():
+        y, x = grid.row_col(int(row.patch))
+        tint = style.COLOURS[tints.get(row.prototype, "grey")]
+        alpha = 0.85 if row.prototype in tints else 0.25
+        axes[1].add_patch(Rectangle((x, y), 1, 1, facecolor=tint, alpha=alpha, lw=0))
+    counts = shown.loc[~shown["kept"], "prototype"].value_counts()
+    cells = right.subplots(3, 2).ravel()
+    for ax in cells:
+        ax.axis("off")
+    for ax, number in zip(cells, leading, strict=False):
+        ax.imshow(crops[number])
+        ax.axis("on")
+        ax.set_xticks([])
+        ax.set_yticks([])
+        ax.grid(False)
+        for spine in ax.spines.values():
+            spine.set(visible=True, edgecolor=style.COLOURS[tints[number]], linewidth=4)
+        ax.set_title(f"{counts[number]} tokens", fontsize=9.5, fontweight="normal")
+    return figure
+
+
+def removed_note(shown: pd.DataFrame, *, model: str) -> dict:
+    gone = shown[~shown["kept"]]
+    counts = gone["prototype"].value_counts()
+    leading = counts.iloc[:_SHOWN_PROTOTYPES].sum()
+    bare = (gone["covered"] == 0).mean()
+    return {
+        "title": "Which prototype removed which patch",
+        "caption": (
+            f"The {len(gone)} removed tokens of one test scene, in the colour of the prototype "
+            "that each is most similar to; grey: of other prototypes. Right, the patches (with "
+            f"their surroundings) that the {min(len(counts), _SHOWN_PROTOTYPES)} foremost of them "
+            f"come from, in training scenes. Drawn with {model}."
+        ),
+        "reading": (
+            "Redundancy is bare ground if the removed tokens and the patches of their prototypes "
+            "show grounds. A prototype with an object in its middle is a mistake of the codebook."
+        ),
+        "alt": (
+            f"{len(counts)} prototypes removed {len(gone)} tokens, the foremost shown "
+            f"{leading / len(gone):.0%} of them; {bare:.0%} of what was removed shows no object."
+        ),
+        "paper_item": "Algorithm 2",
+    }
+
+
+@style.styled
+def curve(shares: pd.DataFrame) -> Figure:
+    """Figure 9: five-task mean as a share of the unpruned one, against visual tokens."""
+    mean = _figure_9(shares)
+    figure = style.figure(8.8, 4.6)
     ax = figure.subplots()
-    for method in ("ours", "random"):
-        part = mean[mean["method"] == method].sort_values("kept")
+    present = [name for name in PAPER if name in set(mean["method"])]
+    for place, method in enumerate(present):
+        part = mean[mean["method"] == method].sort_values("tokens")
         tint, marker = _LOOK[method]
-        ax.fill_between(
-            part["kept"], part["low"], part["high"], color=style.COLOURS[tint], alpha=0.18, lw=0
-        )
-        ax.plot(
-            part["kept"], part["accuracy"], color=style.COLOURS[tint], marker=marker,
+        # A little beside each other, so that no interval hides another one.
+        x = part["tokens"] * 1.025 ** (2 * place - len(present) + 1)
+        ax.errorbar(
+            x, 100 * part["share"],
+            yerr=_bars(part, "share", "low", "high"),
+            color=style.COLOURS[tint], marker=marker, lw=1.8, elinewidth=1.1,
             label=METHODS[method],
         )  # fmt: skip
-    part = mean[mean["method"] == "threshold"]
-    tint, marker = _LOOK["threshold"]
-    ax.errorbar(
-        part["kept"], part["accuracy"],
-        yerr=[part["accuracy"] - part["low"], part["high"] - part["accuracy"]],
-        fmt=marker, color=style.COLOURS[tint], mec=style.COLOURS["black"], ms=8,
-        label=METHODS["threshold"],
-    )  # fmt: skip
-    for method, dash in (("unpruned", "-"), ("none", ":")):
-        row = mean[mean["method"] == method].iloc[0]
-        ax.axhline(row["accuracy"], color=style.COLOURS["black"], lw=1.3, ls=dash,
-                   label=METHODS[method])  # fmt: skip
-    ticks = sorted(mean[mean["method"] == "ours"]["tokens"])
+    ax.axhline(100, color=style.COLOURS["black"], lw=1.3, label=METHODS["unpruned"])
+    none = shares[(shares["method"] == "none") & (shares["task"] == "mean")]
+    if len(none):
+        ax.axhline(
+            100 * none["share"].iloc[0], color=style.COLOURS["black"], lw=1.3, ls=":",
+            label=METHODS["none"],
+        )  # fmt: skip
+    ticks = sorted(set(mean["tokens"]))
     ax.set_xscale("log", base=2)
     ax.set_xticks(ticks, [str(n) for n in ticks])
     ax.minorticks_off()
-    ax.set_xlabel("visual tokens at the language model's input, mean over images (log scale)")
-    ax.set_ylabel("five-task mean accuracy")
+    ax.set_xlabel("visual tokens kept (log scale)")
+    ax.set_ylabel("five-task mean, % of the unpruned")
     figure.legend(*ax.get_legend_handles_labels(), loc="outside right upper")
     return figure
 
 
-def curve_note(summary: pd.DataFrame, *, model: str) -> dict:
-    mean = summary[summary["task"] == "mean"]
-    told = []
-    for method in ("ours", "random"):
+def _bars(part: pd.DataFrame, value: str, low: str, high: str) -> np.ndarray:
+    """(2, n) percent below and above; where all images agree, rounding is no interval."""
+    return 100 * np.maximum([part[value] - part[low], part[high] - part[value]], 0)
+
+
+def _figure_9(shares: pd.DataFrame) -> pd.DataFrame:
+    wanted = (shares["task"] == "mean") & (shares["setting"] == "base")
+    return shares[wanted & shares["method"].isin(PAPER)]
+
+
+def curve_note(shares: pd.DataFrame, *, model: str) -> dict:
+    mean, told = _figure_9(shares), []
+    for method in PAPER:
         part = mean[mean["method"] == method].sort_values("tokens")
-        told.append(
-            f"{METHODS[method]}: "
-            + ", ".join(f"{r.accuracy:.2f} at {r.tokens}" for r in part.itertuples())
-        )
-    ends = {m: mean[mean["method"] == m]["accuracy"].iloc[0] for m in ("unpruned", "none")}
+        if len(part):
+            each = ", ".join(f"{r.share:.0%} at {r.tokens}" for r in part.itertuples())
+            told.append(f"{METHODS[method]}: {each}")
+    counts = sorted(set(mean["n"]))
     return {
-        "title": "Accuracy against tokens",
+        "title": "What is left of the answers, by tokens",
         "caption": (
-            f"Mean of five tasks on {int(mean['images'].max())} test scenes, "
-            f"{int(mean['n'].max())} questions, with 95 % intervals from resampling images. Random "
-            "averages its seeds at the budgets and has one elsewhere. "
-            f"Drawn with {model}; the paper's Figure 9 shows LLaVA-1.5-7B on five benchmarks."
+            "Mean over five tasks of the score with few visual tokens over that with all, each on "
+            f"the same questions ({' or '.join(map(str, counts))} a point), with 95 % intervals "
+            "from resampling images. FastV's tokens are those behind its second layer, as the "
+            f"paper counts. Drawn with {model}; the paper's Figure 9 shows LLaVA-1.5-7B."
         ),
         "reading": (
-            "Higher is better at the same place on the axis. The claim needs Ours above Random, "
-            "which the paired differences decide better than these bands; near the right end every "
-            "method must meet the unpruned line."
+            "Higher is better at the same place on the axis; points are moved a little sideways. "
+            "The claims need Ours on top everywhere, FastV falling steeply below 96, PruMerge flat "
+            "from 32 down to 8. Between two methods the table of paired differences decides, not "
+            "the overlap of bars."
         ),
-        "alt": (
-            ". ".join(told)
-            + f". Unpruned {ends['unpruned']:.2f}, without visual tokens {ends['none']:.2f}."
-        ),
+        "alt": ". ".join(told) + ".",
         "paper_item": "Figure 9",
+    }
+
+
+@style.styled
+def informative(kept: pd.DataFrame, shares: pd.DataFrame) -> Figure:
+    """Share of the unpruned score against the share of informative tokens kept."""
+    both = _with_shares(kept, shares)
+    figure = style.figure(8.8, 5.0)
+    ax = figure.subplots()
+    tints = {"ours": "blue", "prumerge": "green", "fastv": "purple", "random": "orange"}
+    further = [name for name in dict.fromkeys(both["method"]) if name not in tints]
+    marks = dict(zip(further, "v<>Pp*hX8d", strict=False))
+    for method, part in both.groupby("method", sort=False):
+        tint = style.COLOURS[tints.get(method, "grey")]
+        ax.errorbar(
+            100 * part["kept"], 100 * part["share"],
+            xerr=_bars(part, "kept", "kept_low", "kept_high"),
+            yerr=_bars(part, "share", "low", "high"),
+            fmt="none", ecolor=tint, elinewidth=0.7, alpha=0.45, capsize=0,
+        )  # fmt: skip
+        ax.scatter(
+            100 * part["kept"], 100 * part["share"], s=18 + 5 * part["tokens"] ** 0.5, color=tint,
+            marker=_LOOK[method][1] if method in _LOOK else marks.get(method, "."),
+            label=METHODS[method], zorder=3,
+        )  # fmt: skip
+    ax.set_xlabel("informative tokens kept, % (an object or the word covers half the patch)")
+    ax.set_ylabel("five-task mean, % of the unpruned")
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside right upper")
+    return figure
+
+
+def _with_shares(kept: pd.DataFrame, shares: pd.DataFrame) -> pd.DataFrame:
+    """One row per method and budget of the base tile that has both numbers."""
+    mean = shares[(shares["task"] == "mean") & (shares["setting"] == "base")]
+    mean = mean[~mean["method"].isin(["none", "unpruned"])]
+    renamed = kept.rename(columns={"low": "kept_low", "high": "kept_high", "images": "scenes"})
+    return mean.merge(renamed, on=["method", "tokens"])
+
+
+def informative_table(kept: pd.DataFrame, shares: pd.DataFrame) -> pd.DataFrame:
+    """The numbers behind `informative`: method, tokens, share, low, high, kept, kept_low,
+    kept_high, scenes."""
+    columns = ["method", "tokens", "share", "low", "high", "kept", "kept_low", "kept_high"]
+    return _with_shares(kept, shares)[[*columns, "scenes"]]
+
+
+def informative_note(kept: pd.DataFrame, shares: pd.DataFrame, *, model: str) -> dict:
+    both = _with_shares(kept, shares)
+    order = both[["kept", "share"]].rank().corr().iloc[0, 1]
+    return {
+        "title": "Answers against informative tokens kept",
+        "caption": (
+            f"Each point is a method at a budget, {len(both)} of them, larger with more tokens: "
+            "which share of the tokens that show an object or the written word it keeps, and what "
+            "share of the unpruned five-task mean is left, with 95 % intervals from resampling "
+            "images. A token that was merged into another one does not count as kept; methods "
+            f"without any single token kept are left out. Drawn with {model}."
+        ),
+        "reading": (
+            "If keeping what is informative is what matters, the points lie along one rising line "
+            "whatever the method. A method far above it answers with tokens that show no object: "
+            "its tokens hold what their neighbours showed."
+        ),
+        "alt": f"Rank correlation {order:.2f} over {len(both)} methods and budgets.",
+        "paper_item": "Section 3",
     }
 
 
@@ -274,50 +417,174 @@ def thresholds_note(kept: pd.DataFrame, *, model: str) -> dict:
     }
 
 
-def accuracy_table(summary: pd.DataFrame, *, budgets: list[int]) -> pd.DataFrame:
-    """Accuracy with interval: a row per method and budget, a column per task."""
-    wanted = summary[summary["method"].isin(["unpruned", "none"]) | summary["tokens"].isin(budgets)]
-    order = ("unpruned", "ours", "threshold", "random", "none")
-    rows = []
-    for tokens in sorted(wanted["tokens"].unique(), reverse=True):
-        for method in order:
-            part = wanted[(wanted["tokens"] == tokens) & (wanted["method"] == method)]
-            if part.empty:
-                continue
-            shown = part.assign(shown=with_interval(part, "accuracy")).set_index("task")["shown"]
-            row = {"Method": METHODS[method], "Tokens": f"{part['kept'].iloc[0]:.1f}"}
-            names = {"mean": "Mean of five"} | {t: t for t in (*FIVE, *FURTHER)}
-            rows.append(row | {head: shown.get(task, "-") for task, head in names.items()})
-    counts = summary[summary["method"] == "unpruned"].set_index("task")["n"]
-    tasks = {"Mean of five": "mean"} | {t: t for t in (*FIVE, *FURTHER)}
-    last = {"Method": "questions (n)", "Tokens": ""}
-    last |= {head: str(counts.get(task, 0)) for head, task in tasks.items()}
-    return pd.DataFrame([*rows, last])
+def accuracy_table(summary: pd.DataFrame, shares: pd.DataFrame) -> pd.DataFrame:
+    """Table 1 for readers: a row per setting, budget and method, a column per task.
+
+    Rows of `study.scoring.scores` and `shares`; below the rows of the paper's methods stand the
+    others, at the end n.
+    """
+    kept = shares[shares["task"] == "mean"].set_index(["setting", "method", "tokens"])
+    full = set(summary.loc[summary["method"] == "unpruned", "tokens"])
+    told = set(summary.loc[summary["task"] == "nocaps", "tokens"]) | full | {0}
+    first, below = [], []
+    for (setting, tokens, method), part in summary.groupby(
+        ["setting", "tokens", "method"], sort=False
+    ):
+        if tokens not in told:  # of the curve alone
+            continue
+        cells = part.set_index("task")
+        row = {
+            "Tokens": f"{tokens}, {_SETTINGS[setting]}",
+            "Method": METHODS[method],
+            "Kept": f"{part['kept'].iloc[0]:.1f}",
+        }
+        heads = _HEADS | {"mean": "Mean of five"}
+        row |= {head: _cell(cells, task) for task, head in heads.items()}
+        key = (setting, method, tokens)
+        row["% of unpruned"] = (
+            f"{100 * kept.loc[key, 'share']:.0f} [{100 * kept.loc[key, 'low']:.0f}, "
+            f"{100 * kept.loc[key, 'high']:.0f}]" if key in kept.index else "100"
+        )  # fmt: skip
+        row["n, images"] = f"{cells['n'].get('mean', 0)}, {cells['images'].get('mean', 0)}"
+        rank = list(METHODS).index(method)
+        side = first if method in (*PAPER, "unpruned", "none") else below
+        side.append((setting, -tokens, rank, row))
+    line = {name: "" for name in first[0][-1]} | {"Method": "Not in the paper's Table 1:"}
+    ordered = [[row for *_, row in sorted(side, key=lambda r: r[:3])] for side in (first, below)]
+    return pd.DataFrame([*ordered[0], *([line] if below else []), *ordered[1]])
+
+
+def _cell(cells: pd.DataFrame, task: str) -> str:
+    """ "84.2 ± 0.6 [80, 88]" in percent, "-" where the task was not asked."""
+    if task not in cells.index:
+        return "-"
+    row = cells.loc[task]
+    spread = "" if pd.isna(row["std"]) else f" ± {100 * row['std']:.1f}"
+    low, high = 100 * row["low"], 100 * row["high"]
+    return f"{100 * row['accuracy']:.1f}{spread} [{low:.0f}, {high:.0f}]"
 
 
 def accuracy_note(summary: pd.DataFrame, *, model: str, seeds: int) -> dict:
-    mean = summary[summary["task"] == "mean"]
-    best = mean[mean["method"].isin(["ours", "random"])]
+    mean = summary[(summary["task"] == "mean") & summary["method"].isin([*PAPER, "unpruned"])]
     told = "; ".join(
-        f"{METHODS[r.method]} {r.accuracy:.2f} at {r.tokens}"
-        for r in best.sort_values(["tokens", "method"]).itertuples()
+        f"{METHODS[r.method]} {r.accuracy:.2f} at {r.tokens} ({r.setting})"
+        for r in mean.sort_values(["setting", "tokens", "method"]).itertuples()
     )
+    captions = summary[summary["task"].isin(["nocaps", "flickr"])]
+    described = f"{captions['images'].max()} images each" if len(captions) else "none here"
     return {
-        "title": "Accuracy with fewer visual tokens",
+        "title": "Answers with fewer visual tokens",
         "caption": (
-            "Accuracy on tabletop tasks that stand in for the paper's benchmarks (pope: mean of "
-            "the three subsets; mme: accuracy; mmb: MMBench, right in all four rotations; seed: "
-            "SEED; rwqa: RealWorldQA), with 95 % intervals from resampling images; the mean is "
-            "over these five, the other columns (VQA's kinds of question) stand outside it. "
-            f"Random: mean of {seeds} draw{'s' if seeds > 1 else ''}. Computed "
-            f"with {model}; no number of the paper's Table 1 is measured here."
+            "Scores in percent on tabletop tasks that stand in for the paper's benchmarks, each "
+            "by the official rule: POPE, mean of the three subsets; MMBench, right in all four "
+            "rotations; MME, share of the perception score (accuracy and pairs, mean over its "
+            "categories); NoCaps and Flickr30k, F1 of the caption's scene graph (tabletop-SPICE, "
+            f"which is not SPICE; {described}). 95 % intervals from resampling images; Random: "
+            f"mean of {seeds} draw{'s' if seeds > 1 else ''} ± their deviation. n: questions about "
+            "the five tasks, and the images they are about; methods with a smaller n answered the "
+            "first of them. FastV's tokens are those behind its second layer, as the paper "
+            f"counts. Computed with {model}; no number of the paper's Table 1 is measured here."
         ),
         "reading": (
-            "Compare rows of one budget. The row without visual tokens is what guessing reaches; a "
-            "method that comes near it has lost the image. n stands in the last row."
+            "Compare rows of one budget and one n; the last column relates each to the unpruned "
+            "model on its own questions. The row without visual tokens is what guessing reaches: a "
+            "method that comes near it has lost the image."
         ),
         "alt": f"Five-task means: {told}.",
         "paper_item": "Table 1",
+    }
+
+
+def shares_table(shares: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `study.scoring.shares` over several columns: the mean of five, and captions."""
+    part = shares[shares["task"].isin(["mean", "captions"]) & (shares["method"] != "none")]
+    part = part.assign(
+        setting=part["setting"].map(_SETTINGS), method=part["method"].map(METHODS),
+        task=part["task"].map({"mean": "five tasks", "captions": "captions"}),
+        shown=with_interval(part, "share"),
+    )  # fmt: skip
+    return _words(part, {"shown": "Pruned over unpruned"})
+
+
+def rivals_table(rivals: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `study.scoring.rivals` over several columns: the mean of five, and captions."""
+    part = rivals[rivals["task"].isin(["mean", "captions"])]
+    part = part.assign(
+        setting=part["setting"].map(_SETTINGS), method=part["method"].map(METHODS),
+        against=part["against"].map(METHODS),
+        task=part["task"].map({"mean": "five tasks", "captions": "captions"}),
+        shown=with_interval(part, "difference", digits="+.3f"),
+    )  # fmt: skip
+    return _words(part, {"against": "Against", "shown": "Difference of scores"})
+
+
+def steps_table(steps: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `study.scoring.steps` of the paper's methods."""
+    part = steps[steps["method"].isin(PAPER)]
+    part = part.assign(method=part["method"].map(METHODS), shown=with_interval(part, "change"))
+    heads = {"method": "Method", "from": "From", "tokens": "To", "shown": "Change of the share"}
+    return readable(part, heads | {"n": "n", "images": "Images"})
+
+
+def informative_gaps_table(gaps: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `study.scoring.informative_gaps`."""
+    part = gaps.assign(
+        against=gaps["against"].map(METHODS), shown=with_interval(gaps, "difference")
+    )
+    heads = {"against": "Against", "tokens": "Tokens", "shown": "Difference of shares kept"}
+    return readable(part, heads | {"images": "Images"})
+
+
+def _words(part: pd.DataFrame, more: dict) -> pd.DataFrame:
+    heads = {"setting": "Tokens of", "method": "Method", "tokens": "Tokens", "task": "Over"}
+    return readable(part, heads | more | {"n": "n", "images": "Images"})
+
+
+_NOTES = {
+    "shares": (
+        "What is kept of the unpruned score",
+        "Score with few visual tokens over that with all, on the same questions; over five tasks "
+        "and over the two captions the mean of the ratios, as the paper's percentages. The CSV "
+        "file has every task.",
+        "1 keeps everything. The share of a small score is unsure: read the interval.",
+        "Table 1",
+    ),
+    "rivals": (
+        "Ours against each rival",
+        "Difference of scores on the same questions, Ours minus the rival, and FastV minus "
+        "PruMerge. The CSV file has every task.",
+        "An interval above 0: the first method is better. One across 0 decides nothing.",
+        "Table 1",
+    ),
+    "steps": (
+        "What a smaller budget costs",
+        "Change of the five-task share (pruned over unpruned) from one budget to a smaller one, on "
+        "the same questions.",
+        "An interval below -0.05: a collapse in the sense of the ledger. One above it: robust.",
+        "Figure 9",
+    ),
+    "informative-kept": (
+        "Who keeps the informative tokens",
+        "Share of the tokens that show an object or the written word (half of the patch) that Ours "
+        "keeps, minus the share that the rival keeps, mean over images. What was merged does not "
+        "count as kept; FastV's is the mean over questions.",
+        "An interval above 0: Ours spends more of its budget on what is there to see.",
+        "Figures 10, 11",
+    ),
+}
+
+
+def note(name: str, table: pd.DataFrame, *, model: str) -> dict:
+    """Texts of one of the tables that the ledger reads; `table` as it is shown."""
+    title, caption, reading, item = _NOTES[name]
+    foremost = table.iloc[:3].to_dict("records")
+    told = "; ".join(", ".join(f"{head} {value}" for head, value in r.items()) for r in foremost)
+    return {
+        "title": title,
+        "caption": f"{caption} 95 % intervals from resampling images. Computed with {model}.",
+        "reading": reading,
+        "alt": f"{len(table)} rows, the first: {told or 'none'}.",
+        "paper_item": item,
     }
 
 

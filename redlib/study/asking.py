@@ -13,6 +13,7 @@ import pandas as pd
 
 from redlib.bench import POPE_SUBSETS
 from redlib.tabletop import Question, Scene, questions, scenes
+from redlib.tabletop.world import SIDE
 
 FIVE: dict[str, tuple[str, ...]] = {
     "pope": POPE_SUBSETS,
@@ -23,11 +24,10 @@ FIVE: dict[str, tuple[str, ...]] = {
 }
 """The five tasks, each the mean of its subsets."""
 
-FURTHER: tuple[str, ...] = ("colour", "position", "count", "word", "naming", "article")
-"""Tasks that are reported too but do not enter the mean."""
+CAPTIONED: tuple[str, ...] = ("nocaps", "flickr")
+"""The two columns of captions, which do not enter the mean."""
 
 FIVE_TASKS: tuple[str, ...] = tuple(task for subsets in FIVE.values() for task in subsets)
-
 
 WIDE = (504, 336)
 """Pixels of the images that RealWorldQA's questions are asked about."""
@@ -35,13 +35,31 @@ WIDE = (504, 336)
 WIDE_START = 1_000_000
 """Number of the first of them in its split, beyond the square scenes."""
 
+CAPTION_STARTS = {"nocaps": 1_100_000, "flickr": 1_200_000}
+"""Number of the first scene that is described, for either column."""
 
-def asked_scenes(split: str, limit: int) -> list[Scene]:
+
+def asked_scenes(split: str, limit: int, *, scale: int = 1) -> list[Scene]:
     """As many square scenes as questions per task, so that most tasks ask each scene once, and
-    half as many wide ones, which give two questions each."""
-    width, height = WIDE
+    half as many wide ones, which give two questions each.
+
+    scale: 2 draws them with twice the sides, for a model that looks at them in tiles.
+    """
+    width, height = (scale * side for side in WIDE)
     wide = scenes(split, (limit + 1) // 2, start=WIDE_START, width=width, height=height)
-    return scenes(split, limit) + wide
+    side = scale * SIDE
+    return scenes(split, limit, width=side, height=side) + wide
+
+
+def described_scenes(split: str, limit: int, *, scale: int = 1) -> dict[str, list[Scene]]:
+    """By column, the scenes that are described: those that show a withheld pair of noun and colour
+    stand in for NoCaps, crowded ones for Flickr30k."""
+    kinds = {"nocaps": {"withheld": True}, "flickr": {"level": "crowded"}}
+    side = scale * SIDE
+    return {
+        task: scenes(split, limit, start=CAPTION_STARTS[task], width=side, height=side, **kind)
+        for task, kind in kinds.items()
+    }
 
 
 def ask(scene_list: Sequence[Scene], tasks: Iterable[str], limit: int) -> list[Question]:

@@ -1,25 +1,29 @@
 """What a model still answers with a part of its visual tokens (sections 4.2 and 5, Algorithm 2).
 
-Every method sees the visual tokens of an image and says which stay. Three rules are compared:
+Every method sees the visual tokens of an image and says which stay. Four are compared in the
+paper's Table 1 and Figure 9, the others (`methods`) stand below a line:
 
     ours           keep the R tokens least similar to any prototype
-    threshold      keep tokens up to the redundancy score r, which is set on calibration images so
-                   that they keep R on average; other images then keep more or fewer
-    random         keep R tokens by lot, several seeds
+    prumerge       where [cls] looks, with the rest poured into it
+    fastv          where the question looks, inside the language model
+    random         R tokens by lot, several seeds
 
 with two ends beside them, the whole image and none of it. All methods answer the same questions, so
 that a difference between two of them is a paired one:
 
     answers = answer_images(session, codebook, thresholds(session, codebook))
-    summary(answers)                  # accuracy with interval per method, tokens and task
-    paired(answers, tokens=64)        # ours minus random, per task
+    scoring.scores(answers)           # Table 1
+    scoring.shares(answers)           # of the unpruned, Figure 9
 
-One part file per image holds its answers under all methods; each image is encoded once.
+Each image is seen by the tower once; one part file per image holds its answers under all rules.
+Rules are dear, so not all of them are asked everything: Ours, Random and PruMerge answer all
+`n_questions` of each task at the budgets, the other rules the first `n_further` of them.
 """
 
 import hashlib
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,29 +31,35 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from redlib import bench, stages
-from redlib.bench import Interval, difference, evaluate, interval, keep_all, keep_none
+from redlib import bench, leave_one_out, probe, stages
+from redlib.bench import captions
+from redlib.bench.letters import circular
+from redlib.bench.looking import NONE, UNPRUNED, Rule, look, reply
 from redlib.codebook import Codebook
 from redlib.errors import RedlibError
 from redlib.notebook import MEASURING, Session
+from redlib.prune import METHODS as ALL
 from redlib.prune import (
     calibrate,
     codebook_bytes,
     keep_lowest,
     keep_threshold,
     operations,
-    random_scores,
     redundancy,
 )
-from redlib.store import write_json
-from redlib.study import codebooks
-from redlib.study.asking import FIVE, FIVE_TASKS, FURTHER, ask, asked_scenes, strata
+from redlib.prune.choose import Kept
+from redlib.prune.context import MERGED
+from redlib.prune.scores import cosines
+from redlib.store import atomic, write_json
+from redlib.study import codebooks, scoring
+from redlib.study.asking import CAPTIONED, FIVE_TASKS, ask, asked_scenes, described_scenes
 from redlib.study.patches import LEAST_IMAGES
 from redlib.study.verdict import Verdict
-from redlib.tabletop import scenes
+from redlib.tabletop import Question, Scene, questions, scenes
+from redlib.tabletop.world import redraw
 
-CURVE = (16, 32, 256)
-"""Numbers of tokens that the accuracy curve has besides the budgets."""
+TILE_BUDGETS = (64, 32)
+"""Visual tokens of each of the five tiles that LLaVA-Next keeps in Table 1."""
 
 PATIENCE = 600.0
 """Seconds: a missing codebook is built here if it takes no longer."""
@@ -57,18 +67,35 @@ PATIENCE = 600.0
 SHOWN = ("pope-adversarial", "mme", "seed", "colour", "position")
 """Tasks of which the sketch of the pipeline shows one question each, all about a square image."""
 
+PAPER = ("ours", "prumerge", "fastv", "random")
+"""The methods of the paper's Table 1 and Figure 9."""
+
+ASKED_ALL = ("ours", "prumerge", "random")
+"""Those that answer every question at the budgets."""
+
 METHODS: dict[str, str] = {
     "unpruned": "all tokens",
     "ours": "Ours, R lowest",
-    "threshold": "Ours, threshold",
+    "prumerge": "PruMerge",
+    "fastv": "FastV",
     "random": "Random",
+    "threshold": "Ours, threshold",
+    **{
+        name: method.title
+        for name, method in ALL.items()
+        if name not in ("codebook", "prumerge", "fastv", "random")
+    },
     "none": "no visual token",
 }
 
+LONGEST, LONGEST_CAPTION = 8, 64
+"""New tokens of an answer and of a caption."""
+
+INFORMATIVE = 0.5
+"""A token is informative if an object or the written word covers so much of its patch."""
+
 PAPER_CODEBOOK = (576, 454, 4096)
 """Tokens, prototypes and width of the paper's LLaVA-1.5."""
-
-KeepRule = Callable[[str, torch.Tensor], torch.Tensor]
 
 
 def load_codebook(session: Session) -> Codebook:
@@ -131,15 +158,17 @@ class Shown:
     Attributes:
         view: what the model sees.
         scores, kept, covered: (L,) redundancy score, whether the token stays, share under objects.
+        prototype: (L,) number of the prototype that the token is most similar to.
         answers: question, gold, pruned, unpruned, pruned_right, unpruned_right; one row per
             question.
-        table: patch, score, kept, covered; one row per token.
+        table: patch, score, kept, covered, prototype; one row per token.
     """
 
     view: Image.Image
     scores: np.ndarray
     kept: np.ndarray
     covered: np.ndarray
+    prototype: np.ndarray
     answers: pd.DataFrame
     table: pd.DataFrame
 
@@ -156,6 +185,7 @@ def show(session: Session, codebook: Codebook, *, keep: int) -> Shown:
     covered = scene.coverage(vlm.sight).sum(axis=0)
     frame = pd.DataFrame({"patch": np.arange(len(tokens)), "score": scores.cpu().numpy()})
     frame["kept"], frame["covered"] = mask.cpu().numpy(), covered
+    frame["prototype"] = cosines(tokens, codebook).argmax(dim=-1).cpu().numpy()
     said = {
         "pruned": bench.answers(vlm, tokens[mask], texts, max_new_tokens=4),
         "unpruned": bench.answers(vlm, tokens, texts, max_new_tokens=4),
@@ -173,173 +203,256 @@ def show(session: Session, codebook: Codebook, *, keep: int) -> Shown:
         frame["score"].to_numpy(),
         frame["kept"].to_numpy(),
         covered,
+        frame["prototype"].to_numpy(),
         pd.DataFrame(asked | said | right),
         frame,
     )
 
 
-@dataclass(frozen=True)
-class Method:
-    """A rule to be judged: `name` of METHODS, `tokens` (its budget), `seed`, and the rule."""
-
-    name: str
-    tokens: int
-    seed: int
-    keep: KeepRule
-
-
-def methods(session: Session, codebook: Codebook, limits: pd.DataFrame) -> list[Method]:
-    """All methods at all numbers of tokens; Random has all its seeds at the budgets only."""
-    p, size = session.params, session.model.grid.size
-    found = [Method("unpruned", size, 0, keep_all), Method("none", 0, 0, keep_none)]
-    for tokens in sorted({*p.budgets, *(n for n in CURVE if n < size)}):
-        found.append(Method("ours", tokens, 0, _lowest(codebook, tokens)))
-        seeds = p.random_seeds if tokens in p.budgets else 1
-        found += [
-            Method("random", tokens, seed, _random(p.seed + seed, tokens)) for seed in range(seeds)
-        ]
-    for row in limits.itertuples():
-        found.append(
-            Method("threshold", int(row.budget), 0, _threshold(codebook, row.r, p.rule_keep))
-        )
+def prototype_crops(
+    session: Session, codebook: Codebook, shown: pd.DataFrame, *, most: int = 6, reach: int = 2
+) -> dict[int, np.ndarray]:
+    """By number, pixels around the patch that each of the `most` prototypes which removed most
+    tokens comes from: a window of `reach` patches on every side, moved inside the image at its
+    border, (h, w, 3)."""
+    vlm, grid = session.model, session.model.grid
+    found = {}
+    for number in shown.loc[~shown["kept"], "prototype"].value_counts().index[:most]:
+        view = np.asarray(vlm.view(redraw(codebook.image[number]).image))
+        edges = []
+        for at, side, cells in zip(
+            grid.row_col(codebook.patch[number]), view.shape[:2], (grid.height, grid.width),
+            strict=True,
+        ):  # fmt: skip
+            size, span = side / cells, 2 * reach + 1
+            start = min(max(at - reach, 0), max(cells - span, 0))
+            edges.append(slice(round(start * size), round((start + span) * size)))
+        found[int(number)] = view[edges[0], edges[1]]
     return found
 
 
-def answer_images(session: Session, codebook: Codebook, limits: pd.DataFrame) -> pd.DataFrame:
-    """Answers of all methods to `n_questions` of each task, on the test scenes from 0 on.
+@dataclass(frozen=True)
+class Asked:
+    """A rule to be judged and how much it is asked.
 
-    Returns the columns of `bench.evaluate` with tokens (the budget) and seed, one row per method,
-    budget, seed and question.
+    Attributes:
+        method: of METHODS.
+        seed: number of the draw.
+        rule: what prunes.
+        limit: questions of each task that it answers.
+        captions: whether it describes images too.
     """
-    p, vlm = session.params, session.model
-    drawn = {scene.id: scene for scene in asked_scenes("test", p.n_questions)}
-    asked = ask(list(drawn.values()), (*FIVE_TASKS, *FURTHER), p.n_questions)
-    about: dict[str, list] = {}
-    for question in asked:
-        about.setdefault(question.image, []).append(question)
-    rules = methods(session, codebook, limits)
+
+    method: str
+    seed: int
+    rule: Rule
+    limit: int
+    captions: bool
+
+
+def rules(session: Session, limits: pd.DataFrame, setting: str = "base") -> list[Asked]:
+    """All rules of a setting, "base" or "split" (LLaVA-Next's five tiles).
+
+    The budgets have every method, what `curve` has beyond them those of the paper, with one seed
+    of Random. Captions, which are dear, are asked of the paper's methods at the budgets.
+    """
+    p, size = session.params, session.model.grid.size
+    full = p.n_questions if setting == "base" else p.n_tiled
+    few = min(p.n_further, full)
+    budgets = p.budgets if setting == "base" else TILE_BUDGETS
+    names = ["ours", "random", *p.methods, "threshold"]
+    if setting == "split":  # Hugging Face's FastV would read 2,880 tokens for every question
+        names = [name for name in names if name in ASKED_ALL]
+    found = [Asked("unpruned", 0, Rule(UNPRUNED, size), full, True)]
+    if setting == "base":
+        found.append(Asked("none", 0, Rule(NONE, 0), full, False))
+    for name, tokens in itertools.product(dict.fromkeys(names), budgets):
+        limit = full if name in ASKED_ALL else few
+        for seed in range(p.random_seeds if name == "random" else 1):
+            rule = _rule(name, tokens, p.seed + seed)
+            if name == "threshold":
+                r = limits.set_index("budget").loc[tokens, "r"]
+                rule = Rule("codebook", tokens, threshold=_limit(float(r), p.rule_keep))
+            found.append(Asked(name, seed, rule, limit, name in PAPER and seed == 0))
+    more = [n for n in p.curve if n not in budgets and n < size] if setting == "base" else []
+    for name, tokens in itertools.product(dict.fromkeys(names), more):
+        if name in PAPER:
+            found.append(Asked(name, 0, _rule(name, tokens, p.seed), few, False))
+    return found
+
+
+def _rule(name: str, tokens: int, seed: int) -> Rule:
+    return Rule("codebook" if name == "ours" else name, tokens, seed if name == "random" else 0)
+
+
+def _limit(r: float, rule_keep: str) -> float:
+    """The largest float32 score that a threshold r keeps."""
+    return r if rule_keep == "at-most" else float(np.nextafter(np.float32(r), np.float32(-np.inf)))
+
+
+@dataclass(frozen=True, eq=False)
+class Asking:
+    """One test image with all that is asked about it.
+
+    Attributes:
+        scene, setting: the image, and how the model looks at it.
+        asked: (question, place): rules that answer `limit` questions of each task take those whose
+            place is below it.
+    """
+
+    scene: Scene
+    setting: str
+    asked: list[tuple[Question, int]]
+
+
+def to_ask(session: Session) -> dict[str, Asking]:
+    """By image, all questions of all settings; test scenes from 0 on, captions on others."""
+    p, found = session.params, {}
+    shown = [("base", 1, p.n_questions, p.n_captions)]
+    if session.model.model.config.model_type == "llava_next":
+        shown.append(("split", 2, p.n_tiled, min(p.n_tiled, p.n_captions)))
+    for setting, scale, limit, described in shown:
+        drawn = asked_scenes("test", limit, scale=scale)
+        few = set(ask(drawn, FIVE_TASKS, min(p.n_further, limit)))
+        asked = [
+            (question, 0 if question in few else p.n_further)
+            for question in ask(drawn, FIVE_TASKS, limit)
+        ]
+        for task, part in described_scenes("test", described, scale=scale).items():
+            drawn += part
+            asked += [(question, 0) for question in questions(part, task)]
+        found |= {scene.id: Asking(scene, setting, []) for scene in drawn}
+        for question, place in asked:
+            found[question.image].asked.append((question, place))
+    return {name: asking for name, asking in found.items() if asking.asked}
+
+
+def answer_images(session: Session, codebook: Codebook, limits: pd.DataFrame) -> pd.DataFrame:
+    """Answers of all rules of all settings, on the test split.
+
+    Returns one row per setting, method, tokens (the budget), seed and question, with task, image,
+    group, asked, question, gold, answer, correct (by the benchmark's own unit, see
+    `letters.circular`; of captions the F1), kept (visual tokens) and informative (share of the
+    informative tokens that stayed; NaN where rows stand for no single token, and for tiles).
+    """
+    p = session.params
+    about = to_ask(session)
+    plan = {
+        setting: rules(session, limits, setting)
+        for setting in dict.fromkeys(asking.setting for asking in about.values())
+    }
     store = session.store(
         "answers",
         code=(*MEASURING, "bench", "prune", "study/pruning", "study/asking", "tabletop/questions"),
-        questions=p.n_questions,
+        questions=[p.n_questions, p.n_further, p.n_captions, p.n_tiled],
         codebook=hashlib.sha256(codebook.vectors.numpy().tobytes()).hexdigest()[:12],
-        limits=limits["r"].tolist(),
-        methods=[f"{m.name} {m.tokens} {m.seed}" for m in rules],
-        seed=p.seed,
+        rules=[repr(asked) for part in plan.values() for asked in part],
     )
 
     def measure(name: str) -> pd.DataFrame:
-        tokens = {name: vlm.encode([drawn[name].image]).tokens[0]}
-        frames = []
-        for rule in rules:
-            frame = evaluate(
-                vlm,
-                tokens,
-                about[name],
-                rule.keep,
-                method=rule.name,
-                max_new_tokens=4,
-                progress=False,
-            )
-            frames.append(frame.assign(tokens=rule.tokens, seed=rule.seed))
-        return pd.concat(frames, ignore_index=True)
+        asking = about[name]
+        return answer_image(session, asking, plan[asking.setting], codebook)
 
     return store.compute(about, measure, describe="images")
 
 
-def five_tasks(answers: pd.DataFrame, *, resamples: int, seed: int) -> Interval:
-    """Five-task mean with its interval, over the rows of one method (all its seeds)."""
-    part = answers.assign(task5=strata(answers))
-    part = part[part["task5"] != ""]
-    return interval(
-        part["correct"], part["image"], strata=part["task5"], resamples=resamples, seed=seed
-    )
-
-
-def summary(answers: pd.DataFrame, *, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
-    """Accuracy per method, tokens and task, with intervals clustered by image.
-
-    Tasks are the five (POPE as the mean of its subsets), "mean" over the five, and the further
-    ones. A method with several seeds is their mean. `kept` is the mean number of visual tokens
-    over the images.
-
-    Returns method, tokens, task, accuracy, low, high, n (questions), images, kept.
-    """
-    answers = answers.assign(task5=strata(answers))
-    rows = []
-    for (method, tokens), part in answers.groupby(["method", "tokens"], sort=False):
-        kept = part.groupby("image")["kept"].mean().mean()
-        groups = {name: part[part["task5"] == name] for name in FIVE}
-        groups |= {name: part[part["task"] == name] for name in FURTHER}
-        found = {
-            name: interval(rows_["correct"], rows_["image"], resamples=resamples, seed=seed)
-            for name, rows_ in groups.items()
-            if len(rows_)
-        }
-        found["mean"] = five_tasks(part, resamples=resamples, seed=seed)
-        for task in (*FIVE, "mean", *FURTHER):
-            if task in found:
-                value = found[task]
-                n = value.n // part["seed"].nunique()
-                rows.append(
-                    (
-                        method,
-                        tokens,
-                        task,
-                        value.mean,
-                        value.low,
-                        value.high,
-                        n,
-                        value.clusters,
-                        kept,
-                    )
-                )
-    columns = ["method", "tokens", "task", "accuracy", "low", "high", "n", "images", "kept"]
-    return pd.DataFrame(rows, columns=columns)
-
-
-def paired(
-    answers: pd.DataFrame,
-    *,
-    tokens: int,
-    first: str = "ours",
-    second: str = "random",
-    resamples: int = 2000,
-    seed: int = 0,
+def answer_image(
+    session: Session, asking: Asking, plan: Sequence[Asked], codebook: Codebook
 ) -> pd.DataFrame:
-    """Difference of two methods on the same questions, per task and for the five-task mean.
+    """Rows of `answer_images` of one image."""
+    vlm, scene, base = session.model, asking.scene, asking.setting == "base"
+    covered = scene.coverage(vlm.sight).sum(axis=0) + scene.word_coverage(vlm.sight)
+    extra = {}
+    if base:
+        extra["coverage"] = [torch.from_numpy(covered)]
+        if any(asked.method == "probe" for asked in plan):
+            extra |= probed(session, scene)
+    looked = look(vlm, [scene.image], setting=asking.setting, extra=extra)
+    frames = []
+    for asked in plan:
+        chosen = [
+            q
+            for q, place in asking.asked
+            if (asked.captions if q.task in CAPTIONED else place < asked.limit)
+        ]
+        if not chosen:
+            continue
+        longest = LONGEST_CAPTION if any(q.task in CAPTIONED for q in chosen) else LONGEST
+        told = reply(
+            vlm, looked, asked.rule, [q.text for q in chosen], codebook=codebook,
+            max_new_tokens=longest,
+        )  # fmt: skip
+        frame = pd.DataFrame(
+            {
+                "setting": asking.setting,
+                "method": asked.method,
+                "tokens": asked.rule.tokens,
+                "seed": asked.seed,
+                "task": [q.task for q in chosen],
+                "image": scene.id,
+                "group": [q.group for q in chosen],
+                "asked": [q.asked for q in chosen],
+                "question": [q.text for q in chosen],
+                "gold": [q.answer for q in chosen],
+                "answer": told.texts,
+                "correct": [
+                    _right(q, said, scene) for q, said in zip(chosen, told.texts, strict=True)
+                ],
+                "kept": told.kept,
+                "informative": [_found(covered, kept) if base else np.nan for kept in told.chosen],
+            }
+        )
+        frames.append(frame.assign(correct=circular(frame).astype(float)))
+    return pd.concat(frames, ignore_index=True)
 
-    A question's answers under several seeds are averaged first. Returns task, difference, low,
-    high, n, images; difference above 0: `first` is better.
-    """
-    at = answers[answers["tokens"] == tokens]
-    key = ["task", "image", "question"]
-    sides = [
-        at[at["method"] == name].groupby(key, sort=True)["correct"].mean()
-        for name in (first, second)
-    ]
-    both = pd.concat(sides, axis=1, keys=["first", "second"]).dropna().reset_index()
-    both["task5"] = strata(both)
-    groups = {name: both[both["task5"] == name] for name in FIVE}
-    groups["mean"] = both[both["task5"] != ""]
-    groups |= {name: both[both["task"] == name] for name in FURTHER}
-    rows = []
-    for name, part in groups.items():
-        if len(part):
-            found = difference(
-                part["first"],
-                part["second"],
-                part["image"],
-                strata=part["task5"],
-                resamples=resamples,
-                seed=seed,
-            )
-            rows.append((name, found.mean, found.low, found.high, found.n, found.clusters))
-    return pd.DataFrame(rows, columns=["task", "difference", "low", "high", "n", "images"])
+
+def _right(question: Question, said: str, scene: Scene) -> float:
+    if question.task in CAPTIONED:
+        return captions.f1(*captions.counts(said, scene, question.task))
+    return float(bench.is_correct(question.task, said, question.answer, question=question.text))
+
+
+def _found(covered: np.ndarray, kept: Sequence[Kept]) -> float:
+    """Share of the informative tokens that stayed; NaN if there is none, or none is a token's."""
+    told = np.flatnonzero(covered >= INFORMATIVE)
+    if not len(told):
+        return np.nan
+    if not kept:
+        return 0.0
+    stays = kept[0].kept.numpy()
+    stays = stays[stays != MERGED]
+    return float(np.isin(told, stays).mean()) if len(stays) else np.nan
+
+
+def probed(session: Session, scene: Scene) -> dict[str, list[torch.Tensor]]:
+    """What the direct probe ranks by: top-1 probability and final JSD of every token. A second and
+    more for each image."""
+    p, vlm = session.params, session.model
+    tokens = vlm.encode([scene.image]).tokens[0]
+    every = np.arange(len(tokens))
+    alone = probe.single(vlm, tokens, every, prompt=p.prompt)["top1"]
+    lost = leave_one_out.cascade(vlm, tokens, every, prompt=p.prompt)["jsd_final"]
+    return {
+        "top1": [torch.from_numpy(alone.to_numpy())],
+        "jsd": [torch.from_numpy(lost.to_numpy())],
+    }
+
+
+def open_cells(session: Session, answers: pd.DataFrame) -> list[str]:
+    """Write every answer, and whether it is right, beside the figures: 06.answers.csv and
+    06.right.csv (`scoring.opened`). Returns their names."""
+    written = []
+    for value, name in (("answer", "06.answers.csv"), ("correct", "06.right.csv")):
+        table = scoring.opened(answers, value)
+        text = table.to_csv(index=False, float_format="%.4g", lineterminator="\n")
+        with atomic(session.figures / name) as temporary:
+            temporary.write_bytes(text.encode("utf-8"))
+        written.append(name)
+    return written
 
 
 def joined(gaps: dict[int, pd.DataFrame]) -> pd.DataFrame:
-    """The tables of `paired` as one, with the number of tokens in front."""
+    """The tables of `scoring.gap` as one, with the number of tokens in front."""
     parts = [gap.assign(tokens=tokens) for tokens, gap in gaps.items()]
     frame = pd.concat(parts, ignore_index=True)
     return frame[["tokens", *frame.columns.drop("tokens")]]
@@ -386,7 +499,8 @@ def conclusion(summary: pd.DataFrame, gaps: dict[int, pd.DataFrame]) -> str:
 
 
 def _means(summary: pd.DataFrame) -> pd.Series:
-    return summary[summary["task"] == "mean"].set_index(["method", "tokens"])["accuracy"]
+    mean = summary[(summary["task"] == "mean") & (summary["setting"] == "base")]
+    return mean.set_index(["method", "tokens"])["accuracy"]
 
 
 def _points(row: pd.Series) -> str:
@@ -477,21 +591,3 @@ def write_times(session: Session, codebook: Codebook, *, repeats: int = 20) -> s
         },
     )
     return f"runs/{session.name}/results/{path.name}"
-
-
-def _lowest(codebook: Codebook, tokens: int) -> KeepRule:
-    return lambda image, visual: keep_lowest(redundancy(visual, codebook), tokens)
-
-
-def _threshold(codebook: Codebook, r: float, rule: str) -> KeepRule:
-    return lambda image, visual: keep_threshold(redundancy(visual, codebook), r, rule=rule)
-
-
-def _random(seed: int, tokens: int) -> KeepRule:
-    """Another subset for every image, the same one whenever this image is seen."""
-
-    def keep(image: str, visual: torch.Tensor) -> torch.Tensor:
-        number = [byte for byte in image.encode()]
-        return keep_lowest(random_scores(len(visual), [seed, *number]), tokens)
-
-    return keep

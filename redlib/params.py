@@ -294,6 +294,12 @@ class Params(BaseModel):
     tsne_images: _whole(1) = Field(
         2, description="images behind the outlier statement that goes with the t-SNE map"
     )
+    ablation_images: _whole(1) = Field(
+        3, description="training images behind Table 3, of codebook_images"
+    )
+    ablation_questions: _whole(1) = Field(
+        2, description="questions per task that judge a codebook of Table 3 and the controls"
+    )
 
     # Pruning and its evaluation (notebook 06).
     budgets: Annotated[list[_whole(1)], Field(min_length=1)] = Field(

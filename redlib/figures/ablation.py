@@ -105,10 +105,10 @@ def ablation_table(frame: pd.DataFrame) -> pd.DataFrame:
     """Table 3 for readers, the paper's numbers in columns of their own."""
     frame = frame.assign(
         row=frame["left_out"].map(ROWS),
-        kept=[_points(row, "share", "share_low", "share_high", "") for _, row in frame.iterrows()],
-        gone=[_points(row, "lost", "low", "high", "+") for _, row in frame.iterrows()],
+        kept=[points(row, "share", "share_low", "share_high", "") for _, row in frame.iterrows()],
+        gone=[points(row, "lost", "low", "high", "+") for _, row in frame.iterrows()],
         over=[
-            _points(row, "over_random", "over_random_low", "over_random_high", "+")
+            points(row, "over_random", "over_random_low", "over_random_high", "+")
             for _, row in frame.iterrows()
         ],
     )
@@ -127,7 +127,8 @@ def ablation_table(frame: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def _points(row: pd.Series, mean: str, low: str, high: str, sign: str) -> str:
+def points(row: pd.Series, mean: str, low: str, high: str, sign: str) -> str:
+    """Shares as per cent with their interval; `sign` "+" shows that of a difference."""
     if np.isnan(row[mean]):
         return "-"
     a, b, c = (f"{100 * row[name]:{sign}.1f}" for name in (mean, low, high))

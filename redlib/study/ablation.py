@@ -46,10 +46,12 @@ class Shares:
         drawn: method -> (1 + R,) the five-task share; first the estimate, then one per draw of
             images, the same draws for all methods. NaN where the unpruned model has nothing right
             in one of the tasks.
+        seeds: method -> how many of its seeds were averaged.
         questions, images: how many questions about how many images are behind it.
     """
 
     drawn: Mapping[str, np.ndarray]
+    seeds: Mapping[str, int]
     questions: int
     images: int
 
@@ -73,30 +75,36 @@ def kept_tokens(session: Session) -> int:
 
 
 def judge(
-    session: Session, kind: str, books: Mapping[str, Codebook | None], *, draws: int
+    session: Session,
+    kind: str,
+    books: Mapping[str, Codebook | None],
+    *,
+    draws: int,
+    limit: int,
 ) -> pd.DataFrame:
-    """Answers to `ablation_questions` of each of the five tasks on the test scenes from 0 on.
+    """Answers to `limit` questions of each of the five tasks about the test scenes from 0 on.
 
     Args:
         kind: name of the resumable table.
         books: codebooks by name; None, where there is no prototype, is left out.
         draws: random subsets beside them.
+        limit: as in `asking.ask`.
 
     Returns the columns of `bench.evaluate` with `seed`: methods "unpruned", "random" (seeds 0 ..
     draws - 1) and those of `books`, one row per method, seed and question. Codebooks that keep the
     same tokens of an image are asked once.
     """
     p, vlm = session.params, session.model
-    drawn = {scene.id: scene for scene in asked_scenes("test", p.ablation_questions)}
+    drawn = {scene.id: scene for scene in asked_scenes("test", limit)}
     about: dict[str, list] = {}
-    for question in ask(list(drawn.values()), FIVE_TASKS, p.ablation_questions):
+    for question in ask(list(drawn.values()), FIVE_TASKS, limit):
         about.setdefault(question.image, []).append(question)
     books = {name: book for name, book in books.items() if book is not None}
     keep = kept_tokens(session)
     store = session.store(
         kind,
         code=CODE,
-        questions=p.ablation_questions,
+        questions=limit,
         books={name: fingerprint(book) for name, book in books.items()},
         draws=draws,
         tokens=keep,
@@ -167,7 +175,8 @@ def shares(answers: pd.DataFrame, *, resamples: int = 2000, seed: int = 0) -> Sh
         }
     asked = frame[frame["method"] == UNPRUNED]
     found = {m: np.where(np.isfinite(values), values, np.nan) for m, values in found.items()}
-    return Shares(found, len(asked), n)
+    seeds = frame.groupby("method")["seed"].nunique().to_dict()
+    return Shares(found, seeds, len(asked), n)
 
 
 def share(kept: Shares, method: str) -> Interval:

@@ -54,6 +54,7 @@ NOTEBOOKS: dict[str, str] = {
     "04": "04_vqav2_patch_study.ipynb",
     "05": "05_codebook.ipynb",
     "06": "06_pruning_evaluation.ipynb",
+    "08": "08_controls.ipynb",
 }
 
 ONE_WORD_PROMPT = (
@@ -298,6 +299,21 @@ class Params(BaseModel):
     dpc_squared: bool = Field(True, description="squared distances in eq. 12; false: plain ones")
     tsne_images: _whole(1) = Field(
         2, description="images behind the outlier statement that goes with the t-SNE map"
+    )
+    ablation_images: _whole(1) = Field(
+        3, description="training images behind Table 3, of codebook_images"
+    )
+    ablation_questions: _whole(1) = Field(
+        2, description="questions per task that judge a codebook of Table 3"
+    )
+
+    # Controls and stability (notebook 08).
+    control_seeds: _whole(1) = Field(
+        1, description="codebooks of each control that depends on chance"
+    )
+    control_questions: _whole(1) = Field(2, description="questions per task that judge a control")
+    stability_images: _whole(1) = Field(
+        1, description="images behind other replacements and other prompts"
     )
 
     # Pruning and its evaluation (notebook 06).

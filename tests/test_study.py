@@ -364,7 +364,7 @@ def test_ablation_reads_what_its_sets_need_once(stage, numbers, monkeypatch):
     given = Stage(stage.folder / "ablation", stage.model, **parameters)
     table = codebooks.cascade_images(given, codebooks.probe_images(given))
     criteria = codebooks.criteria_of(given, parameters)
-    found = codebooks.ablation_codebooks(given, table, criteria)
+    found = codebooks.ablation_codebooks(given, table, criteria, 4)
     assert len(found) == 6
     names = list(codebooks.training_scenes(given))
     for row, (setting, images) in stages.ablation(criteria, 4).items():
@@ -377,7 +377,7 @@ def test_ablation_reads_what_its_sets_need_once(stage, numbers, monkeypatch):
         assert found[row].codebook.patch == wanted.patch, row
         assert found[row].codebook.image == wanted.image, row
     monkeypatch.setattr(stages, "read", None)
-    again = codebooks.ablation_codebooks(given, table, criteria)
+    again = codebooks.ablation_codebooks(given, table, criteria, 4)
     assert [b and len(b.codebook) for b in again.values()] == [
         b and len(b.codebook) for b in found.values()
     ]

@@ -142,20 +142,23 @@ def planned(session: Session, probes: pd.DataFrame | None = None) -> list[Criter
 
 
 def ablation_codebooks(
-    session: Session, table: pd.DataFrame, criteria: Criteria
+    session: Session, table: pd.DataFrame, criteria: Criteria, images: int
 ) -> dict[str, Built | None]:
     """The codebooks of Table 3, by row (`stages.ablation`); None where no prototype is left.
 
-    table: what `cascade_images` returned. What these criteria sets need beyond it is read in one
-    pass for all of them.
+    table: what `cascade_images` returned. images: training images, from the first on, behind all
+    rows but the last; with fewer than `criteria` were chosen for, tau_in follows in proportion.
+    What the criteria sets need beyond the table is read in one pass for all of them.
     """
-    sets = stages.ablation(criteria, session.params.codebook_images)
+    names = list(training_scenes(session))[:images]
+    if len(names) < session.params.codebook_images:
+        criteria = criteria.for_images(len(names), of=session.params.codebook_images)
+    sets = stages.ablation(criteria, len(names))
     settings = stages.loosest([setting for setting, _ in sets.values()])
-    whole = _read_on(session, "ablation", table, settings)
-    names = list(training_scenes(session))
+    whole = _read_on(session, "ablation", table[table["image"].isin(names)], settings)
     found: dict[str, Built | None] = {}
-    for row, (setting, images) in sets.items():
-        part = whole[whole["image"].isin(names[:images])].reset_index(drop=True)
+    for row, (setting, count) in sets.items():
+        part = whole[whole["image"].isin(names[:count])].reset_index(drop=True)
         try:
             found[row] = build(session, part, setting)
         except NoPrototype:

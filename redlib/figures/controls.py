@@ -1,0 +1,134 @@
+"""Figures and tables of notebook 08: controls of the codebook, and how stable it is."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from redlib.figures import ablation
+from redlib.study.stability import PARAPHRASES, PATCHES
+from redlib.tables import readable
+
+_SHARE = ["share", "share_low", "share_high"]
+_AHEAD = ["ahead", "low", "high"]
+
+
+def controls(frame: pd.DataFrame) -> Figure:
+    """Shares of Ours and the controls; rows of `study.controls.against`."""
+    labels = [
+        name if np.isnan(n) else f"{name}, N = {n:.0f}"
+        for name, n in zip(frame["name"], frame["prototypes"], strict=True)
+    ]
+    return _rows(labels, frame, "points that Ours is ahead")
+
+
+def controls_note(frame: pd.DataFrame, *, model: str, tokens: int, told: str) -> dict:
+    first, seeds = frame.iloc[0], int(frame["seeds"].max())
+    return {
+        "title": "Ours against simpler codebooks of equal size",
+        "caption": (
+            f"Codebooks of as many entries as Ours, each keeping {tokens} tokens of a test image: "
+            "mean over five tasks of the accuracy over that with all tokens, and how far Ours is "
+            f"ahead on the same questions. Rows that depend on chance are means of {seeds} draws. "
+            f"95 % intervals from drawing images, {int(first['questions'])} questions about "
+            f"{int(first['images'])} test images. Drawn with {model}; the paper has no such rows."
+        ),
+        "reading": (
+            "A bar right of the dashed line: Ours chooses better than that control. A bar across "
+            "it: these questions do not tell them apart, and the four criteria cannot be said to "
+            "be needed. A bar left of it falsifies that they are."
+        ),
+        "alt": told.replace("**", ""),
+        "paper_item": "Section 5.4, controls",
+    }
+
+
+def controls_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """The controls in numbers."""
+    frame = frame.assign(
+        kept=[ablation.points(row, *_SHARE, "") for _, row in frame.iterrows()],
+        gone=[ablation.points(row, *_AHEAD, "+") for _, row in frame.iterrows()],
+    )
+    heads = {"name": "Codebook", "prototypes": ("N", ".0f"), "seeds": "Draws"}
+    heads |= {"kept": "Share of unpruned, %", "gone": "Ours ahead, points"}
+    return readable(frame, heads | {"questions": "Questions", "images": "Test images"})
+
+
+def samples(frame: pd.DataFrame) -> Figure:
+    """Shares of the codebooks from disjoint samples; rows of `study.stability.spread`."""
+    labels = [f"{row.sample}, N = {row.prototypes}" for row in frame.itertuples()]
+    return _rows(labels, frame, "points that Ours is ahead")
+
+
+def samples_note(frame: pd.DataFrame, overlap: pd.DataFrame, *, model: str, images: int) -> dict:
+    """overlap: rows of `study.stability.overlaps`; images: training images of all samples."""
+    parts = frame[frame["sample"].str.startswith("sample")]
+    mean = overlap.groupby("pairs", sort=False)["overlap"].mean()
+    told = ", ".join(f"{pairs} {value:.2f}" for pairs, value in mean.items())
+    known = parts["share"].dropna()
+    spread = (
+        f"shares from {known.min():.1%} to {known.max():.1%}" if len(known) else "no share known"
+    )
+    return {
+        "title": "Codebooks from disjoint samples of the training images",
+        "caption": (
+            f"{len(parts)} codebooks, each from its own part of {images} training images, with the "
+            "thresholds of Ours (tau_in in proportion), judged as the controls are. N counts "
+            f"prototypes; 0: none is left. Drawn with {model}; the paper takes one sample."
+        ),
+        "reading": (
+            "Dots at one height mean that it hardly matters which images are taken. The overlap of "
+            "kept tokens says the same without questions: 1 is equal sets, and by lot it is what "
+            "chance gives."
+        ),
+        "alt": f"{spread}; overlap of kept tokens: {told}.",
+        "paper_item": "Section 4.1, stability",
+    }
+
+
+def stability_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `study.stability.summary` for readers."""
+    measured = [
+        f"{row.value:.2f}" + ("" if np.isnan(row.low) else f" [{row.low:.2f}, {row.high:.2f}]")
+        for row in frame.itertuples()
+    ]
+    heads = {"what": "Varied", "compared": "Compared", "measure": "Measure", "told": "Value"}
+    return readable(frame.assign(told=measured), heads | {"n": "n", "images": "Images"})
+
+
+def stability_note(frame: pd.DataFrame, *, model: str, pad: float) -> dict:
+    """pad: length of the pad embedding over that of a visual token."""
+    lowest = frame.loc[frame.groupby("what", sort=False)["value"].idxmin()]
+    told = "; ".join(
+        f"{r.what}, {r.compared}: {r.measure} {r.value:.2f}" for r in lowest.itertuples()
+    )
+    return {
+        "title": "What does not change, and what does",
+        "caption": (
+            "Overlap (Jaccard) of the tokens that two codebooks keep of calibration images; rank "
+            f"correlation of the final divergence over {PATCHES} patches of an image when an "
+            "ablated token is replaced by something else than the pad embedding (here "
+            f"{pad:.2g} times as long as a visual token); rank correlation of the top-1 "
+            "probability, overlap of the silent tokens and of the candidates when the question is "
+            f"put otherwise ({' / '.join(PARAPHRASES)}). Rank correlations are means within "
+            f"images, 95 % intervals from drawing images. Made with {model}; the paper varies none "
+            "of this."
+        ),
+        "reading": (
+            "1 means that nothing changed, 0 that nothing is left of the order. Low values in the "
+            "rows of the prompt say that a token is silent to one question and not to another: "
+            "then it is not the token alone that is redundant. Few images: intervals of two or "
+            "three of them are no more than their range."
+        ),
+        "alt": f"Lowest of each kind: {told}.",
+        "paper_item": "Section 9.1, stability",
+    }
+
+
+def _rows(labels: list[str], frame: pd.DataFrame, difference: str) -> Figure:
+    heads = ["mean", "low", "high"]
+    return ablation.rows(
+        labels,
+        frame[_SHARE].set_axis(heads, axis=1),
+        frame[_AHEAD].set_axis(heads, axis=1),
+        difference=difference,
+    )

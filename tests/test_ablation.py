@@ -1,0 +1,149 @@
+"""Table 3: shares of the unpruned score and their differences, against counting by hand."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from test_study import Stage
+
+from redlib.codebook import Codebook, Criteria
+from redlib.study import ablation
+from redlib.study.asking import FIVE, FIVE_TASKS
+from redlib.study.ledger import ledger
+
+ROWS = ["nothing", "tau_prob", "tau_jsd", "tau_out", "tau_in", "images"]
+
+
+def answered(methods, *, images=12, seeds=2):
+    """Answers by lot; every image has a question of every task, some two."""
+    rng = np.random.default_rng(5)
+    rows = []
+    for method, right in methods.items():
+        for seed in range(seeds if method == "random" else 1):
+            for image in range(images):
+                for task in FIVE_TASKS:
+                    for question in range(1 + (image % 3 == 0)):
+                        rows.append((method, seed, f"test-{image}", task, question, right))
+    columns = ["method", "seed", "image", "task", "question", "right"]
+    frame = pd.DataFrame(rows, columns=columns)
+    return frame.assign(correct=rng.random(len(frame)) < frame["right"])
+
+
+def by_hand(rows):
+    """Mean over tasks of mean accuracy over mean unpruned accuracy, from a list of rows."""
+    ratios = {}
+    for method in {row["method"] for row in rows}:
+        each = []
+        for subsets in FIVE.values():
+            sides = []
+            for side in (method, "unpruned"):
+                means = []
+                for task in subsets:
+                    right = [r["correct"] for r in rows if (r["method"], r["task"]) == (side, task)]
+                    means.append(sum(right) / len(right))
+                sides.append(sum(means) / len(means))
+            each.append(sides[0] / sides[1])
+        ratios[method] = sum(each) / 5
+    return ratios
+
+
+@pytest.fixture(scope="module")
+def answers():
+    right = {"unpruned": 0.9, "random": 0.4, "nothing": 0.8, "tau_prob": 0.5}
+    return answered(right | dict.fromkeys(ROWS[2:5], 0.8))
+
+
+def test_shares_are_those_counted_by_hand(answers):
+    kept = ablation.shares(answers, resamples=4, seed=3)
+    rows = answers.to_dict("records")
+    literal = [by_hand(rows)]
+    images = sorted({row["image"] for row in rows})
+    for weight in np.random.default_rng(3).multinomial(12, np.full(12, 1 / 12), size=4):
+        drawn = [r for name, n in zip(images, weight, strict=True) for _ in range(n)
+                 for r in rows if r["image"] == name]  # fmt: skip
+        literal.append(by_hand(drawn))
+    for method in literal[0]:
+        assert kept.drawn[method] == pytest.approx([each[method] for each in literal])
+    assert kept.images == 12 and kept.questions == (12 + 4) * len(FIVE_TASKS)
+    found = ablation.gap(kept, "nothing", "tau_prob")
+    differences = [each["nothing"] - each["tau_prob"] for each in literal]
+    assert found.mean == pytest.approx(differences[0])
+    ends = np.quantile(differences[1:], [0.025, 0.975])
+    assert [found.low, found.high] == pytest.approx(ends)
+
+
+def test_nothing_right_is_no_share(answers):
+    blind = answers.assign(correct=answers["correct"] & (answers["task"] != "mmb"))
+    assert np.isnan(ablation.share(ablation.shares(blind, resamples=5), "random").mean)
+
+
+def _book(n):
+    vectors = torch.randn(n, 48, generator=torch.Generator().manual_seed(n))
+    return Codebook(vectors, ("a",) * n, range(n), "m", "r", Criteria(1, 1, 0, 1))
+
+
+def test_table_3_is_what_the_ledger_reads(answers, tmp_path):
+    """Without tau_prob the drop is large; a set without prototype decides nothing."""
+    books = {name: _book(n + 1) for n, name in enumerate(ROWS[:5])} | {"images": None}
+    kept = ablation.shares(answers, resamples=400)
+    frame = ablation.table3(kept, books, 10)
+    at = frame.set_index("left_out")
+    assert list(at.index) == [*ROWS, "random"]
+    assert at["prototypes"].tolist()[:6] == [1, 2, 3, 4, 5, 0]
+    assert at.loc["images", "training_images"] == 2 and np.isnan(at.loc["images", "lost"])
+    assert at.loc["tau_prob", "lost"] == pytest.approx(
+        at.loc["nothing", "share"] - at.loc["tau_prob", "share"]
+    )
+    assert at.loc["tau_prob", "over_random"] == pytest.approx(
+        at.loc["tau_prob", "share"] - at.loc["random", "share"]
+    )
+    told = ablation.table3_told(frame)
+    assert "With a fifth of the images: no prototype is left." in told
+    assert "Without tau_prob (2 prototypes) it is" in told and "less than with all" in told
+    note = '{"name": "ablation", "notebook": "05", "order": 1, "kind": "table", "title": "t", '
+    note += '"caption": "c", "reading": "r", "alt": "a", "paper_item": "", "versions": {}, '
+    note += '"parameters": {"model": "tiny-llava-next"}}'
+    (tmp_path / "ablation.json").write_text(note)
+    frame.to_csv(tmp_path / "ablation.csv", index=False)
+    verdicts = ledger({"a run": tmp_path}).set_index("id")["verdict"]
+    assert verdicts["ablation-prob"] == "holds"
+    assert verdicts["ablation-images"] == "not run"
+    assert verdicts["ablation-prob-random"] in ("does not hold", "not decidable here")
+    assert verdicts["ablation-each"] in ("does not hold", "not decidable here")
+
+
+def test_every_codebook_keeps_its_own_tokens(tmp_path, tiny_vlm, monkeypatch):
+    stage = Stage(tmp_path, tiny_vlm, prompt="what does this image show ?")
+    books = {"one": _book(3), "two": _book(5), "none": None}
+    masks = []
+    asked = ablation._ask
+
+    def spy(vlm, name, tokens, questions, mask):
+        masks.append((name, tokens, mask))
+        return asked(vlm, name, tokens, questions, mask)
+
+    monkeypatch.setattr(ablation, "_ask", spy)
+    answers = ablation.judge(stage, "table-3", books, draws=2, limit=1)
+    assert answers.groupby(["method", "seed"]).ngroups == 5
+    assert set(answers["method"]) == {"unpruned", "random", "one", "two"}
+    pruned = answers[answers["method"] != "unpruned"]
+    assert set(pruned["kept"]) == {12} and set(answers["task"]) == set(FIVE_TASKS)
+    name, tokens, _ = masks[0]
+    found = [mask.tolist() for image, _, mask in masks if image == name]
+    for book in (books["one"], books["two"]):
+        cosines = [
+            max(float(torch.cosine_similarity(t, v, dim=0)) for v in book.vectors) for t in tokens
+        ]
+        lowest = sorted(range(25), key=lambda n: cosines[n])[:12]
+        assert [n in lowest for n in range(25)] in found
+    assert len(found) == 5
+    monkeypatch.setattr(ablation, "_ask", None)
+    assert ablation.judge(stage, "table-3", books, draws=2, limit=1).equals(answers)
+
+
+def test_rows_are_named_as_the_paper_names_them():
+    built = {name: SimpleNamespace(codebook=name) for name in "abcde"} | {"f": None}
+    found = ablation.ablated(built)
+    assert found == dict(zip(ROWS, [*"abcde", None], strict=True))

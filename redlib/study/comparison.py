@@ -80,7 +80,7 @@ def table1(runs: Mapping[str, str | Path]) -> pd.DataFrame:
                 for column, task in TASKS.items():
                     row = {"model": model, "setting": setting, "tokens": tokens, "total": total}
                     row |= {"run": run, "method": method, "label": names.get(method, method)}
-                    row |= {"column": column, "task": task}
+                    row |= {"column": column, "task": task, "answers": ""}
                     if task in own.index:
                         found = own.loc[task]
                         row |= found[["accuracy", "low", "high", "n", "images", "kept"]].to_dict()
@@ -90,8 +90,7 @@ def table1(runs: Mapping[str, str | Path]) -> pd.DataFrame:
                         number = known.loc[(method, column)]
                         row |= {"paper": number["value"], "paper_std": number["std"]}
                     rows.append(row)
-    found = pd.DataFrame(rows, columns=list(COLUMNS))
-    return found.assign(answers=found["answers"].fillna(""))
+    return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
 def _accuracy(folder: Path | None) -> pd.DataFrame:

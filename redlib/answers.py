@@ -219,11 +219,11 @@ _BODY = """<a class="skip" href="#result">Skip to the answers</a>
 <noscript><p>This page needs JavaScript to show a part of its answers. All of them are in
 <a href="SAID">SAID</a> and <a href="RIGHT">RIGHT</a>.</p></noscript>
 <form class="item" id="choice" aria-label="Which answers">
-<p><label for="rule">Rule</label> <select id="rule"></select>
-<label for="beside">beside</label> <select id="beside"></select>
-<label for="task">Task</label> <select id="task"></select>
-<span class="tick"><input type="checkbox" id="wrong"> <label for="wrong">only what is wrong under
-the first rule</label></span></p>
+<p><span><label for="rule">Rule</label> <select id="rule"></select></span>
+<span><label for="beside">beside</label> <select id="beside"></select></span>
+<span><label for="task">Task</label> <select id="task"></select></span>
+<span><input type="checkbox" id="wrong"> <label for="wrong">only what is wrong under the first
+rule</label></span></p>
 </form>
 <section aria-labelledby="result">
 <h2 id="result" tabindex="-1"></h2>

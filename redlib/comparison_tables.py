@@ -5,6 +5,7 @@ that no number of the paper is ever read as if it had been measured here.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -30,12 +31,10 @@ def table1(frame: pd.DataFrame, link: Link) -> str:
         measured += _block(_block_title(model, setting, tokens, total, run), block, link)
         printed = block.dropna(subset="paper")
         if len(printed):
-            paper.append(_row_group(_block_title(model, setting, tokens, total), len(columns) + 2))
+            paper.append(_row_group(_block_title(model, setting, tokens, total), len(columns)))
             for method, row in printed.groupby("method", sort=False):
-                numbers = row.set_index("column")
-                shown = [_printed(numbers.loc[name]) if name in numbers.index else ""
-                         for name in columns]  # fmt: skip
-                paper.append(_cells(labels[method], [*shown, ""]))
+                numbers = [_printed(cell) for cell in row.itertuples()]
+                paper.append(_cells(labels[method], numbers))
             paper.append("</tbody>")
     few = len(runs) == 1
     caption = (
@@ -47,7 +46,7 @@ def table1(frame: pd.DataFrame, link: Link) -> str:
     heading = f"Table 1 of {'run ' + runs[0] if few else 'all models'}"
     return (
         f'<section aria-labelledby="table-1"><h2 id="table-1">{text(heading)}</h2>'
-        + region("table-1", _grid(caption, columns, measured))
+        + region("table-1", _grid(caption, [*columns, "Visual tokens"], measured))
         + '<p><a href="table-1.csv">Table 1 as CSV, with the paper\'s numbers in columns of their '
         'own</a></p><h3 id="table-1-paper">The same table in the paper</h3>'
         + region(
@@ -55,8 +54,8 @@ def table1(frame: pd.DataFrame, link: Link) -> str:
             _grid(
                 "As printed, for the 7B and 8B models on the real benchmarks; nothing here was "
                 "measured by this project. MME in points of 2,000, captions by SPICE; the paper "
-                "prints no mean, and no row that is missing here.",
-                columns,
+                "prints no mean over five tasks, and no row that is missing here.",
+                list(dict.fromkeys(frame.dropna(subset="paper")["column"])),
                 paper,
             ),
         )
@@ -65,7 +64,7 @@ def table1(frame: pd.DataFrame, link: Link) -> str:
 
 
 def _grid(caption: str, columns: Sequence[str], rows: Iterable[str]) -> str:
-    names = ("Method", *columns, "Visual tokens")
+    names = ("Method", *columns)
     return (
         f"<table><caption>{text(caption)}</caption><thead><tr>{heads(names)}</tr></thead>"
         + "\n".join(rows)
@@ -122,6 +121,7 @@ def _cells(name: str, cells: Iterable[str]) -> str:
     return f'<tr><th scope="row">{text(name)}</th>{"".join(f"<td>{c}</td>" for c in cells)}</tr>'
 
 
-def _printed(number: pd.Series) -> str:
-    return f"{number['paper']:g}" + ("" if pd.isna(number["paper_std"]) else
-                                     f" ± {number['paper_std']:g}")  # fmt: skip
+def _printed(cell: Any) -> str:
+    if pd.isna(cell.paper_std):
+        return f"{cell.paper:.1f}"
+    return f'{cell.paper:.1f} <span class="interval">± {cell.paper_std:g}</span>'

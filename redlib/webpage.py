@@ -42,19 +42,20 @@ figcaption, .summary { margin: .75rem 0; }
 .reading { border-left: .25rem solid var(--mark); padding-left: .75rem; margin: .75rem 0; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .95rem; font-variant-numeric: tabular-nums; }
-caption { text-align: left; padding: .25rem 0 .75rem; max-width: 46rem; }
+caption { text-align: left; padding: .25rem 0 .75rem; position: sticky; left: 0;
+  max-width: min(46rem, 100vw - 4rem); }
 th, td { border-bottom: 1px solid var(--line); padding: .3rem .75rem .3rem 0; text-align: left;
   vertical-align: top; }
 tbody th { font-weight: 400; }
 .number { text-align: right; }
 .interval { display: block; color: var(--soft); font-size: .8rem; white-space: nowrap; }
 .block th { font-weight: 600; padding-top: 1.25rem; }
-.asked { white-space: pre-line; }
+.asked { display: inline-block; white-space: pre-line; }
+td .asked { min-width: 14rem; }
 select, input { font: inherit; color: var(--ink); background: var(--paper); max-width: 100%;
   border: 1px solid var(--line); border-radius: .25rem; padding: .2rem .3rem; }
-label { margin-left: .5rem; }
-label:first-child { margin-left: 0; }
-.tick { display: block; margin-top: .75rem; }
+form p > span { display: inline-flex; gap: .4rem; align-items: baseline;
+  margin: .25rem 1rem .25rem 0; }
 pre { overflow-x: auto; padding: .5rem; border: 1px solid var(--line); border-radius: .25rem; }
 .line { user-select: all; }
 details { margin-top: .5rem; }

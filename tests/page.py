@@ -15,8 +15,10 @@ import shutil
 from pathlib import Path
 from urllib.parse import unquote, urldefrag
 
+import pandas as pd
 import pytest
 from pages import made_answers
+from PIL import Image
 
 from redlib import batch
 from redlib.params import load_set
@@ -175,7 +177,9 @@ def walk(browser):
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_two_clicks_from_a_number_to_a_question_under_every_rule(browser, figures, name):
+def test_two_clicks_from_a_number_to_a_question_under_every_rule(
+    browser, figures, name, tmp_path, monkeypatch
+):
     visit(browser, figures / name / "index.html")
     number = browser.find_elements("css selector", "[aria-labelledby='table-1'] td a")[-1]
     number.send_keys(Keys.ENTER)
@@ -189,8 +193,23 @@ def test_two_clicks_from_a_number_to_a_question_under_every_rule(browser, figure
     assert browser.switch_to.active_element == title
     assert len(browser.find_elements("css selector", "#shown tbody tr")) > 3
     line = browser.find_element("css selector", "pre code").text
-    assert line.startswith("from redlib.tabletop.pictures import picture; picture(")
+    monkeypatch.chdir(tmp_path)
+    exec(line, {})
+    (drawn,) = tmp_path.iterdir()
+    assert Image.open(drawn).size[0] >= 336
     quiet(browser)
+
+
+def test_the_score_above_the_answers_is_their_mean(browser, figures):
+    """Of the five tasks, each the mean over its questions, computed from the file by hand."""
+    folder = figures / RUNS[0]
+    right = pd.read_csv(folder / "06.right.csv")
+    right["task"] = right["task"].str.replace(r"^pope-.*", "pope", regex=True)
+    five = right[right["task"].isin(["pope", "mme", "mmb", "seed", "rwqa"])]
+    expected = 100 * five.groupby("task")["ours@64"].mean().mean()
+    visit(browser, folder / "answers.html", "#ours@64/mean")
+    assert f"ours@64: mean {expected:.1f}." in browser.find_element("id", "shown").text
+    assert len(browser.find_elements("css selector", "#shown tbody tr")) == len(five)
 
 
 def test_the_answers_page_by_its_own_controls(browser, figures):

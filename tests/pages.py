@@ -2,6 +2,8 @@
 
 import pandas as pd
 
+from redlib.answers import rule
+
 QUESTIONS = (
     ("pope-random", "test-60000012", "Is there a cup?", "yes"),
     ("pope-popular", "test-60000012", "Is there a <b>star</b>?", "no"),
@@ -21,8 +23,9 @@ def made_answers(folder):
     table = folder / "accuracy.csv"
     rules = ["ours@64", "random@64#0", "random@64#1", "split:ours@64", "fastv@64"]
     if table.is_file():
-        asked = pd.read_csv(table)[["method", "tokens"]].drop_duplicates()
-        rules = [f"{row.method}@{row.tokens}" for row in asked.itertuples()]
+        asked = pd.read_csv(table).assign(setting=lambda frame: frame.get("setting", "base"))
+        asked = asked[["method", "tokens", "setting"]].drop_duplicates()
+        rules = [rule(*row) for row in asked.itertuples(index=False)]
     tasks = {task for task, *_ in QUESTIONS}
     more = () if not table.is_file() else sorted(set(pd.read_csv(table)["task"]) - {"pope", "mean"})
     questions = [*QUESTIONS, *((t, "photo.jpg", f"{t}?", "yes") for t in more if t not in tasks)]
@@ -30,12 +33,12 @@ def made_answers(folder):
     said = pd.DataFrame(questions, columns=columns)
     said.insert(0, "question", range(1, len(said) + 1))
     right = said.copy()
-    for k, rule in enumerate(rules):
+    for k, name in enumerate(rules):
         wrong = (said.index + k) % 3 == 0
-        said[rule] = said["gold"].mask(wrong, "")
-        right[rule] = (~wrong).astype(int).astype(str)
-        right.loc[right["task"] == "flickr", rule] = "0.25"
-        if rule.startswith("fastv"):
-            right.loc[said.index > 4, rule] = ""
-    for name, frame in (("answers", said), ("right", right)):
-        frame.to_csv(folder / f"06.{name}.csv", index=False, lineterminator="\n")
+        said[name] = said["gold"].mask(wrong, "")
+        right[name] = (~wrong).astype(int).astype(str)
+        right.loc[right["task"] == "flickr", name] = "0.25"
+        if name.startswith("fastv"):
+            right.loc[said.index > 4, name] = ""
+    for kind, frame in (("answers", said), ("right", right)):
+        frame.to_csv(folder / f"06.{kind}.csv", index=False, lineterminator="\n")

@@ -61,6 +61,8 @@ def table1(runs: Mapping[str, str | Path]) -> pd.DataFrame:
     paper = printed.table("table1")
     key = ["model", "setting", "tokens", "total"]
     blocks = [*paper[key].drop_duplicates().itertuples(index=False, name=None), *ONEVISION]
+    kinds = [block[:2] for block in blocks]
+    blocks.sort(key=lambda block: (kinds.index(block[:2]), -block[2]))
     there = report.by_family(runs)
     measured = {name: _accuracy(Path(folder)) for name, folder in runs.items()}
     names, rows = ENDS | METHODS, []

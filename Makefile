@@ -8,12 +8,13 @@ PIP := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check
 READY := $(VENV)/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup figures smoke test torture bench bench-gpu lab
+.PHONY: help setup figures smoke test test-page torture bench bench-gpu lab
 
 help: ## show this list
 	@echo "make figures   run every notebook and draw every figure; ends with the page to open"
 	@echo "make smoke     the same at the smallest scale, not published"
 	@echo "make test      lint, format check, tests, and every notebook at the smallest scale"
+	@echo "make test-page open the pages in headless Chromium; says what to install if it is missing"
 	@echo "make bench     time and exactness of the engine against stock transformers"
 	@echo "make bench-gpu the same for random 7B and 8B models, needs a GPU"
 	@echo "make torture   kill a run at 20 random moments and see that its table stays the same"
@@ -49,6 +50,9 @@ test: $(READY)
 	@rm -rf $(REDLIB_RUNS)
 	@$(VENV)/bin/python -m pytest tests notebooks -p no:cacheprovider \
 	  --nbval-lax --nbval-current-env --nbval-sanitize-with tests/nbval.cfg
+
+test-page: $(READY)
+	@$(VENV)/bin/python -m pytest tests/page.py -p no:cacheprovider
 
 bench: $(READY)
 	@$(RUN) bench

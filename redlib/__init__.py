@@ -11,7 +11,7 @@ The library behind the notebooks of this repository. Imports point only downward
     probe, leave_one_out, states,       what a token says alone, what its absence changes, what
     clustering, codebook, stages        attention says of it; prototypes of redundant tokens, lazily
     prune, bench                        which tokens to keep; what the answers are then worth
-    notebook, report, batch             one run, its figures and its page
+    notebook, report, answers, batch    one run, its figures, its page, and what every number counts
 
 Letters of shapes: B batch, T sequence, L visual tokens, D width, V vocabulary, N prototypes.
 A *patch* is a square of the image, a *visual token* its vector at the language model's input.
@@ -33,9 +33,9 @@ _HOME = {
     "pruned": "prune.install",
 }
 _MODULES = (
-    "batch", "bench", "clustering", "codebook", "engine", "errors", "geometry", "layouts",
-    "leave_one_out", "models", "notebook", "params", "planner", "probe", "prune", "report", "scale",
-    "stages", "states", "store", "tabletop",
+    "answers", "batch", "bench", "clustering", "codebook", "engine", "errors", "geometry",
+    "layouts", "leave_one_out", "models", "notebook", "params", "planner", "probe", "prune",
+    "report", "scale", "stages", "states", "store", "tabletop",
 )  # fmt: skip
 
 __all__ = ["__version__", *_HOME, *_MODULES]

@@ -39,13 +39,13 @@ import nbformat
 import numpy as np
 import yaml
 
-from redlib import params, report
+from redlib import answers, params, report
 from redlib.errors import RedlibError
 from redlib.notebook import figures_folder, root, runs_folder
 from redlib.params import NOTEBOOKS, PLACES, Params
 from redlib.scale import Workers
 from redlib.store import code_version, read_json, write_json, write_text, writing
-from redlib.study import ledger, printed
+from redlib.study import comparison, ledger, printed
 
 # The notebooks whose saved results a notebook reads, instead of measuring the same again.
 BUILDS_ON: dict[str, tuple[str, ...]] = {"03": ("01",), "06": ("05",), "08": ("05",)}
@@ -154,7 +154,8 @@ def run(
 
 def draw_pages(file: str | Path) -> Path:
     """Write the pages of the runs of `file` from the tables and notes that lie there, and run
-    nothing; a set's page also has the ledger of the paper's claims.
+    nothing; with each, the page of its answers. A set's page also has Table 1 over all its models
+    and the ledger of the paper's claims.
 
     Returns the path of the set's page, or of the run's. Raises RedlibError as `report.write` does.
     """
@@ -162,7 +163,14 @@ def draw_pages(file: str | Path) -> Path:
     pages = {one.run_name: figures_folder(one) for one in runs}
     for one in runs:
         name, place = one.run_name, pages[one.run_name]
-        page = report.write(place / "index.html", {name: place}, title=f"Figures of run {name}")
+        answers.write(place, run=name)
+        table1 = comparison.table1({name: place})
+        page = report.write(
+            place / "index.html",
+            {name: place},
+            title=f"Figures of run {name}",
+            table1=table1[table1["run"] == name],
+        )
     if params.is_set(file):
         name = Path(file).stem
         published = all(one.publish for one in runs)
@@ -173,6 +181,7 @@ def draw_pages(file: str | Path) -> Path:
             title=f"Figures of the set {name}",
             ledger=ledger.ledger(pages),
             percentages=printed.percentages(),
+            table1=comparison.table1(pages),
         )
     return page
 

@@ -1,11 +1,15 @@
 """The page: everything is on it, it is accessible, and it is the same each time."""
 
 from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote
 
 import pandas as pd
 import pytest
+from pages import made_answers
+from PIL import Image
 
-from redlib import report
+from redlib import answers, report
 from redlib.errors import RedlibError
 from redlib.store import write_json
 
@@ -31,7 +35,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         self.tags.append((tag, dict(attributes)))
-        if tag not in ("meta", "link", "img", "br"):
+        if tag not in ("meta", "link", "img", "br", "input"):
             self.open.append(tag)
 
     def handle_endtag(self, tag):
@@ -66,6 +70,24 @@ def folders(tmp_path):
     claim = {"statement": "A < B", "holds": False, "evidence": "n = 3", "paper_item": ""}
     write_json(one / "04.claims.json", [claim | {"notebook": "04"}])
     return {"one": one, "two": two}
+
+
+def unresolved(path):
+    """Links and pictures of a page that lead nowhere: to no file, or to no part of one."""
+    page = Page(path.read_text(encoding="utf-8"))
+    ids = {a["id"] for _, a in page.tags if "id" in a}
+    lost = []
+    for target in [a.get("href", a.get("src")) for a in (*page.all("a"), *page.all("img"))]:
+        name, _, fragment = target.partition("#")
+        file = path.parent / unquote(name) if name else path
+        if not file.is_file():
+            lost.append(target)
+        elif file.name == answers.PAGE and fragment:
+            if not answers.read(file.parent).link(unquote(fragment)):
+                lost.append(target)
+        elif fragment and (file != path or unquote(fragment) not in ids):
+            lost.append(target)
+    return lost
 
 
 @pytest.fixture
@@ -112,6 +134,29 @@ def test_links_lead_somewhere(page, tmp_path):
         if "aria-labelledby" in attributes:
             assert attributes["aria-labelledby"] in ids
     assert page.all("a")[0] == {"class": "skip", "href": "#results"}
+
+
+COMMITTED = sorted((Path(__file__).parents[1] / "figures").glob("*/index.html"))
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.parent.name)
+def test_every_link_and_picture_of_the_committed_pages_is_there(path):
+    assert unresolved(path) == []
+    for attributes in Page(path.read_text(encoding="utf-8")).all("img"):
+        with Image.open(path.parent / attributes["src"]) as picture:
+            assert picture.size == (int(attributes["width"]), int(attributes["height"]))
+
+
+def test_a_link_that_leads_nowhere_is_found(tmp_path):
+    made_answers(tmp_path)
+    answers.write(tmp_path, run="x")
+    page = tmp_path / "index.html"
+    for good in ("index.html", "#x", "answers.html#ours@64/mean"):
+        page.write_text(f'<p id="x"><a href="{good}">x</a></p>')
+        assert unresolved(page) == []
+    for bad in ("other.html", "#y", "answers.html#ours@65/mean"):
+        page.write_text(f'<p id="x"><a href="{bad}">x</a></p>')
+        assert unresolved(page) == [bad]
 
 
 def test_headings_never_skip_a_level(page):

@@ -28,9 +28,8 @@ from typing import Any
 
 import pandas as pd
 
-from redlib import report
+from redlib import answers, report
 from redlib.errors import RedlibError
-from redlib.params import family
 from redlib.study import printed
 
 HOLDS, FAILS, OPEN, NOT_RUN = VERDICTS = (
@@ -42,7 +41,7 @@ HOLDS, FAILS, OPEN, NOT_RUN = VERDICTS = (
 
 COLUMNS = (
     "id", "section", "claim", "paper", "paper_tables", "measured", "interval", "verdict",
-    "criterion", "needs", "run", "notebook", "table",
+    "criterion", "needs", "run", "notebook", "table", "answers",
 )  # fmt: skip
 
 MORE = "more images or questions: the interval leaves it open"
@@ -68,14 +67,13 @@ def ledger(runs: Mapping[str, str | Path]) -> pd.DataFrame:
 
     runs: run name -> folder with its tables and notes, as `redlib.report.write` takes them.
     Returns one row per claim with COLUMNS, in the order of the paper's argument; `verdict` is one
-    of VERDICTS, `run`, `measured` and `interval` are "" where nothing was measured.
+    of VERDICTS, `run`, `measured` and `interval` are "" where nothing was measured; `answers` is
+    the address of the answers behind the numbers (`redlib.answers`), "" where a claim names no
+    rule.
     Raises RedlibError if a result table lacks a column that a claim reads.
     """
     folders = {name: Path(folder) for name, folder in runs.items()}
-    families: dict[str, list[str]] = {}
-    for name, folder in folders.items():
-        for note in report.items(folder)[:1]:
-            families.setdefault(family(str(note["parameters"]["model"])), []).append(name)
+    families = report.by_family(runs)
     texts = printed.percentages().set_index("id")
     rows = []
     for claim in printed.table("claims").itertuples():
@@ -117,7 +115,20 @@ def _row(claim: Any, found: _Found | None, texts: pd.DataFrame) -> dict[str, str
         "run": found.run if found else "",
         "notebook": claim.notebook,
         "table": claim.table,
+        "answers": _answers(claim.where),
     }
+
+
+def _answers(where: str) -> str:
+    """The rules and tasks that the rows of a claim are about, as `answers.address` writes them."""
+    asked = dict(_conditions(where))
+    methods = [*asked.get("method", ()), *asked.get("against", ())]
+    tokens = [*asked.get("tokens", ()), *asked.get("from", ())]
+    if not asked.get("method") or not tokens:
+        return ""
+    (setting,) = asked.get("setting", ["base"])
+    rules = [answers.rule(method, number, setting) for number in tokens for method in methods]
+    return answers.address(rules, asked.get("task", ["mean"]))
 
 
 def _recomputed(text: pd.Series) -> str:

@@ -1,0 +1,114 @@
+"""Table 1 over all runs of a set, laid out as the paper prints it.
+
+The paper's table has a block per model, way of splitting and budget, and under each its methods. A
+run has one model, so no notebook can draw the whole; here the blocks are filled from the table
+`accuracy` that every run's notebook 06 leaves. Where no run has a row, there stands no number: a
+page shows "not run". The paper's own numbers stand in columns of their own, since nothing here can
+be compared with them but the order of the methods: the models are others, and so are the questions.
+
+    frame = table1({"tiny-llava-1.5": "figures/tiny-llava-1.5"})
+
+Nothing here needs a model; it reads the committed tables.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+
+from redlib import answers, report
+from redlib.errors import RedlibError
+from redlib.study import printed
+
+TASKS: dict[str, str] = {
+    "POPE": "pope",
+    "MMBench": "mmb",
+    "SEED-Image": "seed",
+    "RealWorldQA": "rwqa",
+    "MME-P": "mme",
+    "NoCaps": "nocaps",
+    "Flickr30k": "flickr",
+    "Five tasks": "mean",
+}
+"""Column of the table -> the task of a run that stands for it."""
+
+METHODS: dict[str, str] = {"ours": "Ours", "prumerge": "PruMerge", "fastv": "FastV",
+                           "random": "Random"}  # fmt: skip
+"""The paper's methods, which every block of few tokens names; a run's other methods follow."""
+
+ENDS: dict[str, str] = {"unpruned": "all tokens", "none": "no visual token"}
+
+ONEVISION = (("llava-onevision", "base", 729, 729), ("llava-onevision", "base", 144, 144))
+"""Blocks that the paper's table has not: what its Table 2 takes of one image."""
+
+COLUMNS = (
+    "model", "setting", "tokens", "total", "run", "method", "label", "column", "task", "accuracy",
+    "low", "high", "n", "images", "kept", "paper", "paper_std", "answers",
+)  # fmt: skip
+
+
+def table1(runs: Mapping[str, str | Path]) -> pd.DataFrame:
+    """Every cell of the table.
+
+    runs: run name -> folder with its tables and notes, as `redlib.report.write` takes them.
+    Returns COLUMNS: model (its family), setting ("base" or "split"), tokens (per image or
+    sub-image), total, run ("" where the set has none of this family), method with its label,
+    column, task; accuracy with its interval, n (questions), images and kept (visual tokens), all
+    NaN for what was not run; the paper's number with its deviation over seeds, NaN where it prints
+    none; answers, the address of the answers behind the number.
+    Raises RedlibError if a run's table `accuracy` lacks a column.
+    """
+    paper = printed.table("table1")
+    key = ["model", "setting", "tokens", "total"]
+    blocks = [*paper[key].drop_duplicates().itertuples(index=False, name=None), *ONEVISION]
+    kinds = [block[:2] for block in blocks]
+    blocks.sort(key=lambda block: (kinds.index(block[:2]), -block[2]))
+    there = report.by_family(runs)
+    measured = {name: _accuracy(Path(folder)) for name, folder in runs.items()}
+    names, rows = ENDS | METHODS, []
+    for model, setting, tokens, total in blocks:
+        printed_here = paper[(paper[key] == [model, setting, tokens, total]).all(axis=1)]
+        known = printed_here.set_index(["method", "column"])
+        full = tokens == _most(blocks, model, setting)
+        for run in there.get(model, [""]):
+            frame = measured.get(run, _accuracy(None))
+            here = frame[frame["setting"] == setting]
+            # The two ends have their own number of tokens: all, and none.
+            ends = here["method"].isin(ENDS)
+            here = here[ends if full else ~ends & (here["tokens"] == tokens)]
+            named = ["unpruned"] if full else list(METHODS)
+            for method in dict.fromkeys([*named, *here["method"]]):
+                own = here[here["method"] == method].drop_duplicates("task").set_index("task")
+                for column, task in TASKS.items():
+                    row = {"model": model, "setting": setting, "tokens": tokens, "total": total}
+                    row |= {"run": run, "method": method, "label": names.get(method, method)}
+                    row |= {"column": column, "task": task, "answers": ""}
+                    if task in own.index:
+                        found = own.loc[task]
+                        row |= found[["accuracy", "low", "high", "n", "images", "kept"]].to_dict()
+                        rule = answers.rule(method, found["tokens"], setting)
+                        row["answers"] = answers.address([rule], [task])
+                    if (method, column) in known.index:
+                        number = known.loc[(method, column)]
+                        row |= {"paper": number["value"], "paper_std": number["std"]}
+                    rows.append(row)
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _accuracy(folder: Path | None) -> pd.DataFrame:
+    """The table `accuracy` of a run, without rows if it has none."""
+    needed = ["method", "tokens", "task", "accuracy", "low", "high", "n", "images", "kept"]
+    if folder is None or not (folder / "accuracy.csv").is_file():
+        return pd.DataFrame(columns=["setting", *needed])
+    frame = pd.read_csv(folder / "accuracy.csv")
+    for name in needed:
+        if name not in frame:
+            raise RedlibError(
+                f"{folder / 'accuracy.csv'}: no column {name!r}, which Table 1 reads; run notebook "
+                "06 again"
+            )
+    return frame if "setting" in frame else frame.assign(setting="base")
+
+
+def _most(blocks: list[tuple[str, str, int, int]], model: str, setting: str) -> int:
+    return max(tokens for name, how, tokens, _ in blocks if (name, how) == (model, setting))

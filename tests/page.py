@@ -1,0 +1,242 @@
+"""The pages in a real browser, as a reader meets them: `make test-page`.
+
+Opens the page of the set and of every run, and their answers, in headless Chromium, from the disk
+and without a network. Nothing may be said on the console; every picture and link must lead to
+something; Tab alone must reach every table and every link in one; and a number of Table 1 must open
+the answers that it counts, from which one more link shows a question under every rule.
+
+Not part of `make test`: it needs Chromium with its driver, and selenium, which drives it. The pages
+are those of a copy, in which runs whose notebook 06 left no answers have made-up ones, so that
+every link is tried whatever is committed.
+"""
+
+import os
+import shutil
+from pathlib import Path
+from urllib.parse import unquote, urldefrag
+
+import pandas as pd
+import pytest
+from pages import made_answers
+from PIL import Image
+
+from redlib import batch
+from redlib.params import load_set
+
+NEEDS = (
+    "make test-page needs Chromium and selenium: `apt-get install chromium chromium-driver` (or "
+    "what your system calls them), and `.venv/bin/pip install -e '.[page]'`"
+)
+ROOT = Path(__file__).parents[1]
+DRIVER = shutil.which("chromedriver")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
+                None)  # fmt: skip
+try:
+    from selenium import webdriver
+    from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.support.ui import Select
+except ImportError:
+    pytest.exit(NEEDS, returncode=2)
+if not (DRIVER and CHROMIUM):
+    pytest.exit(NEEDS, returncode=2)
+
+RUNS = [one.run_name for one in load_set(ROOT / "params" / "tiny.yaml")]
+PAGES = ["tiny", *RUNS]
+
+# Everything that Tab must reach, and what it did reach, by the element itself.
+TABLE_LINKS = "[...document.querySelectorAll('table a, .scroll')]"
+
+
+@pytest.fixture(scope="session")
+def figures(tmp_path_factory):
+    """The committed figures with answers, and their pages written again."""
+    root = tmp_path_factory.mktemp("project")
+    for name in ("figures", "params"):
+        shutil.copytree(ROOT / name, root / name)
+    (root / "notebooks").mkdir()
+    for run in RUNS:
+        folder = root / "figures" / run
+        if not (folder / "06.answers.csv").exists():
+            made_answers(folder)
+    before = os.environ.get("REDLIB_ROOT")
+    os.environ["REDLIB_ROOT"] = str(root)
+    try:
+        batch.draw_pages(root / "params" / "tiny.yaml")
+    finally:
+        os.environ.pop("REDLIB_ROOT") if before is None else os.environ.update(REDLIB_ROOT=before)
+    return root / "figures"
+
+
+@pytest.fixture(scope="session")
+def browser():
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    # no-sandbox: a container's root may not make namespaces; the pages are our own files.
+    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"):
+        options.add_argument(flag)
+    options.add_argument("--host-resolver-rules=MAP * ~NOTFOUND")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    found = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    found.set_window_size(1280, 900)
+    found.set_script_timeout(120)
+    yield found
+    found.quit()
+
+
+def visit(browser, path, fragment=""):
+    browser.get("about:blank")  # else a new fragment would not load the page again
+    browser.get_log("browser")
+    browser.get(path.as_uri() + fragment)
+
+
+def quiet(browser):
+    assert browser.get_log("browser") == []
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_pictures_load_and_nothing_complains(browser, figures, name):
+    visit(browser, figures / name / "index.html")
+    broken = browser.execute_async_script(
+        """const done = arguments[0];
+        Promise.all([...document.images].map((image) => image.decode().then(() => null,
+          () => image.src))).then((all) => done([all.length, all.filter((src) => src),
+          [...document.images].filter((image) => !image.naturalWidth).map((i) => i.src)]));"""
+    )
+    count, failed, empty = broken
+    assert count > 20 and failed == [] and empty == []
+    quiet(browser)
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_link_leads_somewhere(browser, figures, name):
+    visit(browser, figures / name / "index.html")
+    links = set(browser.execute_script("return [...document.links].map((link) => link.href)"))
+    own = browser.current_url
+    ids = set(
+        browser.execute_script("return [...document.querySelectorAll('[id]')].map(e => e.id)")
+    )
+    answers = []
+    for link in links:
+        url, fragment = urldefrag(link)
+        path = Path(unquote(url.removeprefix("file://")))
+        assert path.is_file(), link
+        if url == own:
+            assert unquote(fragment) in ids, link
+        elif path.name == "answers.html" and fragment:
+            answers.append((path, fragment))
+        else:
+            assert not fragment, link
+    assert len(answers) > 50
+    for path in {path for path, _ in answers}:
+        fragments = sorted(fragment for of, fragment in answers if of == path)
+        visit(browser, path)
+        rows = browser.execute_async_script(
+            """const [fragments, done] = arguments, found = {};
+            (async () => { for (const fragment of fragments) {
+              const seen = new Promise((go) => addEventListener("hashchange", go, {once: true}));
+              location.hash = fragment;
+              await seen;
+              found[fragment] = document.querySelectorAll("#shown tbody tr").length;
+            } done(found); })();""",
+            fragments,
+        )
+        assert set(rows) == set(fragments)
+        assert [fragment for fragment, count in rows.items() if not count] == []
+        quiet(browser)
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_tab_reaches_every_table_and_every_link_in_one(browser, figures, name):
+    visit(browser, figures / name / "index.html")
+    walk(browser)
+
+
+def walk(browser):
+    """Tab through the page until it begins again; every table and link in one must have had its
+    turn, where it can be seen."""
+    browser.execute_script(
+        f"""window.wanted = new Set({TABLE_LINKS}); window.hidden = [];
+        document.addEventListener("focusin", (event) => {{
+          window.wanted.delete(event.target);
+          const box = event.target.getBoundingClientRect();
+          if (!box.width || !box.height) window.hidden.push(event.target.outerHTML);
+        }});"""
+    )
+    focusable = browser.execute_script(
+        "return document.querySelectorAll('a, summary, select, input, [tabindex=\"0\"]').length"
+    )
+    before = browser.execute_script("return window.wanted.size")
+    assert before > 1
+    for _ in range(0, focusable + 20, 20):
+        webdriver.ActionChains(browser, duration=0).send_keys(Keys.TAB * 20).perform()
+        if not browser.execute_script("return window.wanted.size"):
+            break
+    left = browser.execute_script("return [...window.wanted].map((e) => e.outerHTML.slice(0, 99))")
+    assert left == []
+    assert browser.execute_script("return window.hidden") == []
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_two_clicks_from_a_number_to_a_question_under_every_rule(
+    browser, figures, name, tmp_path, monkeypatch
+):
+    visit(browser, figures / name / "index.html")
+    number = browser.find_elements("css selector", "[aria-labelledby='table-1'] td a")[-1]
+    number.send_keys(Keys.ENTER)
+    assert browser.current_url.split("#")[0].endswith("/answers.html")
+    rows = browser.find_elements("css selector", "#shown tbody tr")
+    assert len(rows) > 0
+    assert "Mean score in percent" in browser.find_element("id", "shown").text
+    browser.find_element("css selector", "#shown tbody th a").send_keys(Keys.ENTER)
+    title = browser.find_element("id", "result")
+    assert title.text.startswith("Question ")
+    assert browser.switch_to.active_element == title
+    assert len(browser.find_elements("css selector", "#shown tbody tr")) > 3
+    line = browser.find_element("css selector", "pre code").text
+    monkeypatch.chdir(tmp_path)
+    exec(line, {})
+    (drawn,) = tmp_path.iterdir()
+    assert Image.open(drawn).size[0] >= 336
+    quiet(browser)
+
+
+def test_the_score_above_the_answers_is_their_mean(browser, figures):
+    """Of the five tasks, each the mean over its questions, computed from the file by hand."""
+    folder = figures / RUNS[0]
+    right = pd.read_csv(folder / "06.right.csv")
+    right["task"] = right["task"].str.replace(r"^pope-.*", "pope", regex=True)
+    five = right[right["task"].isin(["pope", "mme", "mmb", "seed", "rwqa"])]
+    expected = 100 * five.groupby("task")["ours@64"].mean().mean()
+    visit(browser, folder / "answers.html", "#ours@64/mean")
+    assert f"ours@64: mean {expected:.1f}." in browser.find_element("id", "shown").text
+    assert len(browser.find_elements("css selector", "#shown tbody tr")) == len(five)
+
+
+def test_the_answers_page_by_its_own_controls(browser, figures):
+    page = figures / RUNS[0] / "answers.html"
+    visit(browser, page)
+    Select(browser.find_element("id", "task")).select_by_visible_text("seed")
+    Select(browser.find_element("id", "rule")).select_by_visible_text("random@64")
+    assert "random@64" in browser.find_element("id", "result").text
+    every = len(browser.find_elements("css selector", "#shown tbody tr"))
+    browser.find_element("id", "wrong").click()
+    wrong = browser.find_elements("css selector", "#shown tbody tr")
+    assert 0 < len(wrong) < every
+    assert all(row.find_elements("tag name", "td")[-1].text != "right" for row in wrong)
+    walk(browser)
+    visit(browser, page, "#nobody@3/seed")
+    assert browser.find_element("id", "result").text == "Nothing here"
+    quiet(browser)
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_no_page_is_wider_than_the_window(browser, figures, width):
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {
+        "width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False})  # fmt: skip
+    try:
+        for path in ("tiny/index.html", f"{RUNS[0]}/index.html", f"{RUNS[0]}/answers.html"):
+            visit(browser, figures / path)
+            inside = browser.execute_script("return document.documentElement.scrollWidth")
+            assert inside <= width, path
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})

@@ -578,7 +578,7 @@ def note(name: str, table: pd.DataFrame, *, model: str) -> dict:
     """Texts of one of the tables that the ledger reads; `table` as it is shown."""
     title, caption, reading, item = _NOTES[name]
     foremost = table.iloc[:3].to_dict("records")
-    told = "; ".join(", ".join(f"{head} {value}" for head, value in r.items()) for r in foremost)
+    told = "; ".join(", ".join(str(value) for value in row.values()) for row in foremost)
     return {
         "title": title,
         "caption": f"{caption} 95 % intervals from resampling images. Computed with {model}.",

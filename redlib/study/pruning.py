@@ -158,17 +158,16 @@ class Shown:
     Attributes:
         view: what the model sees.
         scores, kept, covered: (L,) redundancy score, whether the token stays, share under objects.
-        prototype: (L,) number of the prototype that the token is most similar to.
         answers: question, gold, pruned, unpruned, pruned_right, unpruned_right; one row per
             question.
-        table: patch, score, kept, covered, prototype; one row per token.
+        table: patch, score, kept, covered, and prototype, the number of the one that the token is
+            most similar to; one row per token.
     """
 
     view: Image.Image
     scores: np.ndarray
     kept: np.ndarray
     covered: np.ndarray
-    prototype: np.ndarray
     answers: pd.DataFrame
     table: pd.DataFrame
 
@@ -203,7 +202,6 @@ def show(session: Session, codebook: Codebook, *, keep: int) -> Shown:
         frame["score"].to_numpy(),
         frame["kept"].to_numpy(),
         covered,
-        frame["prototype"].to_numpy(),
         pd.DataFrame(asked | said | right),
         frame,
     )
@@ -347,6 +345,9 @@ def answer_images(session: Session, codebook: Codebook, limits: pd.DataFrame) ->
         questions=[p.n_questions, p.n_further, p.n_captions, p.n_tiled],
         codebook=hashlib.sha256(codebook.vectors.numpy().tobytes()).hexdigest()[:12],
         rules=[repr(asked) for part in plan.values() for asked in part],
+        probe=[p.prompt, p.top_prob, p.top_jsd, p.jsd_definition, p.k_region, p.k_global]
+        if "probe" in p.methods
+        else None,
     )
 
     def measure(name: str) -> pd.DataFrame:
@@ -425,16 +426,19 @@ def _found(covered: np.ndarray, kept: Sequence[Kept]) -> float:
 
 
 def probed(session: Session, scene: Scene) -> dict[str, list[torch.Tensor]]:
-    """What the direct probe ranks by: top-1 probability and final JSD of every token. A second and
-    more for each image."""
+    """What the direct probe ranks by: top-1 probability and final JSD of every token. Dear: it
+    probes and ablates each token of the image."""
     p, vlm = session.params, session.model
     tokens = vlm.encode([scene.image]).tokens[0]
     every = np.arange(len(tokens))
-    alone = probe.single(vlm, tokens, every, prompt=p.prompt)["top1"]
-    lost = leave_one_out.cascade(vlm, tokens, every, prompt=p.prompt)["jsd_final"]
+    alone = probe.single(vlm, tokens, every, prompt=p.prompt, top=p.top_prob)["top1"]
+    lost = leave_one_out.cascade(
+        vlm, tokens, every, prompt=p.prompt, top=p.top_jsd, top_released=p.top_jsd,
+        definition=p.jsd_definition, weights=(p.k_region, p.k_global),
+    )["jsd_final"]  # fmt: skip
     return {
-        "top1": [torch.from_numpy(alone.to_numpy())],
-        "jsd": [torch.from_numpy(lost.to_numpy())],
+        "top1": [torch.tensor(alone.to_numpy(copy=True))],
+        "jsd": [torch.tensor(lost.to_numpy(copy=True))],
     }
 
 

@@ -52,7 +52,7 @@ test: $(READY)
 	  --nbval-lax --nbval-current-env --nbval-sanitize-with tests/nbval.cfg
 
 test-page: $(READY)
-	@$(VENV)/bin/python -m pytest tests/page.py -p no:cacheprovider
+	@$(VENV)/bin/python tests/page.py
 
 bench: $(READY)
 	@$(RUN) bench

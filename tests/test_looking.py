@@ -60,6 +60,7 @@ def test_equals_the_pruned_stock_model(made, method):
     ]
     assert told.texts == [text for text, _ in expected]
     assert {told.kept} == {kept for _, kept in expected} == {4}
+    assert [[one.after for one in each] for each in told.stayed] == [[4]] * len(TEXTS)
 
 
 @pytest.mark.parametrize("method", ("codebook", "fastv"))

@@ -87,10 +87,12 @@ class Replies:
     Attributes:
         texts: one per question.
         kept: visual tokens of the prompt, newlines not counted; of FastV those behind its layer.
+        stayed: which, per question and image or film; the same for all questions but of FastV.
     """
 
     texts: list[str]
     kept: int
+    stayed: list[list[Kept]]
 
 
 @torch.no_grad()
@@ -166,7 +168,8 @@ def reply(
     # `answers` ends the visual tokens with the newline that these already have.
     shown = left.rows if vlm.newline is None else left.rows[:-1]
     texts = answers(vlm, shown, questions, max_new_tokens=max_new_tokens)
-    return Replies(texts, sum(kept.after for kept in left.kept))
+    kept = sum(each.after for each in left.kept)
+    return Replies(texts, kept, [left.kept] * len(questions))
 
 
 def _settled(rule: Rule, codebook: Codebook | None) -> tuple[Method, Budget, dict[str, object]]:
@@ -219,4 +222,7 @@ def _inside(
     finally:
         inside.detach()
     texts = vlm.processor.tokenizer.batch_decode(said, skip_special_tokens=True)
-    return Replies([text.strip() for text in texts], sum(each.after for each in kept[: len(whole)]))
+    stayed = [kept[at : at + len(whole)] for at in range(0, len(kept), len(whole))]
+    return Replies(
+        [text.strip() for text in texts], sum(each.after for each in stayed[0]), stayed
+    )

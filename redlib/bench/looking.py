@@ -223,6 +223,4 @@ def _inside(
         inside.detach()
     texts = vlm.processor.tokenizer.batch_decode(said, skip_special_tokens=True)
     stayed = [kept[at : at + len(whole)] for at in range(0, len(kept), len(whole))]
-    return Replies(
-        [text.strip() for text in texts], sum(each.after for each in stayed[0]), stayed
-    )
+    return Replies([text.strip() for text in texts], sum(each.after for each in stayed[0]), stayed)

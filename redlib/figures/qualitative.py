@@ -1,7 +1,7 @@
 """Figures of single images (notebook 07), each with the function that writes its texts.
 
-What is right is blue with a tick, what is wrong red with a cross, what is vague orange with a
-tilde: the sign alone tells them apart.
+What is right is blue with a tick, what is wrong red with a cross, what is vague grey with a tilde:
+the sign alone tells them apart.
 """
 
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ from textwrap import wrap
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
@@ -38,7 +39,8 @@ from redlib.tabletop.world import redraw
 DESCRIBED = 2
 """Scenes of a sort, or composites, whose texts are drawn."""
 
-_LOOK = {RIGHT: ("blue", "\u2713"), VAGUE: ("orange", "~"), WRONG: ("red", "\u2717")}
+_VEIL = "#C7D0DA"  # no colour of a ground or an object
+_LOOK = {RIGHT: ("blue", "\u2713"), VAGUE: ("grey", "~"), WRONG: ("red", "\u2717")}
 _SIDE = {FULL: ("black", "D"), PRUNED: ("blue", "o")}
 _SORT_FIGURE = {"text-rich": ("Figure 10", "Figure 12"), "plain": ("Figure 11", "Figure 13")}
 
@@ -46,7 +48,7 @@ _SORT_FIGURE = {"text-rich": ("Figure 10", "Figure 12"), "plain": ("Figure 11", 
 @style.styled
 def examples(shown: Sequence[Example], grid: Grid) -> Figure:
     """Figures 10 and 11: a row per scene, its picture and what each method keeps and answers."""
-    figure = style.figure(9.8, 3.45 * len(shown))
+    figure = style.figure(9.8, 3.4 * len(shown))
     rows = figure.subplots(len(shown), 1 + len(METHODS), squeeze=False)
     for axes, one in zip(rows, shown, strict=True):
         style.image_panel(axes[0], one.view, grid)
@@ -83,10 +85,11 @@ def examples_note(shown: Sequence[Example], sort: str, *, model: str, tokens: in
         "title": f"What three methods keep: {sort} scenes",
         "caption": (
             f"The first {len(shown)} test scenes {written} from number {START:,} on that have "
-            f"{OBJECTS} objects or more, chosen before any was looked at, with {tokens} visual "
-            "tokens; patches that go are covered. Of PruMerge one token more stands for no patch; "
-            "FastV chooses by the question, its map is that of question 1, and keeps its tokens "
-            "behind layer 2. In brackets the truth; a tick: right, a cross: wrong. Drawn with "
+            f"{OBJECTS} objects or more"
+            + ("" if sort == "text-rich" else " and of which MME asks what is there")
+            + f", chosen by that rule and not by any answer, with {tokens} visual tokens; patches "
+            "that go are covered. Of PruMerge one token more stands for no patch; FastV chooses "
+            "by the question, its map is that of question 1, and keeps its tokens behind layer 2. In brackets the truth; a tick: right, a cross: wrong. Drawn with "
             f"{model}; the paper shows LLaVA-1.5-7B on MMBench and MME."
         ),
         "reading": (
@@ -114,6 +117,7 @@ def descriptions(table: pd.DataFrame, sort: str, vlm: VLM) -> Figure:
         of = part[part["image"] == name].set_index("side")
         stays = _kept(of.loc[PRUNED, "kept"], vlm.grid)
         _veiled(axes[0], vlm.view(scene.image), stays, vlm.grid)
+        axes[0].set_anchor("N")
         axes[0].set_title(f"kept: {int(stays.sum())} of {vlm.grid.size}")
         for ax, side in zip(axes[1:], SIDES, strict=True):
             row = of.loc[side]
@@ -245,7 +249,7 @@ def answers_note(table: pd.DataFrame, *, model: str) -> dict:
 def game(table: pd.DataFrame, vlm: VLM) -> Figure:
     """Figure 14: the first composites and the differences named; rows of `study.spotting.play`."""
     images = list(table["image"].unique())[:DESCRIBED]
-    figure = style.figure(9.8, 3.2 * len(images))
+    figure = style.figure(9.8, 2.9 * len(images))
     rows = figure.subplots(len(images), 3, squeeze=False, width_ratios=(1.3, 1, 1))
     for axes, name in zip(rows, images, strict=True):
         one = redraw_pair(name)
@@ -253,6 +257,7 @@ def game(table: pd.DataFrame, vlm: VLM) -> Figure:
         stays = _kept(of.loc[PRUNED, "kept"], vlm.grid)
         _veiled(axes[0], one.image, stays, vlm.grid)
         axes[0].set_aspect(one.image.height / one.image.width)
+        axes[0].set_anchor("N")
         axes[0].set_title(f"kept: {int(stays.sum())} of {vlm.grid.size}")
         _below(axes[0], "\n".join(wrap("planted: " + one.answer, 48)))
         for ax, side in zip(axes[1:], SIDES, strict=True):
@@ -360,8 +365,8 @@ def _kept(numbers: str, grid: Grid) -> np.ndarray:
 def _veiled(ax: Axes, image: Image.Image, stays: np.ndarray, grid: Grid) -> None:
     """The image with the patches that go covered."""
     style.image_panel(ax, image, grid)
-    veil = np.ones((grid.height, grid.width, 4))
-    veil[..., 3] = 0.85 * ~stays.reshape(grid.height, grid.width)
+    veil = np.tile(to_rgba(_VEIL), (grid.height, grid.width, 1))
+    veil[..., 3] = 0.9 * ~stays.reshape(grid.height, grid.width)
     ax.imshow(veil, extent=(0, grid.width, grid.height, 0))
     grey = style.COLOURS["grey"]
     ax.add_patch(Rectangle((0, 0), grid.width, grid.height, fill=False, edgecolor=grey, lw=1))
@@ -381,8 +386,8 @@ def _listed(ax: Axes, lines: Sequence[tuple[str, str]], title: str, last: str) -
     ax.axis("off")
     ax.set_title(title, fontsize=10)
     rows = [(part, mark, n == 0) for text, mark in lines for n, part in enumerate(wrap(text, 38))]
-    rows += [(part, "", False) for part in wrap(last, 46)]
-    step = 1 / max(len(rows) + 1, 11)
+    rows += [(part, "", False) for part in wrap(last, 42)]
+    step = 1 / max(len(rows) + 1, 15)
     for n, (text, mark, first) in enumerate(rows):
         tint, sign = _LOOK.get(mark, ("grey", ""))
         y = 0.97 - n * step

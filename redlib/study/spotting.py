@@ -120,7 +120,8 @@ def verdicts(changed: pd.DataFrame) -> list[Verdict]:
                 holds if row["images"] >= LEAST_IMAGES else None,
                 f"{kind} per image: all tokens {row[FULL]:.2f}, {row['tokens']:.0f} tokens "
                 f"{row[PRUNED]:.2f} (planted {row['planted']:.2f}); change {row['change']:+.3f} "
-                f"(95% interval {row['low']:+.3f} to {row['high']:+.3f}), {row['images']:.0f} images",
+                f"(95% interval {row['low']:+.3f} to {row['high']:+.3f}), "
+                f"{row['images']:.0f} images",
                 "Figure 14",
             )
         )

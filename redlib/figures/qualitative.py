@@ -89,7 +89,8 @@ def examples_note(shown: Sequence[Example], sort: str, *, model: str, tokens: in
             + ("" if sort == "text-rich" else " and of which MME asks what is there")
             + f", chosen by that rule and not by any answer, with {tokens} visual tokens; patches "
             "that go are covered. Of PruMerge one token more stands for no patch; FastV chooses "
-            "by the question, its map is that of question 1, and keeps its tokens behind layer 2. In brackets the truth; a tick: right, a cross: wrong. Drawn with "
+            "by the question, its map is that of question 1, and keeps its tokens behind layer 2. "
+            "In brackets the truth; a tick: right, a cross: wrong. Drawn with "
             f"{model}; the paper shows LLaVA-1.5-7B on MMBench and MME."
         ),
         "reading": (

@@ -54,6 +54,7 @@ NOTEBOOKS: dict[str, str] = {
     "04": "04_vqav2_patch_study.ipynb",
     "05": "05_codebook.ipynb",
     "06": "06_pruning_evaluation.ipynb",
+    "07": "07_qualitative_examples.ipynb",
     "08": "08_controls.ipynb",
 }
 
@@ -345,6 +346,26 @@ class Params(BaseModel):
         4, description="questions per multi-image set, and at least so many about films"
     )
     n_calibration: _whole(1) = Field(2, description="images that thresholds are calibrated on")
+
+    # Qualitative examples (notebook 07).
+    example_tokens: _whole(2, 576) = Field(
+        64, description="visual tokens kept in the examples beside FastV and PruMerge"
+    )
+    n_described: _whole(2) = Field(
+        2, description="scenes of each sort, plain and text-rich, that are described"
+    )
+    caption_tokens: _whole(1, 576) = Field(
+        144, description="visual tokens kept where plain scenes are described"
+    )
+    text_tokens: _whole(1, 576) = Field(
+        280, description="visual tokens kept where text-rich scenes are described"
+    )
+    n_games: _whole(2) = Field(
+        2, description="composite images of spot-the-difference; LLaVA-OneVision only"
+    )
+    game_tokens: _whole(1, 729) = Field(
+        508, description="visual tokens kept in spot-the-difference"
+    )
 
     @model_validator(mode="before")
     @classmethod

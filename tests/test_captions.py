@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from redlib.bench.captions import counts, f1, truth, tuples
+from redlib.bench.captions import Phrase, counts, f1, phrases, truth, tuples
 from redlib.tabletop import scenes
 from redlib.tabletop.world import Scene, Thing
 
@@ -57,6 +57,16 @@ def scene():
 )  # fmt: skip
 def test_tuples_of_sentences_written_by_hand(text, graph):
     assert tuples(text) == Counter(tuple(words.split()) for words in graph)
+
+
+def test_phrases_keep_the_words_and_their_tuples():
+    text = "A cup in small red and large blue on wood, the word open. It shines ."
+    assert phrases(text) == [
+        Phrase("a cup in small red", (("cup",), ("cup", "red"), ("cup", "small"))),
+        Phrase("large blue on wood", (("cup",), ("cup", "blue"), ("cup", "large"))),
+        Phrase("the word open", (("word", "open"),)),
+        Phrase("it shines", ()),
+    ]
 
 
 WHOLE = "a small red cup, a large blue star, a huge teal cup and the word open on a plain and wood"

@@ -43,7 +43,7 @@ def stock(vlm, maker, rule, text, pictures, packing, per, extra=None, book=None,
     text = vlm.processor.tokenizer.decode(
         out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True
     )
-    return text.strip(), sum(kept.after for kept in run.last)
+    return text.strip(), sum(kept.after for kept in run.last), [k.kept.tolist() for k in run.last]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -58,8 +58,10 @@ def test_equals_the_pruned_stock_model(made, method):
     expected = [
         stock(vlm, maker, rule, text, [picture(1)], packing, None, extra, book) for text in TEXTS
     ]
-    assert told.texts == [text for text, _ in expected]
-    assert {told.kept} == {kept for _, kept in expected} == {4}
+    assert told.texts == [text for text, *_ in expected]
+    assert {told.kept} == {kept for _, kept, _ in expected} == {4}
+    stayed = [[one.kept.tolist() for one in each] for each in told.chosen]
+    assert stayed == [numbers for *_, numbers in expected]
 
 
 @pytest.mark.parametrize("method", ("codebook", "fastv"))
@@ -82,7 +84,8 @@ def test_tiles_images_and_frames(made, method):
         expected = stock(
             vlm, maker, rule, TEXTS[0], [] if film else images, packing, per, book=book, films=film
         )
-        assert (told.texts[0], told.kept) == expected
+        stayed = [one.kept.tolist() for one in told.chosen[0]]
+        assert (told.texts[0], told.kept, stayed) == expected
         assert told.kept == count
 
 

@@ -12,6 +12,7 @@ tabletop-SPICE and is never to be compared with SPICE, nor either with CIDEr (`c
 
 import re
 from collections import Counter
+from dataclasses import dataclass
 
 from redlib.tabletop.questions import CAPTIONS
 from redlib.tabletop.world import COLOURS, NOUNS, SIZES, WORDS, Scene
@@ -20,31 +21,53 @@ METRIC = "tabletop-SPICE"
 """The name under which every output states the F1."""
 
 
-def tuples(text: str) -> Counter[tuple[str, ...]]:
-    """The scene graph of a caption or of a detailed description, each tuple as often as it is said.
+@dataclass(frozen=True)
+class Phrase:
+    """A part of a sentence.
 
-    Parts stand between commas, full stops or "and". One that names no noun but a colour or a size
+    Attributes:
+        text: as it was said, without the comma, full stop or "and" beside it.
+        graph: the tuples that it says, the object or the word first; none where it names neither.
+    """
+
+    text: str
+    graph: tuple[tuple[str, ...], ...]
+
+
+def phrases(text: str) -> list[Phrase]:
+    """The parts of a caption or of a detailed description, in order.
+
+    They stand between commas, full stops or "and". One that names no noun but a colour or a size
     speaks of another object of the noun before, behind "and", and of nothing else. Of several nouns
     in one part the last counts, of several colours or sizes the first.
     """
-    found: Counter[tuple[str, ...]] = Counter()
+    found: list[Phrase] = []
     noun = ""
     for part in re.split(r"([,.]|\band\b)", text.lower()):
         if part in (",", "."):
             noun = ""
-            continue
         words = part.split()
+        if not words or part in (",", ".", "and"):
+            continue
+        graph: tuple[tuple[str, ...], ...] = ()
         if "word" in words:
             written = [word for word in words if word in WORDS]
-            found.update([("word", written[0])] if written else [])
+            graph = (("word", written[0]),) if written else ()
             noun = ""
-            continue
-        nouns = [word for word in words if word in NOUNS]
-        looks = [[w for w in words if w in names][:1] for names in (COLOURS, SIZES)]
-        noun = nouns[-1] if nouns else noun
-        if noun and (nouns or any(looks)):
-            found.update([(noun,), *((noun, look) for named in looks for look in named)])
+        else:
+            nouns = [word for word in words if word in NOUNS]
+            looks = [[w for w in words if w in names][:1] for names in (COLOURS, SIZES)]
+            noun = nouns[-1] if nouns else noun
+            if noun and (nouns or any(looks)):
+                graph = ((noun,), *((noun, look) for named in looks for look in named))
+        found.append(Phrase(" ".join(words), graph))
     return found
+
+
+def tuples(text: str) -> Counter[tuple[str, ...]]:
+    """The scene graph of a caption or of a detailed description, each tuple as often as it is
+    said."""
+    return Counter(said for phrase in phrases(text) for said in phrase.graph)
 
 
 def truth(scene: Scene, task: str) -> Counter[tuple[str, ...]]:

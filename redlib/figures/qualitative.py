@@ -1,0 +1,424 @@
+"""Figures of single images (notebook 07), each with the function that writes its texts.
+
+What is right is blue with a tick, what is wrong red with a cross, what is vague grey with a tilde:
+the sign alone tells them apart.
+"""
+
+from collections.abc import Sequence
+from textwrap import wrap
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from PIL import Image
+
+from redlib.figures import style
+from redlib.geometry import Grid
+from redlib.models import VLM
+from redlib.study.describing import (
+    FULL,
+    PRUNED,
+    RIGHT,
+    RULE,
+    SIDES,
+    VAGUE,
+    WRONG,
+    left_out,
+    marked,
+)
+from redlib.study.qualitative import METHODS, OBJECTS, START, Example, mask
+from redlib.study.spotting import counted
+from redlib.tables import readable, with_interval
+from redlib.tabletop.pairs import clause, differences_named
+from redlib.tabletop.pairs import redraw as redraw_pair
+from redlib.tabletop.world import redraw
+
+DESCRIBED = 2
+"""Scenes of a sort, or composites, whose texts are drawn."""
+
+_VEIL = "#C7D0DA"  # no colour of a ground or an object
+_LOOK = {RIGHT: ("blue", "\u2713"), VAGUE: ("grey", "~"), WRONG: ("red", "\u2717")}
+_SIDE = {FULL: ("black", "D"), PRUNED: ("blue", "o")}
+_SORT_FIGURE = {"text-rich": ("Figure 10", "Figure 12"), "plain": ("Figure 11", "Figure 13")}
+
+
+@style.styled
+def examples(shown: Sequence[Example], grid: Grid) -> Figure:
+    """Figures 10 and 11: a row per scene, its picture and what each method keeps and answers."""
+    figure = style.figure(9.8, 3.4 * len(shown))
+    rows = figure.subplots(len(shown), 1 + len(METHODS), squeeze=False)
+    for axes, one in zip(rows, shown, strict=True):
+        style.image_panel(axes[0], one.view, grid)
+        asked = one.answers.drop_duplicates("question")
+        axes[0].set_title("image")
+        lines = [
+            f"{n}. {row.question.split(' Please')[0]}\n    ({row.gold})"
+            for n, row in enumerate(asked.itertuples(), start=1)
+        ]
+        _below(axes[0], "\n".join(lines))
+        for ax, (method, name) in zip(axes[1:], METHODS.items(), strict=True):
+            stays = one.kept[method]
+            _veiled(ax, one.view, stays, grid)
+            ax.set_title(f"{name}: {int(stays.sum())}")
+            part = one.answers[one.answers["method"] == method]
+            for n, row in enumerate(part.itertuples(), start=1):
+                tint, sign = _LOOK[RIGHT if row.correct else WRONG]
+                text = f"{n}. {sign} {_short(row.answer, 20) or '(nothing)'}"
+                _below(ax, text, line=n - 1, tint=tint)
+    return figure
+
+
+def examples_note(shown: Sequence[Example], sort: str, *, model: str, tokens: int) -> dict:
+    frame = pd.concat([one.answers for one in shown])
+    right = frame.groupby("method")["correct"].agg(["sum", "size"])
+    held = {m: np.mean([one.informative[m] for one in shown]) for m in METHODS}
+    told = "; ".join(
+        f"{name} answers {right.loc[m, 'sum']} of {right.loc[m, 'size']} right, {held[m]:.0%} of "
+        "its patches show something"
+        for m, name in METHODS.items()
+    )
+    written = "with a written word" if sort == "text-rich" else "without a written word"
+    return {
+        "title": f"What three methods keep: {sort} scenes",
+        "caption": (
+            f"The first {len(shown)} test scenes {written} from number {START:,} on that have "
+            f"{OBJECTS} objects or more"
+            + ("" if sort == "text-rich" else " and of which MME asks what is there")
+            + f", chosen by that rule and not by any answer, with {tokens} visual tokens; patches "
+            "that go are covered. Of PruMerge one token more stands for no patch; FastV chooses "
+            "by the question, its map is that of question 1, and keeps its tokens behind layer 2. "
+            "In brackets the truth; a tick: right, a cross: wrong. Drawn with "
+            f"{model}; the paper shows LLaVA-1.5-7B on MMBench and MME."
+        ),
+        "reading": (
+            "A method that spends its budget well leaves the objects and the card with the word "
+            "standing. A handful of images decides nothing: whether it does so in general is "
+            "counted in notebook 06."
+        ),
+        "alt": f"{told}.",
+        "paper_item": _SORT_FIGURE[sort][0],
+    }
+
+
+@style.styled
+def descriptions(table: pd.DataFrame, sort: str, vlm: VLM) -> Figure:
+    """Figures 12 and 13: the first described scenes of a sort, phrase by phrase.
+
+    table: rows of `study.describing.describe`.
+    """
+    part = table[table["scenes"] == sort]
+    images = list(part["image"].unique())[:DESCRIBED]
+    figure = style.figure(9.8, 3.6 * len(images))
+    rows = figure.subplots(len(images), 3, squeeze=False, width_ratios=(1, 1.05, 1.05))
+    for axes, name in zip(rows, images, strict=True):
+        scene = redraw(name)
+        of = part[part["image"] == name].set_index("side")
+        stays = _kept(of.loc[PRUNED, "kept"], vlm.grid)
+        _veiled(axes[0], vlm.view(scene.image), stays, vlm.grid)
+        axes[0].set_anchor("N")
+        axes[0].set_title(f"kept: {int(stays.sum())} of {vlm.grid.size}")
+        for ax, side in zip(axes[1:], SIDES, strict=True):
+            row = of.loc[side]
+            owed = left_out(row["description"], scene)
+            lines = [(text, mark) for text, mark in marked(row["description"], scene)]
+            _listed(
+                ax,
+                lines or [("(nothing)", VAGUE)],
+                f"{'all' if side == FULL else int(row['tokens'])} tokens: {row['omitted']} omitted,"
+                f" {row['invented']} invented",
+                f"owed: {', '.join(owed)}" if owed else "nothing owed",
+            )
+    return figure
+
+
+def descriptions_note(table: pd.DataFrame, sort: str, *, model: str) -> dict:
+    part = table[table["scenes"] == sort]
+    images = list(part["image"].unique())[:DESCRIBED]
+    drawn = part[part["image"].isin(images)]
+    told = []
+    for side in SIDES:
+        of = drawn[drawn["side"] == side]
+        marks = [m for r in of.itertuples() for _, m in marked(r.description, redraw(r.image))]
+        counts = ", ".join(f"{marks.count(mark)} {mark}" for mark in _LOOK)
+        told.append(f"{'all' if side == FULL else int(of['tokens'].mean())} tokens: {counts}")
+    return {
+        "title": f"Descriptions before and after pruning: {sort} scenes",
+        "caption": (
+            f"The first {len(images)} of {RULE}; patches that go are covered. Each phrase by the "
+            "scene's graph: a tick, an object is just so; a cross, something in it is not in the "
+            "scene; a tilde, nothing is false but it leaves out colour or size, joins two objects "
+            "or repeats one. Places are not judged. Owed: tuples left out"
+            + (", the word included, which is asked for by itself" if sort == "text-rich" else "")
+            + f". Drawn with {model}; the paper shows LLaVA-Next-8B on photographs and marks them "
+            "by hand."
+        ),
+        "reading": (
+            "If pruning costs no detail, the right column has the ticks of the middle one; if it "
+            "takes inventions away, it has fewer crosses. The counts below decide, not these."
+        ),
+        "alt": "Phrases with " + "; ".join(told) + ".",
+        "paper_item": _SORT_FIGURE[sort][1],
+    }
+
+
+@style.styled
+def described(changed: pd.DataFrame) -> Figure:
+    """Omitted and invented tuples with all and with fewer tokens, and the change; rows of
+    `study.describing.changes`."""
+    figure = style.figure(9.4, 3.6)
+    left, right = figure.subplots(1, 2, sharey=True)
+    y = np.arange(len(changed))
+    _sides(left, changed, y, scale=100)
+    _change(right, changed, y, scale=100)
+    left.set_yticks(y, [f"{r.scenes}, {r.kind}\n(n = {r.images})" for r in changed.itertuples()])
+    left.invert_yaxis()
+    left.set_xlabel("tuples, % of the true ones")
+    right.set_xlabel("pruned minus full, percentage points")
+    figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    return figure
+
+
+def described_note(changed: pd.DataFrame, *, model: str) -> dict:
+    told = "; ".join(
+        f"{r.scenes}, {r.kind}: {r.full:.1%} with all, {r.pruned:.1%} with {r.tokens:.0f} tokens, "
+        f"{_points(r)}"
+        for r in changed.itertuples()
+    )
+    kept = ", ".join(
+        f"{part['tokens'].iloc[0]:.0f} ({sort})" for sort, part in changed.groupby("scenes")
+    )
+    return {
+        "title": "What descriptions omit and invent",
+        "caption": (
+            f"Tuples of {int(changed['images'].min())} scenes of each sort: {RULE}. Unit: tuples "
+            "per true tuple of the scene, mean over images; change: pruned minus full, image by "
+            "image; 95 % intervals from resampling images. Tokens kept by Ours, R lowest: "
+            f"{kept}. Computed with {model}; the paper counts nothing, its Figures 12 and 13 show "
+            "three images."
+        ),
+        "reading": (
+            "Left of the dashed line pruning omits or invents less. The paper's claims need plain "
+            "omissions hardly right of it, and inventions, and on text-rich scenes omissions too, "
+            "wholly left. A description that says less invents less as well, so read both kinds "
+            "together."
+        ),
+        "alt": f"{told}.",
+        "paper_item": "Figures 12 and 13",
+    }
+
+
+def answers_table(table: pd.DataFrame) -> pd.DataFrame:
+    """Every description with its counts; rows of `study.describing.describe`."""
+    return readable(
+        table,
+        {
+            "image": "Image",
+            "scenes": "Scenes",
+            "tokens": "Tokens",
+            "description": "Description",
+            "true": "True tuples",
+            "said": "Said",
+            "omitted": "Omitted",
+            "invented": "Invented",
+        },
+    )
+
+
+def answers_note(table: pd.DataFrame, *, model: str) -> dict:
+    return {
+        "title": "All descriptions",
+        "caption": (
+            f"Every description behind the counts, {table['image'].nunique()} images, two each. "
+            f"Computed with {model}."
+        ),
+        "reading": (
+            "Two rows of one image differ by pruning alone. The column with the kept tokens is in "
+            "the CSV file."
+        ),
+        "alt": (
+            f"{len(table)} descriptions with {int(table['invented'].sum())} invented and "
+            f"{int(table['omitted'].sum())} omitted of {int(table['true'].sum())} tuples."
+        ),
+        "paper_item": "Figures 12 and 13",
+    }
+
+
+@style.styled
+def game(table: pd.DataFrame, vlm: VLM) -> Figure:
+    """Figure 14: the first composites and the differences named; rows of `study.spotting.play`."""
+    images = list(table["image"].unique())[:DESCRIBED]
+    figure = style.figure(9.8, 2.9 * len(images))
+    rows = figure.subplots(len(images), 3, squeeze=False, width_ratios=(1.3, 1, 1))
+    for axes, name in zip(rows, images, strict=True):
+        one = redraw_pair(name)
+        of = table[table["image"] == name].set_index("side")
+        stays = _kept(of.loc[PRUNED, "kept"], vlm.grid)
+        _veiled(axes[0], one.image, stays, vlm.grid)
+        axes[0].set_aspect(one.image.height / one.image.width)
+        axes[0].set_anchor("N")
+        axes[0].set_title(f"kept: {int(stays.sum())} of {vlm.grid.size}")
+        _below(axes[0], "\n".join(wrap("planted: " + one.answer, 48)))
+        for ax, side in zip(axes[1:], SIDES, strict=True):
+            row = of.loc[side]
+            planted, found, invented = counted(row["answer"], one)
+            named = sorted(differences_named(row["answer"]))
+            lines = [(clause(*d), RIGHT if d in one.differences else WRONG) for d in named]
+            said = _short(row["answer"], 90) or "(nothing)"
+            _listed(
+                ax,
+                lines or [(f"names no difference: {said}", VAGUE)],
+                f"{'all' if side == FULL else int(row['tokens'])} tokens: {found} of {planted} "
+                f"found, {invented} invented",
+                "",
+            )
+    return figure
+
+
+def game_note(table: pd.DataFrame, *, model: str) -> dict:
+    images = list(table["image"].unique())[:DESCRIBED]
+    drawn = table[table["image"].isin(images)].groupby("side", sort=False)[
+        ["planted", "found", "invented"]
+    ]
+    told = "; ".join(
+        f"{side}: {row['found']} of {row['planted']} found, {row['invented']} invented"
+        for side, row in drawn.sum().iterrows()
+    )
+    return {
+        "title": "Spot the difference",
+        "caption": (
+            f"The first {len(images)} composites of the test split from number {START:,} on, seen "
+            "through the base tile, and the differences that the model names in answer to the "
+            "paper's prompt; patches that go are covered. A tick: planted, a cross: invented. "
+            f"Drawn with {model}; the paper shows LLaVA-OneVision-7B on pictures of a game."
+        ),
+        "reading": "More ticks and fewer crosses on the right would be what the paper shows.",
+        "alt": f"{told}.",
+        "paper_item": "Figure 14",
+    }
+
+
+@style.styled
+def spotted(changed: pd.DataFrame) -> Figure:
+    """Differences found and invented with all and with fewer tokens, and the change; rows of
+    `study.spotting.changes`."""
+    figure = style.figure(9.4, 2.9)
+    left, right = figure.subplots(1, 2, sharey=True)
+    y = np.arange(len(changed))
+    _sides(left, changed, y)
+    _change(right, changed, y)
+    left.set_yticks(y, [f"{r.kind}\n(n = {r.images})" for r in changed.itertuples()])
+    left.set_ylim(len(y) - 0.5, -0.5)
+    left.set_xlabel("differences per image")
+    right.set_xlabel("pruned minus full, differences per image")
+    figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    return figure
+
+
+def spotted_note(changed: pd.DataFrame, *, model: str) -> dict:
+    planted, images, tokens = (changed[name].iloc[0] for name in ("planted", "images", "tokens"))
+    told = "; ".join(
+        f"{r.kind} {r.full:.2f} with all, {r.pruned:.2f} with {r.tokens:.0f} tokens, change "
+        f"{r.change:+.3f} ({r.low:+.3f} to {r.high:+.3f})"
+        for r in changed.itertuples()
+    )
+    return {
+        "title": "Differences found and invented",
+        "caption": (
+            f"{images} composites with {planted:.2f} planted differences on average, all tokens "
+            f"against the {tokens:.0f} that Ours keeps. Unit: differences per image; change: "
+            "pruned minus full, image by image; 95 % intervals from resampling images. Computed "
+            f"with {model}; the paper counts nothing, its Figure 14 shows two images."
+        ),
+        "reading": (
+            "The claims need found right of the dashed line and invented left of it. Where hardly "
+            "anything is found with all tokens, the model does not play the game, and a change "
+            "says nothing about redundant tokens."
+        ),
+        "alt": f"Differences per image: {told}.",
+        "paper_item": "Figure 14",
+    }
+
+
+def changes_table(changed: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `changes` of either study, with intervals."""
+    shown = changed.assign(
+        change=with_interval(changed, "change", digits="+.3f"),
+        full=with_interval(changed, FULL, f"{FULL}_low", f"{FULL}_high", ".3f"),
+        pruned=with_interval(changed, PRUNED, f"{PRUNED}_low", f"{PRUNED}_high", ".3f"),
+    )
+    heads = {"scenes": "Scenes", "kind": "Kind", "tokens": ("Tokens kept", ".0f")}
+    heads |= {"full": "All tokens", "pruned": "Pruned", "change": "Change", "images": "Images"}
+    return readable(shown, {name: head for name, head in heads.items() if name in shown})
+
+
+def _points(row: object) -> str:
+    change, low, high = (100 * value for value in (row.change, row.low, row.high))
+    return f"{change:+.1f} points ({low:+.1f} to {high:+.1f})"
+
+
+def _kept(numbers: str, grid: Grid) -> np.ndarray:
+    return mask([int(number) for number in numbers.split()], grid.size)
+
+
+def _veiled(ax: Axes, image: Image.Image, stays: np.ndarray, grid: Grid) -> None:
+    """The image with the patches that go covered."""
+    style.image_panel(ax, image, grid)
+    veil = np.tile(to_rgba(_VEIL), (grid.height, grid.width, 1))
+    veil[..., 3] = 0.9 * ~stays.reshape(grid.height, grid.width)
+    ax.imshow(veil, extent=(0, grid.width, grid.height, 0))
+    grey = style.COLOURS["grey"]
+    ax.add_patch(Rectangle((0, 0), grid.width, grid.height, fill=False, edgecolor=grey, lw=1))
+
+
+def _below(ax: Axes, text: str, *, line: int = 0, tint: str = "black") -> None:
+    """Text under a panel, as its label, so that the layout makes room."""
+    ax.annotate(
+        text, (0, 0), xycoords="axes fraction", xytext=(0, -6 - 15 * line),
+        textcoords="offset points", va="top", fontsize=9.5, color=style.COLOURS[tint],
+        linespacing=1.25,
+    )  # fmt: skip
+
+
+def _listed(ax: Axes, lines: Sequence[tuple[str, str]], title: str, last: str) -> None:
+    """Phrases under each other, each with its sign and colour, and a last line in grey."""
+    ax.axis("off")
+    ax.set_title(title, fontsize=10)
+    rows = [(part, mark, n == 0) for text, mark in lines for n, part in enumerate(wrap(text, 38))]
+    rows += [(part, "", False) for part in wrap(last, 42)]
+    step = 1 / max(len(rows) + 1, 15)
+    for n, (text, mark, first) in enumerate(rows):
+        tint, sign = _LOOK.get(mark, ("grey", ""))
+        y = 0.97 - n * step
+        if first:
+            ax.text(0, y, sign, color=style.COLOURS[tint], va="top", fontweight="bold")
+        ax.text(0.07 if mark else 0, y, text, color=style.COLOURS[tint], va="top", fontsize=9.5)
+
+
+def _sides(ax: Axes, changed: pd.DataFrame, y: np.ndarray, *, scale: float = 1) -> None:
+    """The value of either side with its interval."""
+    for shift, side in zip((-0.12, 0.12), SIDES, strict=True):
+        tint, marker = _SIDE[side]
+        value, low, high = (scale * changed[f"{side}{end}"] for end in ("", "_low", "_high"))
+        ax.errorbar(
+            value, y + shift, xerr=[value - low, high - value], fmt=marker, lw=1.6,
+            color=style.COLOURS[tint], label="all tokens" if side == FULL else "pruned",
+        )  # fmt: skip
+    ax.set_xlim(left=0)
+    ax.grid(axis="y", visible=False)
+
+
+def _change(ax: Axes, changed: pd.DataFrame, y: np.ndarray, *, scale: float = 1) -> None:
+    """The paired change with its interval."""
+    value, low, high = (scale * changed[name] for name in ("change", "low", "high"))
+    ax.errorbar(
+        value, y, xerr=[value - low, high - value], fmt="o", lw=1.6, color=style.COLOURS["blue"]
+    )
+    ax.axvline(0, color=style.COLOURS["black"], lw=1, ls="--")
+    ax.grid(axis="y", visible=False)
+
+
+def _short(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 3].rstrip() + "..."

@@ -392,6 +392,7 @@ def thresholds_table(kept: pd.DataFrame) -> pd.DataFrame:
             "test_mean": ("Kept on test scenes, mean", ".1f"),
             "least": "Least",
             "most": "Most",
+            "images": "Test scenes",
             "off_by": ("Off the budget by", "+.1%"),
             "compare_with": "Fair comparison",
         },

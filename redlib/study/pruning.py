@@ -516,8 +516,9 @@ def _points(row: pd.Series) -> str:
 def realised(answers: pd.DataFrame, limits: pd.DataFrame) -> pd.DataFrame:
     """How many tokens the threshold rule kept on the test images, beside what it was set to keep.
 
-    Returns budget, r, calibration_mean, test_mean, least, most (over test images), off_by (relative
-    to the budget) and compare_with: "threshold" if the budget is met within 2 %, else "R lowest".
+    Returns budget, r, calibration_mean, test_mean, least, most (over test images), images, off_by
+    (relative to the budget) and compare_with: "threshold" if the budget is met within 2 %, else "R
+    lowest".
     """
     rows = []
     for row in limits.itertuples():
@@ -532,6 +533,7 @@ def realised(answers: pd.DataFrame, limits: pd.DataFrame) -> pd.DataFrame:
                 "test_mean": kept.mean(),
                 "least": int(kept.min()),
                 "most": int(kept.max()),
+                "images": len(kept),
                 "off_by": off,
                 "compare_with": "threshold" if abs(off) <= 0.02 else "R lowest",
             }

@@ -31,7 +31,7 @@ from redlib.study.describing import (
 )
 from redlib.study.qualitative import METHODS, OBJECTS, START, Example, mask
 from redlib.study.spotting import counted
-from redlib.tables import readable, with_interval
+from redlib.tables import readable
 from redlib.tabletop.pairs import clause, differences_named
 from redlib.tabletop.pairs import redraw as redraw_pair
 from redlib.tabletop.world import redraw
@@ -340,18 +340,6 @@ def spotted_note(changed: pd.DataFrame, *, model: str) -> dict:
         "alt": f"Differences per image: {told}.",
         "paper_item": "Figure 14",
     }
-
-
-def changes_table(changed: pd.DataFrame) -> pd.DataFrame:
-    """Rows of `changes` of either study, with intervals."""
-    shown = changed.assign(
-        change=with_interval(changed, "change", digits="+.3f"),
-        full=with_interval(changed, FULL, f"{FULL}_low", f"{FULL}_high", ".3f"),
-        pruned=with_interval(changed, PRUNED, f"{PRUNED}_low", f"{PRUNED}_high", ".3f"),
-    )
-    heads = {"scenes": "Scenes", "kind": "Kind", "tokens": ("Tokens kept", ".0f")}
-    heads |= {"full": "All tokens", "pruned": "Pruned", "change": "Change", "images": "Images"}
-    return readable(shown, {name: head for name, head in heads.items() if name in shown})
 
 
 def _points(row: object) -> str:

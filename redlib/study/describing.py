@@ -35,7 +35,7 @@ from redlib.tabletop.questions import DETAIL
 
 WORD = "What word is written in the image?"
 LONGEST = 64
-"""Words of a description; seven objects with all their details take 49."""
+"""Words of an answer at most; seven objects with all their details take about 40."""
 
 FULL, PRUNED = SIDES = ("full", "pruned")
 KINDS = ("omitted", "invented")

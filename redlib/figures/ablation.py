@@ -56,6 +56,8 @@ def rows(
     left.set_xlabel("share of the unpruned score, %")
     right.axvline(0, color=style.COLOURS["black"], lw=1, ls="--")
     right.set_xlabel(difference)
+    low, high = right.get_xlim()
+    right.set_xlim(min(low, -1), max(high, 1))  # differences of nothing should look like nothing
     return figure
 
 

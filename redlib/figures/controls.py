@@ -55,7 +55,7 @@ def controls_table(frame: pd.DataFrame) -> pd.DataFrame:
 
 def samples(frame: pd.DataFrame) -> Figure:
     """Shares of the codebooks from disjoint samples; rows of `study.stability.spread`."""
-    labels = [f"{row.sample}, N = {row.prototypes}" for row in frame.itertuples()]
+    labels = [f"{row.sample.capitalize()}, N = {row.prototypes}" for row in frame.itertuples()]
     return _rows(labels, frame, "points that Ours is ahead")
 
 
@@ -97,7 +97,11 @@ def stability_table(frame: pd.DataFrame) -> pd.DataFrame:
 
 def stability_note(frame: pd.DataFrame, *, model: str, pad: float) -> dict:
     """pad: length of the pad embedding over that of a visual token."""
-    lowest = frame.loc[frame.groupby("what", sort=False)["value"].idxmin()]
+    known = frame[(frame["compared"] != "by lot") & frame["value"].notna()]
+    lowest = known.loc[known.groupby("what", sort=False)["value"].idxmin()]
+    embedding = f"here {pad:.2g} times as long as a visual token"
+    if pad == 0:
+        embedding = "here zero itself, so that zeros have to agree with it"
     told = "; ".join(
         f"{r.what}, {r.compared}: {r.measure} {r.value:.2f}" for r in lowest.itertuples()
     )
@@ -106,9 +110,9 @@ def stability_note(frame: pd.DataFrame, *, model: str, pad: float) -> dict:
         "caption": (
             "Overlap (Jaccard) of the tokens that two codebooks keep of calibration images; rank "
             f"correlation of the final divergence over {PATCHES} patches of an image when an "
-            "ablated token is replaced by something else than the pad embedding (here "
-            f"{pad:.2g} times as long as a visual token); rank correlation of the top-1 "
-            "probability, overlap of the silent tokens and of the candidates when the question is "
+            f"ablated token is replaced by something else than the pad embedding ({embedding}); "
+            "rank correlation of the top-1 probability, overlap of the silent tokens and of the "
+            "candidates (n: those under the first prompt) when the question is "
             f"put otherwise ({' / '.join(PARAPHRASES)}). Rank correlations are means within "
             f"images, 95 % intervals from drawing images. Made with {model}; the paper varies none "
             "of this."

@@ -206,20 +206,25 @@ def correlations(
     return found
 
 
-def agreement(frame: pd.DataFrame, criteria: Criteria, name: str) -> dict[str, float]:
+def agreement(frame: pd.DataFrame, criteria: Criteria, name: str) -> dict[str, tuple[float, int]]:
     """How far the single-token criterion and the candidates agree under a paraphrase.
 
     As many tokens count as silent as with the first prompt: those of the lowest probability. Of
     them are candidates those that the other two criteria, read with the first prompt, let pass.
 
-    Returns silent and candidates, Jaccard overlaps with those of the first prompt.
+    Returns "silent tokens" and "candidates": the Jaccard overlap with those of the first prompt,
+    and how many these are.
     """
     before = criteria.passes("tau_prob", frame["top1_head"])
     order = np.argsort(frame[name].to_numpy(), kind="stable")
     after = np.isin(np.arange(len(frame)), order[: before.sum()])
     rest = criteria.passes("tau_out", frame["cluster_size"])
     rest &= criteria.passes("tau_jsd", frame["jsd_final"])
-    return {"silent": jaccard(before, after), "candidates": jaccard(before & rest, after & rest)}
+    first, second = before & rest, after & rest
+    return {
+        "silent tokens": (jaccard(before, after), int(before.sum())),
+        "candidates": (jaccard(first, second), int(first.sum())),
+    }
 
 
 def summary(
@@ -231,8 +236,9 @@ def summary(
 ) -> pd.DataFrame:
     """Everything of the three experiments in one table.
 
-    Returns what ("images", "replacement", "prompt"), compared, measure, value, low, high, n
-    (tokens, or images for overlaps) and images.
+    Returns what ("images", "replacement", "prompt"), compared, measure, value, low, high, n (images
+    for overlaps of kept tokens, else tokens; of silent tokens and candidates those under the first
+    prompt) and images.
     """
     p = session.params
     draws = {"resamples": p.bootstrap, "seed": p.seed}
@@ -253,9 +259,9 @@ def summary(
         columns=["what", "compared", "measure", "value", "low", "high", "n", "images"],
     )
     counted = [
-        {"what": "prompt", "compared": name, "measure": f"overlap of {kind} tokens",
-         "value": value, "n": len(put), "images": put["image"].nunique()}
+        {"what": "prompt", "compared": name, "measure": f"overlap of {kind}",
+         "value": value, "n": n, "images": put["image"].nunique()}
         for name in names
-        for kind, value in agreement(put, criteria, name).items()
+        for kind, (value, n) in agreement(put, criteria, name).items()
     ]  # fmt: skip
     return pd.concat([frame, pd.DataFrame(counted)], ignore_index=True)

@@ -255,6 +255,8 @@ function make(tag, content, attributes = {}) {
   return element;
 }
 
+const wide = (words) => words.length > 20 ? make("span", words, {class: "asked"}) : words;
+
 function table(caption, heads, rows) {
   const head = make("tr", heads.map((name) => make("th", name, {scope: "col"})));
   const body = rows.map(([first, ...rest]) => make("tr", [make("th", first, {scope: "row"}),
@@ -264,7 +266,7 @@ function table(caption, heads, rows) {
     "aria-labelledby": "result"});
 }
 
-// The mean as the tables have it: over the questions of each member of a task, then over members.
+// Over the questions of each member of a task, then over its members.
 function score(right, task) {
   const member = (parts) => mean(keys.task.flatMap((name, k) =>
     parts.includes(name) && right[k] !== "" ? [Number(right[k])] : []));
@@ -285,9 +287,8 @@ function list(chosen, tasks) {
   const several = new Set(parts).size > 1;
   const rows = kept.map((k) => [
     make("a", data.question[k], {href: "#question/" + data.question[k]}),
-    ...(several ? [keys.task[k]] : []), keys.image[k], make("span", keys.text[k], {class: "asked"}),
-    keys.gold[k],
-    ...columns.flatMap((name) => [answers(name)[0][k], worth(answers(name)[1][k])])]);
+    ...(several ? [keys.task[k]] : []), keys.image[k], wide(keys.text[k]), wide(keys.gold[k]),
+    ...columns.flatMap((name) => [wide(answers(name)[0][k]), worth(answers(name)[1][k])])]);
   const heads = ["No.", ...(several ? ["Task"] : []), "Image", "Question", "Right answer",
     ...columns.flatMap((name) => columns.length > 1 ? [name + " said", "worth"]
       : ["Said", "Worth"])];
@@ -295,8 +296,10 @@ function list(chosen, tasks) {
     + (100 * score(answers(name)[1], task)).toFixed(1)).join(", "));
   const what = chosen.join(" beside ") + ", " + known.join(" and ");
   const count = kept.length + (kept.length === 1 ? " question" : " questions");
+  const pairs = parts.includes("mme") ? " The tables count MME by its categories, and a right "
+    + "answer once more if its pair is right too, so their MME and their mean are others." : "";
   return [what, [
-    make("p", "Mean score in percent. " + scores.join("; ") + ".", {class: "summary"}),
+    make("p", "Mean worth in percent. " + scores.join("; ") + "." + pairs, {class: "summary"}),
     table(what + ": " + count + (only ? ", wrong ones only" : "")
       + ". A number leads to the question under every rule.", heads, rows)]];
 }
@@ -305,7 +308,7 @@ function one(number) {
   const k = data.question.indexOf(number);
   if (k < 0) return ["Nothing here", [make("p", "There is no question of this number.")]];
   const facts = [["Task", keys.task[k]], ["Image", keys.image[k]],
-    ["Question", make("span", keys.text[k], {class: "asked"})], ["Right answer", keys.gold[k]]];
+    ["Question", wide(keys.text[k])], ["Right answer", keys.gold[k]]];
   const pairs = facts.flatMap(([name, value]) => [make("dt", name), make("dd", value)]);
   const shown = [make("dl", pairs)];
   if (/^(train|calibration|test)-\d+/.test(keys.image[k])) {
@@ -318,7 +321,7 @@ function one(number) {
   const rows = Object.keys(data.rules).map((name) => {
     const [said, right] = answers(name).map((cells) => cells[k]);
     const link = make("a", name, {href: "#" + name.split("#")[0] + "/" + keys.task[k]});
-    return right === "" ? null : [link, said, worth(right)];
+    return right === "" ? null : [link, wide(said), worth(right)];
   });
   shown.push(table("What the model said under every rule", ["Rule", "Said", "Worth"],
     rows.filter((row) => row)));

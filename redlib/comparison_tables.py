@@ -38,10 +38,11 @@ def table1(frame: pd.DataFrame, link: Link) -> str:
             paper.append("</tbody>")
     few = len(runs) == 1
     caption = (
-        "Percent right, with 95 % intervals from resampling images; a number leads to its answers. "
-        "The columns are the tabletop tasks that stand in for these benchmarks: MME as accuracy, "
-        "captions by the scene graph's F1. Five tasks: mean of the first five columns. "
-        "n: questions."
+        "Score in percent, with 95 % intervals from resampling images; a number leads to its "
+        "answers, where the run has kept them. The columns are the tabletop tasks that stand in "
+        "for these benchmarks, each with its own score as notebook 06 has it. Five tasks: mean of "
+        "the first five. n: questions. Below the thicker line: methods that the paper's table has "
+        "not."
     )
     heading = f"Table 1 of {'run ' + runs[0] if few else 'all models'}"
     return (
@@ -81,6 +82,8 @@ def _block(title: str, block: pd.DataFrame, link: Link) -> list[str]:
     if len(asked):
         numbers = [f"{asked[name]:.0f}" if name in asked.index else "" for name in columns]
         lines.append(_cells("n", [*numbers, ""]))
+    # the paper's methods come first and have its labels
+    further = next((method for method in block["method"] if labels[method] == method), None)
     for method, row in block.groupby("method", sort=False):
         kept = row["kept"].dropna()
         if kept.empty:
@@ -96,7 +99,8 @@ def _block(title: str, block: pd.DataFrame, link: Link) -> list[str]:
             fewer = f", n {cell.n:.0f}" if cell.n != asked[cell.column] else ""
             ends = f"{100 * cell.low:.1f} to {100 * cell.high:.1f}{fewer}"
             shown.append(f'{number} <span class="interval">{ends}</span>')
-        lines.append(_cells(labels[method], [*shown, f"{kept.iloc[0]:.4g}"]))
+        css = "further" if method == further else ""
+        lines.append(_cells(labels[method], [*shown, f"{kept.iloc[0]:.4g}"], css))
     return [*lines, "</tbody>"]
 
 
@@ -117,8 +121,10 @@ def _row_group(title: str, width: int) -> str:
     return f'<tbody><tr class="block">{head}</tr>'
 
 
-def _cells(name: str, cells: Iterable[str]) -> str:
-    return f'<tr><th scope="row">{text(name)}</th>{"".join(f"<td>{c}</td>" for c in cells)}</tr>'
+def _cells(name: str, cells: Iterable[str], css: str = "") -> str:
+    start = f'<tr class="{css}">' if css else "<tr>"
+    cells = "".join(f"<td>{cell}</td>" for cell in cells)
+    return f'{start}<th scope="row">{text(name)}</th>{cells}</tr>'
 
 
 def _printed(cell: Any) -> str:

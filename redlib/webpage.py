@@ -50,6 +50,7 @@ tbody th { font-weight: 400; }
 .number { text-align: right; }
 .interval { display: block; color: var(--soft); font-size: .8rem; white-space: nowrap; }
 .block th { font-weight: 600; padding-top: 1.25rem; }
+.further > * { border-top: .2rem solid var(--line); }
 .asked { display: inline-block; white-space: pre-line; }
 td .asked { min-width: 14rem; }
 select, input { font: inherit; color: var(--ink); background: var(--paper); max-width: 100%;

@@ -185,7 +185,7 @@ def test_two_clicks_from_a_number_to_a_question_under_every_rule(
     rows = "#shown tbody tr"
     WebDriverWait(browser, 20).until(lambda _: browser.find_elements("css selector", rows))
     assert browser.current_url.split("#")[0].endswith("/answers.html")
-    assert "Mean score in percent" in browser.find_element("id", "shown").text
+    assert "Mean worth in percent" in browser.find_element("id", "shown").text
     browser.find_element("css selector", "#shown tbody th a").send_keys(Keys.ENTER)
     title = browser.find_element("id", "result")
     WebDriverWait(browser, 20).until(lambda _: title.text.startswith("Question "))
@@ -199,7 +199,7 @@ def test_two_clicks_from_a_number_to_a_question_under_every_rule(
     quiet(browser)
 
 
-def test_the_score_above_the_answers_is_their_mean(browser, figures):
+def test_the_number_above_the_answers_is_their_mean(browser, figures):
     """Of the five tasks, each the mean over its questions, computed from the file by hand."""
     folder = figures / RUNS[0]
     right = pd.read_csv(folder / "06.right.csv")

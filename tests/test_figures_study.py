@@ -262,7 +262,7 @@ def test_figures_of_the_evaluation():
     summary, shares = (f(answers, resamples=50) for f in (scoring.scores, scoring.shares))
     assert drawn(prune_figures.curve(shares)) > 3000
     at = shares.set_index(["method", "tokens", "task"])["share"]
-    note = texts(prune_figures.curve_note(shares, model="model-x"))
+    note = texts(prune_figures.curve_note(shares, model="model-x", depth=6))
     assert f"PruMerge: {at['prumerge', 8, 'mean']:.0%} at 8" in note
     table = prune_figures.accuracy_table(summary, shares)
     assert table["Method"].tolist() == [
@@ -271,7 +271,7 @@ def test_figures_of_the_evaluation():
     ]  # fmt: skip
     row = summary.set_index(["method", "tokens", "task"]).loc["ours", 8, "pope"]
     assert table["POPE"].iloc[3].startswith(f"{100 * row['accuracy']:.1f} [")
-    assert texts(prune_figures.accuracy_note(summary, model="model-x", seeds=3))
+    assert texts(prune_figures.accuracy_note(summary, model="model-x", depth=6, seeds=3))
     found = scoring.informative(answers, resamples=20)
     assert drawn(prune_figures.informative(found, shares)) > 3000
     points = prune_figures.informative_table(found, shares)

@@ -4,6 +4,7 @@ import re
 import shlex
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from redlib import __main__ as command_line
@@ -79,3 +80,43 @@ def test_links_lead_to_files():
 def test_every_notebook_is_in_the_course():
     for name in NOTEBOOKS.values():
         assert f"(notebooks/{name})" in TEXT
+
+
+def _table_1() -> list[str]:
+    """The rows that the README has of the committed Table 1: the paper's methods, in percent."""
+    frame = pd.read_csv(ROOT / "figures" / "tiny" / "table-1.csv")
+    paper = ("unpruned", "ours", "prumerge", "fastv", "random")
+    frame = frame[frame["method"].isin(paper)].dropna(subset="accuracy")
+    rows = []
+    for (model, setting, total, label), part in frame.groupby(
+        ["model", "setting", "total", "label"], sort=False
+    ):
+        found = part.set_index("column")
+        cells = []
+        for column in frame["column"].unique():
+            if column not in found.index:
+                cells.append("not run")
+                continue
+            one = found.loc[column]
+            cells.append(f"{100 * one['accuracy']:.0f}")
+        mean = found.loc["Five tasks"]
+        low, high, n = 100 * mean["low"], 100 * mean["high"], mean["n"]
+        cells[-1] += f" ({low:.0f} to {high:.0f}), n {n:.0f}"
+        split = " split" if setting == "split" else ""
+        rows.append(f"| {model}{split}, {total} | {label} | {' | '.join(cells)} |")
+    return rows
+
+
+def test_table_1_is_the_committed_one():
+    for row in _table_1():
+        assert row in TEXT, f"README lacks {row}"
+    told = re.findall(r"^\| llava-[^|]*, \d+ \|.*$", TEXT, re.MULTILINE)
+    assert len(told) == len(_table_1())
+
+
+def test_the_ledger_is_counted_as_committed():
+    found = pd.read_csv(ROOT / "figures" / "tiny" / "claims.csv")["verdict"].value_counts()
+    counts = r"(\d+) hold, (\d+) do not, (\d+) cannot be decided here and (\d+) were not run"
+    told = re.search(rf"Of (\d+) claims {counts}", PLAIN)
+    verdicts = ("holds", "does not hold", "not decidable here", "not run")
+    assert [int(n) for n in told.groups()] == [found.sum(), *(found.get(v, 0) for v in verdicts)]

@@ -262,8 +262,10 @@ def test_figures_of_the_evaluation():
     summary, shares = (f(answers, resamples=50) for f in (scoring.scores, scoring.shares))
     assert drawn(prune_figures.curve(shares)) > 3000
     at = shares.set_index(["method", "tokens", "task"])["share"]
-    note = texts(prune_figures.curve_note(shares, model="model-x", depth=6))
-    assert f"PruMerge: {at['prumerge', 8, 'mean']:.0%} at 8" in note
+    note = prune_figures.curve_note(shares, model="model-x", depth=6, size=36)
+    assert f"PruMerge: {at['prumerge', 8, 'mean']:.0%} at 8" in texts(note)
+    read = [36, 36, 16, 16, 16, 16]  # by six layers
+    assert f"at 16 tokens a layer reads {np.mean(read):.0f} on average" in note["caption"]
     table = prune_figures.accuracy_table(summary, shares)
     assert table["Method"].tolist() == [
         "all tokens", "Ours, R lowest", "FastV", "Ours, R lowest", "PruMerge", "Random",
@@ -271,7 +273,7 @@ def test_figures_of_the_evaluation():
     ]  # fmt: skip
     row = summary.set_index(["method", "tokens", "task"]).loc["ours", 8, "pope"]
     assert table["POPE"].iloc[3].startswith(f"{100 * row['accuracy']:.1f} [")
-    assert texts(prune_figures.accuracy_note(summary, model="model-x", depth=6, seeds=3))
+    assert texts(prune_figures.accuracy_note(summary, model="model-x", depth=6, size=36, seeds=3))
     found = scoring.informative(answers, resamples=20)
     assert drawn(prune_figures.informative(found, shares)) > 3000
     points = prune_figures.informative_table(found, shares)

@@ -234,7 +234,7 @@ def _figure_9(shares: pd.DataFrame) -> pd.DataFrame:
     return shares[wanted & shares["method"].isin(PAPER)]
 
 
-def curve_note(shares: pd.DataFrame, *, model: str, depth: int) -> dict:
+def curve_note(shares: pd.DataFrame, *, model: str, depth: int, size: int) -> dict:
     mean, told = _figure_9(shares), []
     for method in PAPER:
         part = mean[mean["method"] == method].sort_values("tokens")
@@ -247,8 +247,8 @@ def curve_note(shares: pd.DataFrame, *, model: str, depth: int) -> dict:
         "caption": (
             "Mean over five tasks of the score with few visual tokens over that with all, each on "
             f"the same questions ({' or '.join(map(str, counts))} a point), with 95 % intervals "
-            f"from resampling images. {_fastv(shares, depth)} Drawn with {model}; the paper's "
-            "Figure 9 shows LLaVA-1.5-7B."
+            f"from resampling images. {_fastv(shares, depth, size)} Drawn with {model}; the "
+            "paper's Figure 9 shows LLaVA-1.5-7B."
         ),
         "reading": (
             "Higher is better at the same place on the axis; points are moved a little sideways. "
@@ -261,14 +261,14 @@ def curve_note(shares: pd.DataFrame, *, model: str, depth: int) -> dict:
     }
 
 
-def _fastv(table: pd.DataFrame, depth: int) -> str:
+def _fastv(table: pd.DataFrame, depth: int, size: int) -> str:
     """What FastV's budget leaves out: the layers that read everything, a small part of a deep
     model and a large one of a shallow model."""
     base = table[table["setting"] == "base"]
     budgets = base.loc[base["method"] == "fastv", "tokens"]
     if budgets.empty:
         return "FastV was not run."
-    size, least = base["tokens"].max(), budgets.min()
+    least = budgets.min()
     read = (FASTV_LAYER * size + (depth - FASTV_LAYER) * least) / depth
     return (
         "FastV's tokens are those behind its second layer, as the paper counts; its first "
@@ -482,7 +482,7 @@ def _cell(cells: pd.DataFrame, task: str) -> str:
     return f"{100 * row['accuracy']:.1f}{spread} [{low:.0f}, {high:.0f}]"
 
 
-def accuracy_note(summary: pd.DataFrame, *, model: str, seeds: int, depth: int) -> dict:
+def accuracy_note(summary: pd.DataFrame, *, model: str, seeds: int, depth: int, size: int) -> dict:
     mean = summary[(summary["task"] == "mean") & summary["method"].isin([*PAPER, "unpruned"])]
     told = "; ".join(
         f"{METHODS[r.method]} {r.accuracy:.2f} at {r.tokens} ({r.setting})"
@@ -500,8 +500,8 @@ def accuracy_note(summary: pd.DataFrame, *, model: str, seeds: int, depth: int) 
             f"which is not SPICE; {described}). 95 % intervals from resampling images; Random: "
             f"mean of {seeds} draw{'s' if seeds > 1 else ''} ± their deviation. n: questions about "
             "the five tasks, and the images they are about; methods with a smaller n answered the "
-            f"first of them. {_fastv(summary, depth)} Computed with {model}; no number of the "
-            "paper's Table 1 is measured here."
+            f"first of them. {_fastv(summary, depth, size)} Computed with {model}; no number of "
+            "the paper's Table 1 is measured here."
         ),
         "reading": (
             "Compare rows of one budget and one n; the last column relates each to the unpruned "

@@ -71,7 +71,13 @@ def browser():
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
     # no-sandbox: a container's root may not make namespaces; the pages are our own files.
-    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"):
+    # flooding protection drops what goes beyond 200 fragments in ten seconds, without a word.
+    for flag in (
+        "--headless=new",
+        "--disable-ipc-flooding-protection",
+        "--no-sandbox",
+        "--disable-dev-shm-usage",
+    ):
         options.add_argument(flag)
     options.add_argument("--host-resolver-rules=MAP * ~NOTFOUND")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
@@ -106,6 +112,16 @@ def test_pictures_load_and_nothing_complains(browser, figures, name):
     quiet(browser)
 
 
+FOLLOW = """const [fragments, done] = arguments, found = {};
+(async () => { for (const fragment of fragments) {
+  const seen = new Promise((go) => addEventListener("hashchange", go, {once: true}));
+  location.hash = fragment;
+  await seen;
+  found[fragment] = document.querySelectorAll("#shown tbody tr").length;
+} done(found); })();"""
+"""Goes to every fragment and counts the rows that are then shown."""
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_every_link_leads_somewhere(browser, figures, name):
     visit(browser, figures / name / "index.html")
@@ -129,16 +145,7 @@ def test_every_link_leads_somewhere(browser, figures, name):
     for path in {path for path, _ in answers}:
         fragments = sorted(fragment for of, fragment in answers if of == path)
         visit(browser, path)
-        rows = browser.execute_async_script(
-            """const [fragments, done] = arguments, found = {};
-            (async () => { for (const fragment of fragments) {
-              const seen = new Promise((go) => addEventListener("hashchange", go, {once: true}));
-              location.hash = fragment;
-              await seen;
-              found[fragment] = document.querySelectorAll("#shown tbody tr").length;
-            } done(found); })();""",
-            fragments,
-        )
+        rows = browser.execute_async_script(FOLLOW, fragments)
         assert set(rows) == set(fragments)
         assert [fragment for fragment, count in rows.items() if not count] == []
         quiet(browser)

@@ -1,115 +1,136 @@
-"""The paper's benchmarks on the Hugging Face hub: where each lies, what a row holds, how large it is.
+"""The paper's benchmarks: where each lies on the hub, what a row must hold, how large it is.
 
 A benchmark is a table with an image in every row, and no two of them name their columns alike: the
 picture of a POPE row is the column `image`, of a SEED row the one element of a *list* `image`, of a
-MuirBench row the list `image_list`. This module is the list of them, and `single` and `several` turn
+MuirBench row the list `image_list`. Here stands the list of them; `single` and `several` turn their
 rows into the questions that the tabletop's generators ask, so that one evaluation and one set of
 official metrics serve both:
 
-    fetches()                       # what a run would download, for a plan before it
-    BENCHMARKS["pope"].ids          # the names of the data set, the newest first
+    BENCHMARKS["pope"].ids      # the names of its repository, the present one first
+    fetches(params)             # what notebooks 06 to 08 would fetch, for a plan beforehand
 
-The organisation lmms-lab moved its benchmarks to lmms-lab-encoder in July 2026; either name is
-taken, whichever the hub, the cache or the folder `data_dir` knows.
+Sizes are those that the publishers state (file lists and dataset cards). Where none could be read,
+the number is an estimate and says so.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 
-ORGANISATIONS = ("lmms-lab-encoder", "lmms-lab")
-"""Of the benchmarks that lmms-eval hosts, the newest name first."""
-
-CARD = "size on the data set's page"
-RECALLED = "not read on the data set's page; an estimate"
+from redlib.data.sources import Source
+from redlib.params import Params, family
 
 
-@dataclass(frozen=True)
-class Benchmark:
-    """Where a benchmark lies.
+@dataclass(frozen=True, kw_only=True)
+class Benchmark(Source):
+    """A benchmark in its Hugging Face form.
 
     Attributes:
-        id: of the data set on the hub; without an organisation it is one of ORGANISATIONS.
-        split: the split that is asked.
         columns: those that a row must have.
-        gigabytes: to download, all splits that come in the same files included.
-        source: how the size is known.
-        config: name of the configuration, where there are several.
-        revision: branch or commit, where it is not the main one.
+        revision: branch of the repository, where it is not the main one.
+        stated: whether its size is the publisher's; else it is an estimate.
     """
 
-    id: str
-    split: str
     columns: tuple[str, ...]
-    gigabytes: float
-    source: str = CARD
-    config: str | None = None
     revision: str | None = None
+    stated: bool = True
 
-    @property
-    def ids(self) -> tuple[str, ...]:
-        """The names that the hub knows it by, the newest first."""
-        return (self.id,) if "/" in self.id else tuple(f"{o}/{self.id}" for o in ORGANISATIONS)
 
-    @property
-    def folder(self) -> str:
-        """Its folder within `data_dir`."""
-        return self.id.rsplit("/", 1)[-1]
+def _hosted(name: str) -> tuple[str, str]:
+    """Ids of a data set that lmms-eval hosts: the organisation was renamed in July 2026."""
+    return f"lmms-lab-encoder/{name}", f"lmms-lab/{name}"
 
 
 BENCHMARKS: dict[str, Benchmark] = {
     "pope": Benchmark(
-        "POPE", "test", ("image", "image_source", "question", "answer", "category"), 0.26
+        name="POPE", ids=_hosted("POPE"), split="test", files="data/test-*",
+        gigabytes=0.26, disk=1.5,
+        columns=("image", "image_source", "question", "answer", "category"),
     ),
     "mmbench": Benchmark(
-        "MMBench", "dev",
-        ("index", "image", "question", "hint", "A", "B", "C", "D", "answer"), 0.24, config="en",
+        name="MMBench-EN", ids=_hosted("MMBench"), split="dev", files="en/dev-*",
+        gigabytes=0.1, disk=0.1,
+        columns=("index", "image", "question", "hint", "A", "B", "C", "D", "answer"),
     ),
     "seed": Benchmark(
-        "SEED-Bench", "test",
-        ("image", "data_id", "data_type", "question", "choice_a", "choice_b", "choice_c",
-         "choice_d", "answer", "question_id"), 27.2, RECALLED,
+        name="SEED-Bench", ids=_hosted("SEED-Bench"), split="test", files="data/test-*",
+        gigabytes=27, disk=29, stated=False,
+        columns=("image", "data_id", "data_type", "question", "choice_a", "choice_b", "choice_c",
+                 "choice_d", "answer"),
     ),
-    "mme": Benchmark("MME", "test", ("image", "question_id", "question", "answer", "category"),
-                     0.86),
-    "realworldqa": Benchmark("RealWorldQA", "test", ("image", "question", "answer"), 0.68),
+    "mme": Benchmark(
+        name="MME", ids=_hosted("MME"), split="test", files="data/test-*",
+        gigabytes=0.86, disk=1.7,
+        columns=("image", "question_id", "question", "answer", "category"),
+    ),
+    "realworldqa": Benchmark(
+        name="RealWorldQA", ids=_hosted("RealWorldQA"), split="test", files="data/test-*",
+        gigabytes=0.68, disk=0.68, columns=("image", "question", "answer"),
+    ),
     "nocaps": Benchmark(
-        "NoCaps", "validation", ("image", "image_id", "annotations_captions"), 4.76
+        name="NoCaps", ids=_hosted("NoCaps"), split="validation", files="data/validation-*",
+        gigabytes=1.42, disk=1.42, columns=("image", "image_id", "annotations_captions"),
     ),
-    "flickr": Benchmark("flickr30k", "test", ("image", "img_id", "caption"), 4.41),
-    "mantis": Benchmark(
-        "TIGER-Lab/Mantis-Eval", "test",
-        ("id", "question_type", "question", "images", "options", "answer"), 0.5, RECALLED,
-    ),
-    "muir": Benchmark(
-        "MUIRBENCH/MUIRBENCH", "test",
-        ("idx", "task", "question", "options", "answer", "image_list"), 0.43,
-    ),
-    "film": Benchmark(
-        "OpenGVLab/MVBench", "train", ("video", "question", "candidates", "answer"), 15.8,
-        revision="video",
+    "flickr": Benchmark(
+        name="Flickr30k", ids=_hosted("flickr30k"), split="test", files="data/test-*",
+        gigabytes=4.41, disk=4.19, columns=("image", "img_id", "caption"),
     ),
     "image-dc": Benchmark(
-        "DC100_EN", "test", ("image", "question_id", "question"), 0.1, RECALLED
+        name="Image-DC", ids=_hosted("DC100_EN"), split="test", files="data/test-*",
+        gigabytes=0.1, disk=0.1, stated=False, columns=("image", "question_id", "question"),
+    ),
+    "mantis": Benchmark(
+        name="Mantis-Eval", ids=("TIGER-Lab/Mantis-Eval",), split="test",
+        files="mantis_eval/test-*", gigabytes=0.5, disk=0.5, stated=False,
+        columns=("id", "question_type", "question", "images", "options", "answer"),
+    ),
+    "muir": Benchmark(
+        name="MuirBench", ids=("MUIRBENCH/MUIRBENCH",), split="test", files="data/test-*",
+        gigabytes=0.43, disk=0.43,
+        columns=("idx", "task", "question", "options", "answer", "image_list"),
+    ),
+    "film": Benchmark(
+        name="MVBench", ids=("OpenGVLab/MVBench",), split="train", files="json/{}.json",
+        gigabytes=15.8, disk=0.0, revision="video",
+        columns=("video", "question", "candidates", "answer"),
     ),
 }  # fmt: skip
-"""Short name -> where it lies. Those of the tables are the tabletop's columns that stand in for
-them, mmb and rwqa excepted, whose benchmarks have names of their own (see `bench.metrics`)."""
+"""Short name -> benchmark. Where a tabletop set stands in for one under another name (mmb, rwqa),
+the benchmark has its own, which decides the rule that judges it (`redlib.bench.metrics`)."""
 
+FIVE = ("pope", "mmbench", "seed", "mme", "realworldqa")
+CAPTIONED = ("nocaps", "flickr")
 SEVERAL = ("mantis", "muir", "film")
-"""Benchmarks of several images or of films, which only LLaVA-OneVision is asked."""
+"""What Table 1 averages, what it describes, and what only LLaVA-OneVision is asked (Table 2)."""
 
 
-def fetches(*, several: bool = True) -> pd.DataFrame:
-    """What notebooks 06 and 07 read with `data: real`, a row per data set.
+def needed(params: Params, notebooks: Sequence[str]) -> list[str]:
+    """Names of the benchmarks that these notebooks read for the model of `params`."""
+    names: list[str] = []
+    if set(notebooks) & {"05", "06", "08"}:
+        names += FIVE
+    if "06" in notebooks:
+        names += CAPTIONED
+        names += SEVERAL if family(params.model) == "llava-onevision" else ()
+    if "07" in notebooks:
+        names += [name for name in ("mme", "image-dc") if name not in names]
+    return names
 
-    several: whether the run's model takes several images.
 
-    Returns name, id (newest), split, gigabytes (to download), source (how the size is known).
+def fetches(params: Params, *, notebooks: Sequence[str] = ("05", "06", "07", "08")) -> pd.DataFrame:
+    """What a run would fetch of the benchmarks, at most: nothing of it where it is cached already.
+
+    Returns name, id, split, gigabytes, source and disk, as `data.sources.fetches`; films are
+    fetched one by one, so that their size is that of all twenty subtasks. No rows with
+    `data: tabletop`.
     """
-    rows = [
-        (name, of.ids[0], of.split, of.gigabytes, of.source)
-        for name, of in BENCHMARKS.items()
-        if several or name not in SEVERAL
-    ]
-    return pd.DataFrame(rows, columns=["name", "id", "split", "gigabytes", "source"])
+    rows = []
+    for key in needed(params, notebooks) if params.data == "real" else ():
+        of = BENCHMARKS[key]
+        size, disk = of.gigabytes, of.disk
+        place = "Hugging Face hub" if of.stated else "Hugging Face hub (size estimated)"
+        if params.data_dir is not None:
+            size, place, disk = 0.0, f"folder {params.data_dir}", 0.0
+        rows.append((of.name, of.ids[0], of.split, size, place, disk))
+    return pd.DataFrame(rows, columns=["name", "id", "split", "gigabytes", "source", "disk"])

@@ -223,13 +223,17 @@ def frames(film: str, number: int = FRAMES) -> list[Image.Image]:
     except ModuleNotFoundError:
         raise RedlibError("films need the package av; run: pip install 'redlib[video]'") from None
     try:
+        with av.open(film) as container:  # a film as pictures would fill the memory: count first
+            length = container.streams.video[0].frames or sum(1 for _ in container.decode(video=0))
+        wanted = set(middles(length, number))
         with av.open(film) as container:
-            shown = [frame.to_image() for frame in container.decode(video=0)]
+            numbered = enumerate(container.decode(video=0))
+            shown = [frame.to_image() for at, frame in numbered if at in wanted]
     except (OSError, ValueError, IndexError) as error:
         raise RedlibError(f"{film}: no film that can be decoded ({type(error).__name__})") from None
     if not shown:
         raise RedlibError(f"{film}: a film without frames")
-    return [shown[at] for at in dict.fromkeys(middles(len(shown), number))]
+    return shown
 
 
 def middles(length: int, number: int) -> list[int]:

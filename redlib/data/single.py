@@ -8,7 +8,7 @@ still see many images:
 
     pictures, questions = ask("pope", 1000, params)      # 1,000 of each of its three subsets
 
-A smaller number gives the first of the same questions. Images at the end of the order are kept for
+A smaller number gives the first of the same. Images at the end of the order are kept for
 the calibration of thresholds and never asked in a test.
 
 Questions with a yes take turns with questions with a no, and every other image begins with a no;
@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from redlib.bench.pope_mme import POPE_SUBSETS
+from redlib.bench.pope_mme import MME_COGNITION, POPE_SUBSETS
 from redlib.data import prompts
 from redlib.data.benchmarks import BENCHMARKS, FIVE
 from redlib.data.hub import Picture, Readable, opened, rows, with_images
@@ -54,7 +54,7 @@ class Unit:
 def ask(
     name: str, limit: int, params: Params, *, part: str = "test"
 ) -> tuple[list[Picture], list[Question]]:
-    """At most `limit` units of each task of a benchmark, and the pictures that they are about.
+    """At most `limit` questions of each task of a benchmark, and the pictures they are about.
 
     Args:
         name: of `BENCHMARKS`, one that asks about single images.
@@ -103,15 +103,20 @@ def divided(name: str, keys: Sequence[str], params: Params) -> dict[str, list[st
 def take(
     images: Sequence[Sequence[Unit]], limit: int, usable: Callable[[Unit], bool]
 ) -> list[Unit]:
-    """The first `limit` units when every image gives its first before any gives its second."""
+    """The first units when every image gives its first before any gives its second: as many as hold
+    `limit` questions, and at least one. The rotations of MMBench are one question."""
     turns = [list(_in_turn(units, at)) for at, units in enumerate(images)]
     chosen: list[Unit] = []
+    taken = 0
     for turn in zip_longest(*turns):
         for unit in turn:
-            if len(chosen) == limit:
+            if unit is None or not usable(unit):
+                continue
+            size = 1 if unit.asked[0].task == "mmbench" else len(unit.asked)
+            if taken and taken + size > limit:
                 return chosen
-            if unit is not None and usable(unit):
-                chosen.append(unit)
+            chosen.append(unit)
+            taken += size
     return chosen
 
 
@@ -123,6 +128,7 @@ def _in_turn(units: Sequence[Unit], at: int) -> Iterator[Unit]:
 
 
 def _question(task: str, text: str, answer: str, group: str = "", options: int = 0) -> Question:
+    text = text.replace("<image>", "").strip()  # it stands before the text in every prompt
     return Question(task, "", text, answer, group, options=options)
 
 
@@ -142,7 +148,8 @@ def _pope(table: list[dict[str, Any]], params: Params) -> Iterator[Unit]:
 def _mme(table: list[dict[str, Any]], params: Params) -> Iterator[Unit]:
     pairs: dict[tuple[str, str], list[int]] = {}
     for at, row in enumerate(table):
-        pairs.setdefault((str(row["question_id"]), row["category"]), []).append(at)
+        if row["category"] not in MME_COGNITION:  # the paper's column is perception alone
+            pairs.setdefault((str(row["question_id"]), row["category"]), []).append(at)
     for (key, category), both in pairs.items():
         if len(both) != 2:
             raise RedlibError(f"MME: image {key!r} has {len(both)} questions, not a pair")

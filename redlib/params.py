@@ -424,6 +424,16 @@ def check(values: Mapping[str, Any], *, source: str = "") -> Params:
             f"{prefix}workers counts processes of this machine; with scheduler, whose own workers "
             f"are taken, leave it out; got {params.workers!r}"
         )
+    searched = [
+        n
+        for n in ("tau_prob", "tau_out", "tau_jsd", "tau_in")
+        if getattr(params, n) == "calibrated"
+    ]
+    if params.data == "real" and searched:
+        raise RedlibError(
+            f"{prefix}{searched[0]} cannot be calibrated with data: real, since the questions that "
+            "judge thresholds are about scenes; set preset: paper, or give a number"
+        )
     limit = TOKENS[family(params.model)]
     if len(set(params.budgets)) < len(params.budgets):
         raise RedlibError(f"{prefix}budgets must differ from each other; got {params.budgets!r}")

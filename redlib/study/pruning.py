@@ -37,6 +37,9 @@ from redlib.bench.letters import circular
 from redlib.bench.looking import NONE, UNPRUNED, Rule, look, reply
 from redlib.codebook import Codebook
 from redlib.data import prompts, single
+from redlib.data.benchmarks import BENCHMARKS
+from redlib.data.benchmarks import CAPTIONED as DESCRIBED
+from redlib.data.benchmarks import FIVE as SINGLE
 from redlib.data.photo import Photo
 from redlib.errors import RedlibError
 from redlib.notebook import MEASURING, Session
@@ -324,6 +327,8 @@ class Asking:
 def to_ask(session: Session) -> dict[str, Asking]:
     """By image, all questions of all settings; test scenes from 0 on, captions on others."""
     p, found = session.params, {}
+    if p.data == "real":
+        session.asked += [BENCHMARKS[name].name for name in (*SINGLE, *DESCRIBED)]
     shown: list[tuple[str, int, int, int]] = [("base", 1, p.n_questions, p.n_captions)]
     if session.model.model.config.model_type == "llava_next":
         shown.append(("split", 2, p.n_tiled, min(p.n_tiled, p.n_captions)))

@@ -11,6 +11,7 @@ The library behind the notebooks of this repository. Imports point only downward
     probe, leave_one_out, states,       what a token says alone, what its absence changes, what
     clustering, codebook, stages        attention says of it; prototypes of redundant tokens, lazily
     prune, bench                        which tokens to keep; what the answers are then worth
+    data                                the paper's data sets; where a notebook's images come from
     notebook, report, answers, batch    one run, its figures, its page, and what every number counts
 
 Letters of shapes: B batch, T sequence, L visual tokens, D width, V vocabulary, N prototypes.
@@ -33,7 +34,7 @@ _HOME = {
     "pruned": "prune.install",
 }
 _MODULES = (
-    "answers", "batch", "bench", "clustering", "codebook", "engine", "errors", "geometry",
+    "answers", "batch", "bench", "clustering", "codebook", "data", "engine", "errors", "geometry",
     "layouts", "leave_one_out", "models", "notebook", "params", "planner", "probe", "prune",
     "report", "scale", "stages", "states", "store", "tabletop",
 )  # fmt: skip

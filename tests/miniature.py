@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
 
-from redlib.bench.letters import options_in
+from redlib.bench.letters import NUMBER_WORDS, options_in
 from redlib.data.several import FOLDERS
 from redlib.tabletop import questions, scenes
 from redlib.tabletop.questions import DETAIL
@@ -145,13 +145,20 @@ def mme(root):
 
 
 def realworldqa(root):
-    """The drawn world's RealWorldQA, about images of another shape."""
+    """The drawn world's RealWorldQA, about images of another shape; numbers as digits."""
     drawn = scenes("test", PICTURES, start=START, width=504, height=336)
     rows = [(scene.image, q) for scene in drawn for q in questions([scene], "rwqa")]
     columns = {
         "image": [image for image, _ in rows],
         "question": [q.text for _, q in rows],
-        "answer": [q.answer.upper() if len(q.answer) == 1 else q.answer for _, q in rows],
+        "answer": [
+            q.answer.upper()
+            if len(q.answer) == 1
+            else str(NUMBER_WORDS.index(q.answer))
+            if q.answer in NUMBER_WORDS
+            else q.answer
+            for _, q in rows
+        ],
         "image_path": [f"{n}.webp" for n in range(len(rows))],
     }
     features = dict.fromkeys(columns, TEXT) | {"image": Image()}

@@ -2,6 +2,7 @@
 in either wording, what can be wrong with a file, and the official metrics on what comes out."""
 
 import io
+import pickle
 
 import miniature
 import numpy as np
@@ -359,6 +360,13 @@ def test_pictures_of_a_folder(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(RedlibError, match="games_dir: no image"):
         folder.own(tmp_path / "empty")
+
+
+def test_a_photo_travels_to_a_worker_as_a_reference(root):
+    (first, *_), _ = single.ask("pope", 1, real(root))
+    sent = pickle.dumps(first)
+    assert len(sent) < 20_000
+    assert np.array_equal(np.asarray(pickle.loads(sent).image), np.asarray(first.image))
 
 
 def test_rows_and_photos_are_read_as_stored(root):

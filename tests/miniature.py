@@ -5,7 +5,10 @@ or JSON files under the repository's own names, so that the loaders read it by t
 they read the hub. The pictures are drawn scenes; nothing in these files was ever published.
 """
 
+import io
 import json
+import shutil
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +26,26 @@ ONE_WORD = " Please answer this question with one word."
 PICTURES, START = 12, 7_000_000
 
 
-def pictures(n):
-    return [scene.image for scene in scenes("test", n, start=START)]
+@cache
+def drawn(**shape):
+    return tuple(scenes("test", PICTURES, start=START, **shape))
+
+
+def stored(image):
+    """A picture as a file of the hub holds it."""
+    file = io.BytesIO()
+    image.save(file, "PNG", compress_level=1)
+    return {"bytes": file.getvalue(), "path": None}
+
+
+@cache
+def pictures():
+    return tuple(stored(scene.image) for scene in drawn())
 
 
 def captions():
     """What each picture shows, in the drawn world's words."""
-    return [scene.caption for scene in scenes("test", PICTURES, start=START)]
+    return [scene.caption for scene in drawn()]
 
 
 def write(root, name, columns, features, files, *, other=()):
@@ -49,15 +65,15 @@ def write(root, name, columns, features, files, *, other=()):
     return folder
 
 
-def asked(task, images=PICTURES):
+@cache
+def asked(task):
     """(number of the picture, question of the drawn world) about the pictures."""
-    drawn = scenes("test", images, start=START)
-    return [(n, q) for n, scene in enumerate(drawn) for q in questions([scene], task)]
+    return [(n, q) for n, scene in enumerate(drawn()) for q in questions([scene], task)]
 
 
 def pope(root):
     """The drawn world's POPE in the schema of POPE: three subsets about the same images."""
-    shown = pictures(PICTURES)
+    shown = pictures()
     rows = [
         (image, q.text.removesuffix(ONE_WORD), q.answer, subset)
         for subset in ("adversarial", "popular", "random")
@@ -80,7 +96,7 @@ def mmbench(root, *, index="int64", nothing=None):
     """The drawn world's MMBench in the schema of MMBench: all rotations of a question. nothing:
     what stands where there is no hint, comment or option. index: its type, which is a text
     in one of the published variants."""
-    shown, rows, number = pictures(PICTURES), [], 240
+    shown, rows, number = pictures(), [], 240
     turns = {}
     for image, q in asked("mmb"):
         turns.setdefault((image, q.group), []).append(q)
@@ -105,11 +121,11 @@ def mmbench(root, *, index="int64", nothing=None):
 def seed(root, *, label=False):
     """The drawn world's SEED in the schema of SEED: a list of one image a row, and one film, whose
     rows have eight. label: the answer as a class label, as some copies have it."""
-    shown = pictures(PICTURES)
-    drawn = [(n, q.text.splitlines()[0], options_in(q.text), q.answer.upper(), q.group)
+    shown = pictures()
+    items = [(n, q.text.splitlines()[0], options_in(q.text), q.answer.upper(), q.group)
              for n, q in asked("seed")]  # fmt: skip
-    film = drawn[:2]
-    rows = [(n, 1, *rest) for n, *rest in drawn] + [(n, 8, *rest) for n, *rest in film]
+    film = items[:2]
+    rows = [(n, 1, *rest) for n, *rest in items] + [(n, 8, *rest) for n, *rest in film]
     columns = {
         "answer": [row[4] for row in rows],
         **{f"choice_{c.lower()}": [row[3][c] for row in rows] for c in "ABCD"},
@@ -133,7 +149,7 @@ def mme(root):
     """The drawn world's MME in the schema of MME: a pair for every category of a picture, whose
     name in MME holds its category; code_reasoning is cognition, which the paper's column lacks."""
     names = {"existence": "existence", "text": "OCR", "count": "code_reasoning"}
-    shown = pictures(PICTURES)
+    shown = pictures()
     rows = [
         (f"{names[q.group]}/{n:04}.png", shown[n], q.text, q.answer.capitalize(), names[q.group])
         for n, q in asked("mme")
@@ -146,8 +162,11 @@ def mme(root):
 
 def realworldqa(root):
     """The drawn world's RealWorldQA, about images of another shape; numbers as digits."""
-    drawn = scenes("test", PICTURES, start=START, width=504, height=336)
-    rows = [(scene.image, q) for scene in drawn for q in questions([scene], "rwqa")]
+    rows = [
+        (stored(scene.image), q)
+        for scene in drawn(width=504, height=336)
+        for q in questions([scene], "rwqa")
+    ]
     columns = {
         "image": [image for image, _ in rows],
         "question": [q.text for _, q in rows],
@@ -167,7 +186,7 @@ def realworldqa(root):
 
 def nocaps(root):
     columns = {
-        "image": pictures(PICTURES),
+        "image": list(pictures()),
         "image_coco_url": ["https://example.org"] * PICTURES,
         "image_id": list(range(PICTURES)),
         "image_height": [336] * PICTURES,
@@ -184,7 +203,7 @@ def nocaps(root):
 
 def flickr(root):
     columns = {
-        "image": pictures(PICTURES),
+        "image": list(pictures()),
         "caption": [[text, "On a table."] for text in captions()],
         "sentids": [[str(n)] for n in range(PICTURES)],
         "img_id": [str(n) for n in range(PICTURES)],
@@ -197,7 +216,7 @@ def flickr(root):
 
 def image_dc(root):
     columns = {
-        "image": pictures(PICTURES),
+        "image": list(pictures()),
         "question_id": [str(n) for n in range(PICTURES)],
         "question": [DETAIL] * PICTURES,
         "category": ["en"] * PICTURES,
@@ -208,7 +227,7 @@ def image_dc(root):
 
 def mantis(root):
     """Choices whose options have letters or have none, and short answers."""
-    shown = pictures(PICTURES)
+    shown = pictures()
     options = (["(A) the first", "(B) the second"], ["the first", "the second"], [])
     columns = {
         "id": [f"mantis_eval_{n}" for n in range(PICTURES)],
@@ -227,7 +246,7 @@ def mantis(root):
 
 
 def muir(root):
-    shown = pictures(PICTURES)
+    shown = pictures()
     columns = {
         "idx": [str(n) for n in range(PICTURES)],
         "task": [("Counting", "Ordering")[n % 2] for n in range(PICTURES)],
@@ -247,6 +266,7 @@ def muir(root):
 def mvbench(root, *, without=("fine_grained_pose",), each=3):
     """JSON of every subtask, and a film of a drifting square for all but those `without`."""
     folder = Path(root) / "MVBench"
+    first = film(folder / "first.mp4")
     for task, where in FOLDERS.items():
         rows = [
             {"video": f"{task}_{n}.mp4", "question": "What happens?",
@@ -256,7 +276,9 @@ def mvbench(root, *, without=("fine_grained_pose",), each=3):
         (folder / "json").mkdir(parents=True, exist_ok=True)
         (folder / "json" / f"{task}.json").write_text(json.dumps(rows), encoding="utf-8")
         for row in rows if task not in without else ():
-            film(folder / where / row["video"])
+            path = folder / where / row["video"]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(first, path)
     return folder
 
 
@@ -278,10 +300,10 @@ def film(path, length=20):
 def coco(root):
     """The repository of COCO Karpathy, with its training images beside the list."""
     folder = Path(root) / "coco-karpathy"
-    for n, image in enumerate(pictures(PICTURES)):
+    for n, scene in enumerate(drawn()):
         path = folder / "train2014" / f"COCO_train2014_{n:012}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        image.save(path)
+        scene.image.save(path)
     columns = {
         "filepath": ["train2014"] * PICTURES,
         "filename": [f"COCO_train2014_{n:012}.jpg" for n in range(PICTURES)],

@@ -120,9 +120,10 @@ def test_every_codebook_keeps_its_own_tokens(tmp_path, tiny_vlm, monkeypatch):
     masks = []
     asked = ablation._ask
 
-    def spy(vlm, name, tokens, questions, mask):
+    def spy(vlm, name, tokens, questions, mask, longest):
         masks.append((name, tokens, mask))
-        return asked(vlm, name, tokens, questions, mask)
+        assert longest == 4
+        return asked(vlm, name, tokens, questions, mask, longest)
 
     monkeypatch.setattr(ablation, "_ask", spy)
     answers = ablation.judge(stage, "table-3", books, draws=2, limit=1)

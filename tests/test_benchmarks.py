@@ -40,7 +40,7 @@ def real(root, **more):
 
 def drawn(task):
     """The drawn world's own questions about the pictures."""
-    return questions(scenes("test", miniature.PICTURES, start=miniature.START), task)
+    return [q for _, q in miniature.asked(task)]
 
 
 # --- what is asked -------------------------------------------------------------------------------
@@ -148,10 +148,8 @@ def test_seed_leaves_films_out(root):
 )
 def test_captions_have_their_references(root, name, second):
     photos, asked = single.ask(name, 4, real(root))
-    captions = [scene.caption for scene in
-                scenes("test", miniature.PICTURES, start=miniature.START)]  # fmt: skip
     for p in photos:
-        assert p.references == (captions[int(p.id.split("/")[1])], second)
+        assert p.references == (miniature.captions()[int(p.id.split("/")[1])], second)
     assert {q.text for q in asked} == {prompts.caption("release")}
 
 
@@ -182,9 +180,8 @@ def test_muir_shows_all_images_in_order(root):
     assert len(shots) == 3 and shots[0].asked[0].chance == 0.25
     assert shots[0].asked[0].text.startswith("(image 1)(image 2)(image 3) Which is it?\nA. one\n")
     number = int(shots[0].id.removeprefix("muir/"))
-    pictures = miniature.pictures(miniature.PICTURES)
     for image, n in zip(shots[0].images, (number, number - 1, number - 2), strict=True):
-        assert np.array_equal(np.asarray(image), np.asarray(pictures[n]))
+        assert np.array_equal(np.asarray(image), np.asarray(miniature.drawn()[n].image))
 
 
 def test_calibration_items_are_no_test_items(root):

@@ -15,6 +15,7 @@ from test_study import Stage
 
 from redlib.codebook import Codebook, Criteria
 from redlib.study import ablation, codebooks, controls, stability
+from redlib.tabletop import scenes
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +140,7 @@ def test_replacements_are_those_of_stock_forwards(stage):
     frame = stability.replacements(stage)
     assert len(frame) == 25 and frame["image"].nunique() == 1
     vlm = stage.model
-    scene = stability.scenes("calibration", 1)[0]
+    scene = scenes("calibration", 1)[0]
     tokens, _ = literal.visual_tokens(vlm.model, vlm.processor, scene.image)
     vectors = {"pad": vlm.pad, "mean": tokens.mean(dim=0), "zero": torch.zeros(48)}
     for kind, vector in vectors.items():

@@ -242,6 +242,7 @@ class Stage:
     def __init__(self, folder, vlm, **parameters):
         self.params = Params(**({"model": "tiny-llava-1.5"} | parameters))
         self.model, self.folder, self.name = vlm, folder, "test"
+        self.asked = []
 
     def store(self, kind, *, notebook="05", code=(), **key):
         return Store(self.folder / notebook / kind, key)

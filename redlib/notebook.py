@@ -147,6 +147,7 @@ class Session:
         self.figures = figures_folder(params)
         self.workers = Workers(params.workers, params.scheduler)
         self._images: Any = None
+        self.asked: list[str] = []  # names of the benchmarks that answers so far are about
         self._model: Any = None
         self._saved: list[str] = []
         self._claims: list[dict[str, Any]] = []
@@ -261,9 +262,10 @@ class Session:
             raise RedlibError(f"{name}: data is missing; every figure needs the numbers behind it")
         if self._lacks_cls(texts, data):
             texts["caption"] += _NO_CLS
-        if self.params.data == "real" and len(self.source.drawn):
-            sets = " and ".join(dict.fromkeys(self.source.drawn["set"]))
-            texts["caption"] += _REAL.format(sets, self.params.seed)
+        sets = [*self.asked, *(self.source.drawn["set"] if self.params.data == "real" else ())]
+        if sets:
+            told = ", ".join(dict.fromkeys(sets))
+            texts["caption"] += _REAL.format(told, self.params.seed)
         if name not in self._saved:
             self._saved.append(name)
         note: dict[str, Any] = {

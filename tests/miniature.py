@@ -12,15 +12,24 @@ import numpy as np
 import yaml
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
 
+from redlib.bench.letters import NUMBER_WORDS, options_in
 from redlib.data.several import FOLDERS
-from redlib.tabletop import scenes
+from redlib.tabletop import questions, scenes
+from redlib.tabletop.questions import DETAIL
 
 TEXT = Value("string")
-PICTURES = 12
+MME = ("question_id", "image", "question", "answer", "category")
+ONE_WORD = " Please answer this question with one word."
+PICTURES, START = 12, 7_000_000
 
 
-def pictures(n, start=7_000_000):
-    return [scene.image for scene in scenes("test", n, start=start)]
+def pictures(n):
+    return [scene.image for scene in scenes("test", n, start=START)]
+
+
+def captions():
+    """What each picture shows, in the drawn world's words."""
+    return [scene.caption for scene in scenes("test", PICTURES, start=START)]
 
 
 def write(root, name, columns, features, files, *, other=()):
@@ -40,45 +49,50 @@ def write(root, name, columns, features, files, *, other=()):
     return folder
 
 
-def pope(root, *, images=PICTURES):
-    """Three subsets about the same images, each with two questions, yes before no."""
-    shown = pictures(images)
-    asked = [
-        (image, question, answer, subset)
+def asked(task, images=PICTURES):
+    """(number of the picture, question of the drawn world) about the pictures."""
+    drawn = scenes("test", images, start=START)
+    return [(n, q) for n, scene in enumerate(drawn) for q in questions([scene], task)]
+
+
+def pope(root):
+    """The drawn world's POPE in the schema of POPE: three subsets about the same images."""
+    shown = pictures(PICTURES)
+    rows = [
+        (image, q.text.removesuffix(ONE_WORD), q.answer, subset)
         for subset in ("adversarial", "popular", "random")
-        for image in range(images)
-        for question, answer in (("Is there a cup in the image?", "yes"),
-                                 (f"Is there a {subset} boat in the image?", "no"))
-    ]  # fmt: skip
+        for image, q in asked(f"pope-{subset}")
+    ]
     columns = {
-        "id": [str(n) for n in range(len(asked))],
-        "question_id": [str(n) for n in range(len(asked))],
-        "question": [question for _, question, _, _ in asked],
-        "answer": [answer for _, _, answer, _ in asked],
-        "image_source": [f"COCO_val2014_{image:012}" for image, *_ in asked],
-        "image": [shown[image] for image, *_ in asked],
-        "category": [subset for *_, subset in asked],
+        "id": [str(n) for n in range(len(rows))],
+        "question_id": [str(n) for n in range(len(rows))],
+        "question": [question for _, question, _, _ in rows],
+        "answer": [answer for _, _, answer, _ in rows],
+        "image_source": [f"COCO_val2014_{image:012}" for image, *_ in rows],
+        "image": [shown[image] for image, *_ in rows],
+        "category": [subset for *_, subset in rows],
     }
-    return write(root, "POPE", columns, dict.fromkeys(columns, TEXT) | {"image": Image()},
-                 "data/test-*")  # fmt: skip
+    features = dict.fromkeys(columns, TEXT) | {"image": Image()}
+    return write(root, "POPE", columns, features, "data/test-*")
 
 
 def mmbench(root, *, index="int64", nothing=None):
-    """Questions of two and of four options in all rotations. index: its type, which is a text in
-    one of the published variants; nothing: how a missing option is written."""
-    rows = []
-    for number, shown in enumerate(pictures(PICTURES), start=241):
-        options = ["a cup", "a star"] if number % 2 else ["a cup", "a star", "a moon", "a key"]
-        for turn in range(len(options)):
-            turned = options[turn:] + options[:turn]
-            row = dict(zip("ABCD", turned + [nothing] * (4 - len(turned)), strict=True))
-            row |= {
-                "index": number + turn * 1_000_000,
-                "question": "What is it?",
-                "hint": nothing if number % 3 else "It is on a table.",
-                "answer": "ABCD"[turned.index("a cup")],
-                "category": "object_localization", "image": shown, "source": "x",
-                "L2-category": "finegrained_perception", "comment": nothing, "split": "dev",
+    """The drawn world's MMBench in the schema of MMBench: all rotations of a question. nothing:
+    what stands where there is no hint, comment or option. index: its type, which is a text
+    in one of the published variants."""
+    shown, rows, number = pictures(PICTURES), [], 240
+    turns = {}
+    for image, q in asked("mmb"):
+        turns.setdefault((image, q.group), []).append(q)
+    for (image, group), rotations in turns.items():
+        number += 1
+        for turn, q in enumerate(rotations):
+            options = options_in(q.text)
+            row = {letter: options.get(letter, nothing) for letter in "ABCD"} | {
+                "index": number + turn * 1_000_000, "question": q.text.splitlines()[0],
+                "hint": nothing if number % 3 else "Look at the table.", "answer": q.answer.upper(),
+                "category": group, "image": shown[image], "source": "drawn",
+                "L2-category": "perception", "comment": nothing, "split": "dev",
             }  # fmt: skip
             rows.append(row)
     columns = {name: [row[name] for row in rows] for name in rows[0]}
@@ -89,20 +103,23 @@ def mmbench(root, *, index="int64", nothing=None):
 
 
 def seed(root, *, label=False):
-    """A list of one image a row, and films among them, whose rows have eight. label: the answer as
-    a class label, as some copies have it."""
+    """The drawn world's SEED in the schema of SEED: a list of one image a row, and one film, whose
+    rows have eight. label: the answer as a class label, as some copies have it."""
     shown = pictures(PICTURES)
-    films = [n % 5 == 4 for n in range(PICTURES)]
+    drawn = [(n, q.text.splitlines()[0], options_in(q.text), q.answer.upper(), q.group)
+             for n, q in asked("seed")]  # fmt: skip
+    film = drawn[:2]
+    rows = [(n, 1, *rest) for n, *rest in drawn] + [(n, 8, *rest) for n, *rest in film]
     columns = {
-        "answer": ["ABCD"[n % 4] for n in range(PICTURES)],
-        **{f"choice_{c}": [f"{c}{n}" for n in range(PICTURES)] for c in "abcd"},
-        "data_id": [[f"{n}_1"] * (8 if film else 1) for n, film in enumerate(films)],
-        "data_type": ["video" if film else "image" for film in films],
-        "question": ["What is in the picture?"] * PICTURES,
-        "question_id": [str(n) for n in range(PICTURES)],
-        "question_type_id": [n % 3 for n in range(PICTURES)],
-        "image": [[shown[n]] * (8 if film else 1) for n, film in enumerate(films)],
-        "segment": [[1, 2] if film else None for film in films],
+        "answer": [row[4] for row in rows],
+        **{f"choice_{c.lower()}": [row[3][c] for row in rows] for c in "ABCD"},
+        "data_id": [[f"{row[0]}_{row[1]}"] * row[1] for row in rows],
+        "data_type": ["image" if row[1] == 1 else "video" for row in rows],
+        "question": [row[2] for row in rows],
+        "question_id": [str(n) for n in range(len(rows))],
+        "question_type_id": [len(row[5]) for row in rows],
+        "image": [[shown[row[0]]] * row[1] for row in rows],
+        "segment": [None if row[1] == 1 else [1, 2] for row in rows],
     }
     features = dict.fromkeys(columns, TEXT) | {
         "data_id": List(TEXT), "image": List(Image()), "question_type_id": Value("int16"),
@@ -112,33 +129,37 @@ def seed(root, *, label=False):
     return write(root, "SEED-Bench", columns, features, "data/test-*")
 
 
-def mme(root, *, categories=("existence", "OCR", "code_reasoning")):
+def mme(root):
+    """The drawn world's MME in the schema of MME: a pair for every category of a picture, whose
+    name in MME holds its category; code_reasoning is cognition, which the paper's column lacks."""
+    names = {"existence": "existence", "text": "OCR", "count": "code_reasoning"}
     shown = pictures(PICTURES)
     rows = [
-        (f"{categories[n % len(categories)]}/{n:04}.png", shown[n], question, answer,
-         categories[n % len(categories)])
-        for n in range(PICTURES)
-        for question, answer in (("Is there a cup? Please answer yes or no.", "Yes"),
-                                 ("Is there a boat? Please answer yes or no.", "No"))
-    ]  # fmt: skip
-    names = ("question_id", "image", "question", "answer", "category")
-    columns = {name: [row[at] for row in rows] for at, name in enumerate(names)}
-    features = dict.fromkeys(names, TEXT) | {"image": Image()}
+        (f"{names[q.group]}/{n:04}.png", shown[n], q.text, q.answer.capitalize(), names[q.group])
+        for n, q in asked("mme")
+        if q.group in names
+    ]
+    columns = dict(zip(MME, map(list, zip(*rows, strict=True)), strict=True))
+    features = dict.fromkeys(MME, TEXT) | {"image": Image()}
     return write(root, "MME", columns, features, "data/test-*")
 
 
 def realworldqa(root):
-    shown = pictures(PICTURES)
-    choice = (
-        "Which way?\n\nA. Left\nB. Right\nPlease answer directly with only the letter of the "
-        "correct option and nothing else."
-    )
-    number = "How many cups?\nPlease answer directly with a single word or number."
+    """The drawn world's RealWorldQA, about images of another shape; numbers as digits."""
+    drawn = scenes("test", PICTURES, start=START, width=504, height=336)
+    rows = [(scene.image, q) for scene in drawn for q in questions([scene], "rwqa")]
     columns = {
-        "image": shown,
-        "question": [choice if n % 2 else number for n in range(PICTURES)],
-        "answer": ["B" if n % 2 else "2" for n in range(PICTURES)],
-        "image_path": [f"{n}.webp" for n in range(PICTURES)],
+        "image": [image for image, _ in rows],
+        "question": [q.text for _, q in rows],
+        "answer": [
+            q.answer.upper()
+            if len(q.answer) == 1
+            else str(NUMBER_WORDS.index(q.answer))
+            if q.answer in NUMBER_WORDS
+            else q.answer
+            for _, q in rows
+        ],
+        "image_path": [f"{n}.webp" for n in range(len(rows))],
     }
     features = dict.fromkeys(columns, TEXT) | {"image": Image()}
     return write(root, "RealWorldQA", columns, features, "data/test-*")
@@ -151,7 +172,7 @@ def nocaps(root):
         "image_id": list(range(PICTURES)),
         "image_height": [336] * PICTURES,
         "annotations_ids": [[n, n + 100] for n in range(PICTURES)],
-        "annotations_captions": [[f"A cup number {n}.", "Some cups."] for n in range(PICTURES)],
+        "annotations_captions": [[text, "Some things."] for text in captions()],
     }
     features = {
         "image": Image(), "image_coco_url": TEXT, "image_id": Value("int32"),
@@ -164,7 +185,7 @@ def nocaps(root):
 def flickr(root):
     columns = {
         "image": pictures(PICTURES),
-        "caption": [[f"A star beside {n} cups.", "A star."] for n in range(PICTURES)],
+        "caption": [[text, "On a table."] for text in captions()],
         "sentids": [[str(n)] for n in range(PICTURES)],
         "img_id": [str(n) for n in range(PICTURES)],
         "filename": [f"{n}.jpg" for n in range(PICTURES)],
@@ -178,7 +199,7 @@ def image_dc(root):
     columns = {
         "image": pictures(PICTURES),
         "question_id": [str(n) for n in range(PICTURES)],
-        "question": ["Please describe this image in detail."] * PICTURES,
+        "question": [DETAIL] * PICTURES,
         "category": ["en"] * PICTURES,
     }
     features = dict.fromkeys(columns, TEXT) | {"image": Image()}
@@ -254,7 +275,43 @@ def film(path, length=20):
     return path
 
 
-SETS = (pope, mmbench, seed, mme, realworldqa, nocaps, flickr, image_dc, mantis, muir, mvbench)
+def coco(root):
+    """The repository of COCO Karpathy, with its training images beside the list."""
+    folder = Path(root) / "coco-karpathy"
+    for n, image in enumerate(pictures(PICTURES)):
+        path = folder / "train2014" / f"COCO_train2014_{n:012}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path)
+    columns = {
+        "filepath": ["train2014"] * PICTURES,
+        "filename": [f"COCO_train2014_{n:012}.jpg" for n in range(PICTURES)],
+        "sentids": [[n] for n in range(PICTURES)],
+        "imgid": list(range(PICTURES)),
+        "sentences": [[text] for text in captions()],
+        "cocoid": list(range(PICTURES)),
+        "url": [f"https://example.org/{n}.jpg" for n in range(PICTURES)],
+    }
+    whole = Value("int32")
+    features = dict.fromkeys(columns, TEXT) | {
+        "sentids": List(whole), "imgid": whole, "sentences": List(TEXT), "cocoid": whole,
+    }  # fmt: skip
+    return write(root, "coco-karpathy", columns, features, "data/train-*", other=("test",))
+
+
+SETS = (
+    coco,
+    pope,
+    mmbench,
+    seed,
+    mme,
+    realworldqa,
+    nocaps,
+    flickr,
+    image_dc,
+    mantis,
+    muir,
+    mvbench,
+)
 
 
 def everything(root):

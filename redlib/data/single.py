@@ -52,10 +52,13 @@ class Unit:
     references: tuple[str, ...] = ()
 
 
-def ask(name: str, limit: int, params: Params) -> tuple[list[Photo], list[Question]]:
+def ask(
+    name: str, limit: int, params: Params, *, group: str = ""
+) -> tuple[list[Photo], list[Question]]:
     """At most `limit` questions of each task of a benchmark, and the photographs they are about.
 
-    name: of `BENCHMARKS`, one that asks about single images.
+    name: of `BENCHMARKS`, one that asks about single images. group: its questions of this group
+    alone (MME's category, SEED's type).
 
     Raises:
         RedlibError: as `reading.table`; over 1 % of the images are damaged; a value that makes no
@@ -66,7 +69,8 @@ def ask(name: str, limit: int, params: Params) -> tuple[list[Photo], list[Questi
     plain = [c for c in found.column_names if c != "image"]
     units: dict[str, list[Unit]] = {}
     for unit in _READ[name](rows(found, plain), params):
-        units.setdefault(unit.key, []).append(unit)
+        if group in ("", unit.asked[0].group):
+            units.setdefault(unit.key, []).append(unit)
     shuffle = np.random.default_rng([params.seed, *name.encode()])
     order = shuffle.permutation(sorted(units)).tolist()
     skipped, photos = Skipped(of.name), {}
@@ -83,7 +87,8 @@ def ask(name: str, limit: int, params: Params) -> tuple[list[Photo], list[Questi
         chosen += take(of_task, limit, usable)
     told(skipped)
     if not chosen:
-        raise RedlibError(f"{of.name}: nothing to ask in {len(found)} rows")
+        about = f" about {group!r}" if group else ""
+        raise RedlibError(f"{of.name}: nothing to ask{about} in {len(found)} rows")
     questions = [replace(q, image=photos[u.key].id) for u in chosen for q in u.asked]
     return list(dict.fromkeys(photos[u.key] for u in chosen)), questions
 

@@ -140,6 +140,8 @@ def test_the_sample_is_the_lot_of_seed_role_and_number(tmp_path):
     assert numbers(1, "study", 9) == literal[:9]
     assert numbers(1, "study", 4, start=3) == literal[3:7]
     assert len({tuple(numbers(*which, 9)) for which in ((0, "study"), (1, "study"), (1, "maps"))})
+    ends = sorted(MANY, key=lambda n: hashlib.sha256(f"1/probed/{n}".encode()).hexdigest())
+    assert (numbers(1, "probed", 4), numbers(1, "reference", 4)) == (ends[:4], ends[:-5:-1])
     drawn = of[1].drawn
     study = drawn[drawn["role"] == "study"]
     assert study["image"].tolist() == literal[:9] and study["place"].tolist() == list(range(9))

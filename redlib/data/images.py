@@ -33,22 +33,25 @@ class Role(NamedTuple):
     split, first: of the scenes that play it, and the number of the first one.
     source: the data set whose photographs do.
     knob: the parameter that says how many.
+    behind: another role of that data set, from the end of whose order the photographs are taken, so
+        that the two share none.
     """
 
     split: str
     first: int
     source: Source
     knob: str
+    behind: str = ""
 
 
 ROLES: dict[str, Role] = {
     "probed": Role("test", 0, VQAV2, "probe_scenes"),
     "captioned": Role("test", 0, COCO, "attention_positions"),
-    "reference": Role("test", 1000, VQAV2, "data_dir"),
+    "reference": Role("test", 1000, VQAV2, "data_dir", behind="probed"),
     "study": Role("test", 10_000, VQAV2, "study_images"),
     "maps": Role("test", 20_000, VQAV2, "tsne_images"),
     "training": Role("train", 1_000_000, COCO, "codebook_images"),
-    "calibration": Role("calibration", 0, COCO, "n_calibration"),
+    "calibration": Role("calibration", 0, COCO, "n_calibration", behind="training"),
 }
 """01 to 03 look at probed, captioned and reference images; 04 at those of the study; 05 searches
 prototypes in training images, which the tiny checkpoints have not seen, and maps others; 06 finds a
@@ -125,8 +128,9 @@ class Images:
 
     def _order(self, role: str, photos: Photographs) -> list[int]:
         if role not in self._orders:
-            seed = self.params.seed
-            self._orders[role] = sorted(photos.numbers, key=lambda n: lot(seed, role, n))
+            seed, behind = self.params.seed, ROLES[role].behind
+            order = sorted(photos.numbers, key=lambda n: lot(seed, behind or role, n))
+            self._orders[role] = order[::-1] if behind else order
         return self._orders[role]
 
     def _photographs(self, source: Source) -> Photographs:

@@ -1,9 +1,9 @@
 """The three real parameter files from end to end, on the real checkpoints in miniature.
 
 The model is named by its id of the hub and comes, at the commit that the file names, from the cache
-of a download; only the counts and the images are others than in the file. Random weights say
-nothing, so what is looked at is that every notebook reaches its end, for each family's own figures,
-and that the results say what made them.
+of a download; the images are scenes, and of the file only the counts are changed. Random weights
+say nothing, so what is looked at is that every notebook reaches its end, for each family's own
+figures, and that the results say what made them.
 """
 
 import json
@@ -31,7 +31,9 @@ COUNTS = {
     "n_further": 1, "n_captions": 1, "n_tiled": 1, "n_calibration": 1, "n_described": 2,
     "n_several": 1, "n_games": 2,
     "tau_in": 64 * IMAGES / 500,  # of 500 images
+    "publish": False,
 }  # fmt: skip
+SCENES = {"data": "tabletop"} if "data" in params.Params.model_fields else {}
 OWN = {
     real.LLAVA: set(),
     real.NEXT: set(),
@@ -55,7 +57,7 @@ def finished(tmp_path_factory):
             assert values["model"] == model
             real.publish(folder / "cache", model, commit=values["revision"])
             file = folder / f"{name}.yaml"
-            file.write_text(yaml.safe_dump(values | COUNTS))
+            file.write_text(yaml.safe_dump(values | COUNTS | SCENES))
             batch._check_inputs(params.load_file(file))
             unrendered.run(file, list(params.NOTEBOOKS), patch)
         every = folder / "7b.yaml"

@@ -13,6 +13,7 @@ The library behind the notebooks of this repository. Imports point only downward
     prune, bench                        which tokens to keep; what the answers are then worth
     data                                the paper's data sets; where a notebook's images come from
     notebook, report, answers, batch    one run, its figures, its page, and what every number counts
+    costs                               what a run will cost, before it begins
 
 Letters of shapes: B batch, T sequence, L visual tokens, D width, V vocabulary, N prototypes.
 A *patch* is a square of the image, a *visual token* its vector at the language model's input.
@@ -34,7 +35,8 @@ _HOME = {
     "pruned": "prune.install",
 }
 _MODULES = (
-    "answers", "batch", "bench", "clustering", "codebook", "data", "engine", "errors", "geometry",
+    "answers", "batch", "bench", "clustering", "codebook", "costs", "data", "engine", "errors",
+    "geometry",
     "layouts", "leave_one_out", "models", "notebook", "params", "planner", "probe", "prune",
     "report", "scale", "stages", "states", "store", "tabletop",
 )  # fmt: skip

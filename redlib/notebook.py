@@ -165,7 +165,20 @@ class Session:
             from redlib import models  # torch and transformers, only for who needs them
 
             p = self.params
-            self._model = models.load(p.model, device=p.device, dtype=p.dtype, revision=p.revision)
+            if p.quantization is not None:
+                warnings.warn(
+                    f"quantization: {p.quantization} makes another model of {p.model}; thresholds "
+                    "of the JSD, the paper's above all, are not calibrated for it",
+                    stacklevel=2,
+                )
+            self._model = models.load(
+                p.model,
+                device=p.device,
+                dtype=p.dtype,
+                revision=p.revision,
+                device_map=p.device_map,
+                quantization=p.quantization,
+            )
             if p.repeats not in (None, self._model.repeats):
                 self._model = dataclasses.replace(self._model, repeats=p.repeats)
         return self._model
@@ -217,6 +230,8 @@ class Session:
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "code": code_version(code),
         } | key
+        if self.params.quantization is not None:
+            full["quantization"] = self.params.quantization
         folder = self.folder / "store" / (notebook or self.notebook) / kind
         return Store(folder, full, workers=self.workers)
 

@@ -215,7 +215,9 @@ def test_the_model_is_loaded_once_and_keys_its_tables(home, monkeypatch):
     session = begin("04", {"dtype": "float32"})
     store = session.store("study", prompt="word?", patches=[1, 2])
     assert session.model is session.model
-    assert calls == [("tiny-llava-1.5", {"device": "auto", "dtype": "float32", "revision": None})]
+    asked = {"device": "auto", "dtype": "float32"}
+    asked |= dict.fromkeys(("revision", "device_map", "quantization"))
+    assert calls == [("tiny-llava-1.5", asked)]
     assert store.folder == home / "runs" / "smoke" / "store" / "04" / "study"
     assert store.key["revision"] == "abc"
     assert store.key["dtype"] == "float32"

@@ -489,6 +489,18 @@ def _loaded(name: str, wish: str, dtype: str, revision: str) -> VLM:
     return load(name, device=wish, dtype=dtype, revision=None if revision == _NONE else revision)
 
 
+def identify(name: str, revision: str | None = None) -> tuple[transformers.PretrainedConfig, str]:
+    """The configuration of a model and the revision that `load` would report, without its weights
+    in memory; of a Hugging Face id only config.json is downloaded.
+
+    Raises:
+        RedlibError: nothing of that name, or no such LLaVA.
+    """
+    source = locate(name)
+    config = _config(name, source, revision)
+    return config, _revision(source, config)
+
+
 def check_folder(name: str) -> None:
     """Find in a second what `load` would find in a folder's files after reading all weights.
 

@@ -12,6 +12,7 @@ The library behind the notebooks of this repository. Imports point only downward
     clustering, codebook, stages        attention says of it; prototypes of redundant tokens, lazily
     prune, bench                        which tokens to keep; what the answers are then worth
     notebook, report, answers, batch    one run, its figures, its page, and what every number counts
+    costs                               what a run will cost, before it begins
 
 Letters of shapes: B batch, T sequence, L visual tokens, D width, V vocabulary, N prototypes.
 A *patch* is a square of the image, a *visual token* its vector at the language model's input.
@@ -33,7 +34,7 @@ _HOME = {
     "pruned": "prune.install",
 }
 _MODULES = (
-    "answers", "batch", "bench", "clustering", "codebook", "engine", "errors", "geometry",
+    "answers", "batch", "bench", "clustering", "codebook", "costs", "engine", "errors", "geometry",
     "layouts", "leave_one_out", "models", "notebook", "params", "planner", "probe", "prune",
     "report", "scale", "stages", "states", "store", "tabletop",
 )  # fmt: skip

@@ -35,6 +35,7 @@ from torch import Tensor
 from redlib.engine import TOP as KEPT
 from redlib.engine import Pieces, budget, run
 from redlib.errors import RedlibError
+from redlib.geometry import Grid
 from redlib.models import VLM
 from redlib.planner import Plan, plan
 from redlib.probe import check_patches, is_article
@@ -214,7 +215,17 @@ def ablation_plan(
     A level that shows the whole image asks for one intact path, the region level for one per patch;
     the planner finds those that are equal.
     """
-    grid = vlm.grid
+    paths, like, pairs = ablation_paths(vlm.grid, pieces, patches, levels)
+    return plan(paths, shared=pieces.shared, budget=budget(vlm, batch), like=like), pairs
+
+
+def ablation_paths(
+    grid: Grid, pieces: Pieces, patches: Sequence[int], levels: Sequence[str]
+) -> tuple[list[np.ndarray], list[int | None], dict[str, tuple[list[int], list[int]]]]:
+    """The paths of `ablation_plan`, which intact path each is read like, and the numbers per level.
+
+    Of the pieces only the numbers are needed, no embedding.
+    """
     windows = [grid.window(patch) for patch in patches]
     paths: list[np.ndarray] = []
     like: list[int | None] = []
@@ -239,8 +250,7 @@ def ablation_plan(
                 before.append(image)
             after.append(add(np.where(ablated, pieces.pad, shown), before[-1]))
         pairs[level] = before, after
-    made = plan(paths, shared=pieces.shared, budget=budget(vlm, batch), like=like)
-    return made, pairs
+    return paths, like, pairs
 
 
 def _levels(levels: Sequence[str]) -> list[str]:

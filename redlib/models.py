@@ -627,6 +627,15 @@ def locate(name: str) -> str:
     )
 
 
+def read_config(name: str, revision: str | None = None) -> transformers.PretrainedConfig:
+    """The configuration of a checkpoint, without its weights.
+
+    Raises:
+        RedlibError: nothing of that name, no such LLaVA, or an unreadable config.json.
+    """
+    return _config(name, locate(name), revision)
+
+
 def _config(name: str, source: str, revision: str | None) -> transformers.PretrainedConfig:
     try:
         config = transformers.AutoConfig.from_pretrained(source, revision=revision)

@@ -36,6 +36,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -572,23 +573,32 @@ def open_image(path: str | Path) -> Image.Image:
         raise RedlibError(f"image {str(path)!r} does not exist or is not a file")
     if path.stat().st_size == 0:
         raise RedlibError(f"image {str(path)!r} is empty (0 bytes)")
+    return read_image(path, str(path))
+
+
+def read_image(source: Path | BinaryIO, name: str) -> Image.Image:
+    """`open_image` of a file or of what a data set holds; name: how to call it in a complaint.
+
+    Raises:
+        RedlibError: as `open_image`.
+    """
     try:
-        with Image.open(path) as file:
+        with Image.open(source) as file:
             file.load()
             image = ImageOps.exif_transpose(file)
     except UnidentifiedImageError as error:
-        raise RedlibError(f"{str(path)!r} is not an image that Pillow can read") from error
+        raise RedlibError(f"{name!r} is not an image that Pillow can read") from error
     except Image.DecompressionBombError as error:
-        raise RedlibError(f"image {str(path)!r} is too large: {_first_line(error)}") from error
+        raise RedlibError(f"image {name!r} is too large: {_first_line(error)}") from error
     except (OSError, SyntaxError, ValueError) as error:
         raise RedlibError(
-            f"image {str(path)!r} is truncated or damaged: {_first_line(error)}"
+            f"image {name!r} is truncated or damaged: {_first_line(error)}"
         ) from error
     if image.width == 0 or image.height == 0:
-        raise RedlibError(f"image {str(path)!r} has no pixels ({image.width} x {image.height})")
+        raise RedlibError(f"image {name!r} has no pixels ({image.width} x {image.height})")
     if max(image.size) > MOST_OBLONG * min(image.size):
         raise RedlibError(
-            f"image {str(path)!r} is {image.width} x {image.height}: one side may be at most"
+            f"image {name!r} is {image.width} x {image.height}: one side may be at most"
             f" {MOST_OBLONG} times the other, crop it"
         )
     # Pillow would clip what needs more than 8 bits at 255.
@@ -596,7 +606,7 @@ def open_image(path: str | Path) -> Image.Image:
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):
         raise RedlibError(
-            f"image {str(path)!r} has 32 bits per pixel (mode {image.mode}); save it with 8 or 16"
+            f"image {name!r} has 32 bits per pixel (mode {image.mode}); save it with 8 or 16"
         )
     if image.has_transparency_data:
         image = image.convert("RGBA")

@@ -217,6 +217,12 @@ class Params(BaseModel):
     scheduler: _Address | None = Field(
         None, description="address of a running Dask scheduler whose workers share the images"
     )
+    data: Literal["tabletop", "real"] = Field(
+        "tabletop", description="scenes of known truth, or the paper's data sets"
+    )
+    data_dir: _Text | None = Field(
+        None, description="folder that holds the data sets; null: the Hugging Face hub"
+    )
     seed: _whole(0, 2**32 - 1) = Field(0, description="start of every random choice")
     preset: Literal["paper", "released", "calibrated"] = Field(
         "calibrated", description="where a definition that is null takes its value"

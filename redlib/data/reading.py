@@ -1,0 +1,212 @@
+"""A data set through `datasets.load_dataset`, and the pictures in it that cannot be read.
+
+    found = table(VQAV2, data_dir, columns=("image", "image_id", "question"))
+    image = decode(row(found, 0)["image"], "row 0")    # raises Unreadable
+    bad = Skipped("VQAv2 validation")
+    bad.add("row 0", "is truncated")                   # counted and named; over 1 % stops the run
+
+Two habits of `load_dataset` decide how it is called. Asked for one split, it still fetches the
+files of all; so the files of the split are named. And it decodes pictures when a row is read, so
+that a single damaged one would end the run; so rows are read as they are stored, a picture being
+the bytes of its file.
+"""
+
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from redlib.data.sources import Source
+from redlib.errors import RedlibError
+
+MOST_UNREADABLE = 0.01
+"""Share of the pictures read that may be damaged: with more, what is left is another data set."""
+
+
+class Unreadable(Exception):
+    """One picture of a data set cannot be read; the message says which and why."""
+
+
+class Skipped:
+    """The pictures of one data set that could not be read.
+
+    Attributes:
+        name: of the data set.
+        reasons: which picture -> why.
+        read: how many could be read.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.reasons: dict[str, str] = {}
+        self.read = 0
+
+    def add(self, which: str, why: str) -> None:
+        self.reasons[which] = why
+
+    def check(self) -> None:
+        """Raises RedlibError if more than one in a hundred pictures is damaged, naming them."""
+        seen = self.read + len(self.reasons)
+        if len(self.reasons) > MOST_UNREADABLE * seen:
+            raise RedlibError(
+                f"{self.name}: {self}; more than {MOST_UNREADABLE:.0%} is too much to go on, so "
+                "fetch the data set again"
+            )
+
+    def __str__(self) -> str:
+        named = ", ".join(f"{which} ({why})" for which, why in list(self.reasons.items())[:5])
+        more = len(self.reasons) - 5
+        tail = f" and {more} more" if more > 0 else ""
+        return (
+            f"{len(self.reasons)} of {self.read + len(self.reasons)} pictures cannot be read: "
+            f"{named}{tail}"
+        )
+
+
+def table(source: Source, data_dir: str | None, *, columns: Sequence[str]) -> Any:
+    """The split of a data set as a `datasets.Dataset`, for `row` and `column`.
+
+    data_dir: folder in which a folder `source.folder` is a copy of the repository; None: the hub,
+    or with HF_DATASETS_OFFLINE=1 what is cached of it, under any of its names.
+    columns: those that must be there.
+    Raises RedlibError, one line, if there is no such folder or split, if the hub cannot be reached
+    and nothing is cached, if the data set is gated, if a file is damaged, or without a column.
+    """
+    if data_dir is not None:
+        folder = Path(data_dir).expanduser() / source.folder
+        if not folder.is_dir():
+            raise RedlibError(
+                f"data_dir: no folder {str(folder)!r} for {source.name}; copy it there with `hf "
+                f"download --repo-type dataset {source.ids[0]} --local-dir {folder}`"
+            )
+        found = _load(str(folder), source)
+    else:
+        found = _from_hub(source)
+    missing = [name for name in columns if name not in found.column_names]
+    if missing:
+        raise RedlibError(
+            f"{source.name}: no column {missing[0]!r}; there are {', '.join(found.column_names)}. "
+            f"Expected is the form of {source.ids[0]}"
+        )
+    return found.with_format("arrow")
+
+
+def row(found: Any, number: int) -> dict[str, Any]:
+    """One row of a `table`, as it is stored, pictures as {"bytes": ..., "path": ...}; but a class
+    by its name, since its number says nothing outside the file."""
+    from datasets import ClassLabel
+
+    stored = found[number].to_pylist()[0]
+    for name, feature in found.features.items():
+        if isinstance(feature, ClassLabel) and stored[name] is not None:
+            stored[name] = feature.int2str(stored[name])
+    return stored
+
+
+def column(found: Any, name: str) -> list[Any]:
+    """One column of a `table`, without reading the others."""
+    return found.select_columns([name])[:].column(name).to_pylist()
+
+
+def _from_hub(source: Source) -> Any:
+    """Under the first of its names that is there; the complaint about the first is told."""
+    complaints = []
+    for name in source.ids:
+        try:
+            return _load(name, source)
+        except RedlibError as error:
+            complaints.append(error)
+    raise complaints[0]
+
+
+def _load(path: str, source: Source) -> Any:
+    from datasets import load_dataset  # costs a second, and only `data: real` needs it
+    from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+    from pyarrow import ArrowInvalid
+
+    try:
+        return load_dataset(
+            path,
+            source.config,
+            revision=getattr(source, "revision", None),
+            data_files={source.split: source.files},
+            split=source.split,
+        )
+    except DatasetNotFoundError as error:
+        raise RedlibError(f"{source.name}: {_gated(path, error)}") from None
+    except (ArrowInvalid, DatasetGenerationError) as error:
+        raise RedlibError(
+            f"{source.name}: a file of {path} is damaged or half downloaded "
+            f"({_first_line(error.__cause__ or error)}); delete it and fetch it again"
+        ) from None
+    except FileNotFoundError as error:
+        raise RedlibError(
+            f"{source.name}: {path} holds no {source.files} ({_first_line(error)}); expected is a "
+            f"copy of {source.ids[0]}"
+        ) from None
+    except (ConnectionError, ValueError) as error:
+        raise RedlibError(
+            f"{source.name}: {path} cannot be loaded ({_first_line(error)}); without a connection "
+            "nothing can be fetched, so set data_dir to a folder that holds it"
+        ) from None
+
+
+def _gated(path: str, error: Exception) -> str:
+    text = _first_line(error)
+    if "gated" not in text:
+        return f"{text}; check the connection, or set data_dir to a folder that holds it"
+    return (
+        f"{path} is gated: accept its terms at https://huggingface.co/datasets/{path}, then log in "
+        "with `hf auth login`"
+    )
+
+
+def decode(stored: Any, which: str) -> Image.Image:
+    """A picture as the model may see it: RGB, upright, transparency on white.
+
+    stored: {"bytes": ..., "path": ...} of an Image column, bytes, or a file's path.
+    which: how to call it in a complaint.
+    Raises Unreadable: nothing stored, no image, truncated, or of a form that no model reads.
+    """
+    from redlib.models import read_image  # torch comes with it
+
+    data = encoded(stored, which)
+    try:
+        return read_image(io.BytesIO(data), which)
+    except RedlibError as error:
+        raise Unreadable(str(error)) from None
+
+
+def encoded(stored: Any, which: str) -> bytes:
+    """The bytes of a picture as they are stored; `decode` says of what."""
+    if isinstance(stored, dict):
+        stored = stored.get("bytes") or stored.get("path")
+    if isinstance(stored, str | os.PathLike):
+        try:
+            stored = Path(stored).read_bytes()
+        except OSError as error:
+            raise Unreadable(f"{which}: {error.strerror or error}") from None
+    if not isinstance(stored, bytes) or not stored:
+        raise Unreadable(f"{which}: no picture is stored")
+    return stored
+
+
+def texts(value: Any, *, field: str) -> tuple[str, ...]:
+    """The texts in a column of answers or captions, in each form that data sets store them.
+
+    value: a list of texts, a list of {field: text, ...}, {field: [texts], ...}, one text, or None.
+    """
+    if value is None:
+        return ()
+    if isinstance(value, str):
+        return (value,)
+    if isinstance(value, dict):
+        return texts(value.get(field), field=field)
+    return tuple(text for item in value for text in texts(item, field=field))
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")

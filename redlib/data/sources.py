@@ -1,0 +1,109 @@
+"""Which data sets stand behind `data: real`, where they live, and how large they are.
+
+The paper looks at two sets of photographs, both from COCO:
+
+    VQAv2 validation      40,504 images with 214,354 questions, each answered by ten people; the
+                          study of section 3.2 and the images of notebooks 01 to 03
+    COCO Karpathy train   82,783 images with five captions each; prototypes are searched in them
+
+Either one is read in one of two forms, and which one it is makes no difference to what is drawn:
+
+* the *Hugging Face form*, through `datasets.load_dataset`: from the hub, from its cache
+  (HF_DATASETS_OFFLINE=1), or from a copy of the repository in a folder, as `hf download` makes it;
+* the *folder form*, in which their makers publish them: JSON beside the JPEG files.
+
+`data_dir` names a folder that holds them; without it the hub is asked.
+
+Sizes are those that the publishers state, so that `fetches` can name them without a connection:
+what the dataset cards give as download_size and dataset_size, the file list of the repository, and
+cocodataset.org's 13 GB for its 82,783 training images.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from redlib.params import Params
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set in its Hugging Face form.
+
+    Attributes:
+        name: as the paper calls it.
+        ids: names of its repository on the hub, the present one first.
+        split: of that repository.
+        files: which of its files hold the split; without them `load_dataset` fetches every split.
+        gigabytes: to fetch.
+        disk: gigabytes more that `datasets` takes for its own uncompressed copy.
+        config: of that repository, where it has several.
+        per_image: gigabytes of each image that is used, where images are fetched one by one.
+    """
+
+    name: str
+    ids: tuple[str, ...]
+    split: str
+    files: str
+    gigabytes: float
+    disk: float
+    config: str | None = None
+    per_image: float = 0.0
+
+    @property
+    def folder(self) -> str:
+        """The folder below `data_dir` that holds a copy of the repository."""
+        return self.ids[0].split("/")[1]
+
+
+# The organisation lmms-lab was renamed in July 2026; whoever has a copy has it under either name.
+VQAV2 = Source(
+    name="VQAv2 validation",
+    ids=("lmms-lab-encoder/VQAv2", "lmms-lab/VQAv2"),
+    split="validation",
+    files="data/validation-*",
+    gigabytes=6.9,
+    disk=33.9,
+)
+
+# This repository holds captions and the address of each image, not the images.
+COCO = Source(
+    name="COCO Karpathy train",
+    ids=("yerevann/coco-karpathy",),
+    split="train",
+    files="data/train-*",
+    gigabytes=0.017,
+    disk=0.05,
+    per_image=13 / 82_783,
+)
+
+
+def fetches(
+    params: Params, *, notebooks: Sequence[str] = ("01", "02", "03", "04", "05", "06", "07", "08")
+) -> pd.DataFrame:
+    """What a run would fetch, at most: nothing of it where it is cached already.
+
+    notebooks: numbers of those that run. VQAv2 is behind 01 to 05, COCO behind 05 and all that need
+    its codebook.
+
+    Returns name, id, split, gigabytes, source, one row per data set: source is "Hugging Face hub",
+    or the folder that `data_dir` names and from which nothing is fetched; and disk, gigabytes more
+    that the copy of `datasets` takes. No rows with `data: tabletop`.
+    """
+    columns = ["name", "id", "split", "gigabytes", "source", "disk"]
+    if params.data != "real":
+        return pd.DataFrame(columns=columns)
+    needed = []
+    if set(notebooks) & {"01", "02", "03", "04", "05"}:
+        needed.append((VQAV2, 0))
+    if set(notebooks) & {"05", "06", "07", "08"}:
+        needed.append((COCO, params.codebook_images))
+    rows = []
+    for source, images in needed:
+        size = source.gigabytes + images * source.per_image
+        place, disk = "Hugging Face hub", source.disk
+        if params.data_dir is not None:
+            size, place, disk = 0.0, f"folder {params.data_dir}", 0.0
+        rows.append((source.name, source.ids[0], source.split, round(size, 3), place, disk))
+    return pd.DataFrame(rows, columns=columns)

@@ -223,6 +223,15 @@ class Params(BaseModel):
     data_dir: _Text | None = Field(
         None, description="folder that holds the data sets; null: the Hugging Face hub"
     )
+    prompts: Literal["release", "lmms-eval"] = Field(
+        "release", description="wording of the benchmarks' questions, with data: real"
+    )
+    caption_metric: Literal["SPICE", "CIDEr"] = Field(
+        "SPICE", description="judges captions of photographs; both need Java, SPICE CoreNLP too"
+    )
+    games_dir: _Text | None = Field(
+        None, description="folder of your own pictures for spot-the-difference, with data: real"
+    )
     seed: _whole(0, 2**32 - 1) = Field(0, description="start of every random choice")
     preset: Literal["paper", "released", "calibrated"] = Field(
         "calibrated", description="where a definition that is null takes its value"

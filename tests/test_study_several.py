@@ -11,6 +11,7 @@ from redlib.bench.intervals import ratio
 from redlib.codebook import Codebook, Criteria
 from redlib.figures import several as figures
 from redlib.notebook import begin
+from redlib.params import Params
 from redlib.study import several
 from redlib.tabletop import evaluation_several
 
@@ -95,7 +96,7 @@ def test_video_counts_as_mvbench_does():
 
 
 def test_samples_are_apart_from_those_of_the_checkpoint_s_evaluation():
-    found = several.samples("test", 4)
+    found = several.samples(Params(), "test", 4)
     assert [len(s.asked) for s in found if s.set == "muir"] == [2, 2]  # with its unanswerable twin
     assert len([s for s in found if s.set == "mantis"]) == 4
     assert sum(len(s.asked) for s in found if s.set == "film") >= 4
@@ -124,7 +125,7 @@ def test_every_method_keeps_the_budget_of_each_image(session):
     codebook = Codebook(
         vectors, ("a",) * 3, (0, 1, 2), vlm.name, vlm.revision, Criteria(0.1, 8, 1, 0.1)
     )
-    sample = several.samples("test", 1)[1]
+    sample = several.samples(Params(), "test", 1)[1]
     rows = several.measure(session, sample, codebook, {"several": 2.0, "film": 2.0})
     kept = rows.groupby("method")["kept"].first()
     assert kept["unpruned"] == kept["threshold"] == 2 * 729  # no cosine is above 2
@@ -133,7 +134,7 @@ def test_every_method_keeps_the_budget_of_each_image(session):
     assert set(rows["set"]) == {"muir"}
     tokens = {
         (s.set, name): count
-        for s in several.samples("test", 1)
+        for s in several.samples(Params(), "test", 1)
         for name, count, _ in several.rules(session, s, {"several": 0.5, "film": 0.5})
     }
     assert tokens["film", "unpruned"] == 196

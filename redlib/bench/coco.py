@@ -103,6 +103,18 @@ def spice(captions: Mapping[str, str], references: References) -> pd.Series:
     return pd.Series([scores[k] for k in told], index=list(told), name="SPICE", dtype=float)
 
 
+def ready(metric: str) -> None:
+    """See to it that "CIDEr" or "SPICE" can be computed, before hours of answers depend on it.
+
+    Raises:
+        RedlibError: the package, Java, CORENLP_DIR or a jar in it is missing; Java is too new.
+    """
+    _package(metric, f"{metric.lower()}.{metric.lower()}")
+    java = _java(metric)
+    if metric == "SPICE":
+        _check_version(java, _corenlp())
+
+
 def _check(captions: Mapping[str, str], references: References, metric: str) -> None:
     apart = sorted(set(captions) ^ set(references))
     if apart:

@@ -25,11 +25,13 @@ import torch
 from redlib import stages
 from redlib.bench import Interval, evaluate, keep_all
 from redlib.codebook import Codebook
+from redlib.data import prompts
+from redlib.models import VLM
 from redlib.notebook import Session
 from redlib.prune import keep_lowest, random_scores, redundancy
 from redlib.stages import Built
 from redlib.study import printed
-from redlib.study.asking import FIVE, FIVE_TASKS, ask, asked_scenes
+from redlib.study.asking import FIVE, FIVE_TASKS, REAL, exam, identity
 from redlib.study.codebooks import SCORED_AT
 from redlib.study.patches import LEAST_IMAGES
 
@@ -82,7 +84,7 @@ def judge(
     draws: int,
     limit: int,
 ) -> pd.DataFrame:
-    """Answers to `limit` questions of each of the five tasks about the test scenes from 0 on.
+    """Answers to `limit` questions of each of the five tasks about the first test images.
 
     Args:
         kind: name of the resumable table.
@@ -95,12 +97,13 @@ def judge(
     same tokens of an image are asked once.
     """
     p, vlm = session.params, session.model
-    drawn = {scene.id: scene for scene in asked_scenes("test", limit)}
+    found, questions = exam(p, "test", limit)
+    drawn = {scene.id: scene for scene in found}
     about: dict[str, list] = {}
-    for question in ask(list(drawn.values()), FIVE_TASKS, limit):
+    for question in questions:
         about.setdefault(question.image, []).append(question)
     books = {name: book for name, book in books.items() if book is not None}
-    keep = kept_tokens(session)
+    keep, longest = kept_tokens(session), 4 if p.data == "tabletop" else prompts.LONGEST
     store = session.store(
         kind,
         code=CODE,
@@ -109,6 +112,7 @@ def judge(
         draws=draws,
         tokens=keep,
         seed=p.seed,
+        **identity(p, questions),
     )
 
     def measure(name: str) -> pd.DataFrame:
@@ -119,22 +123,24 @@ def judge(
             masks[RANDOM, seed] = keep_lowest(scores, keep)
         for method, book in books.items():
             masks[method, 0] = keep_lowest(redundancy(tokens, book), keep).cpu()
-        asked: dict[bytes, pd.DataFrame] = {}
+        said: dict[bytes, pd.DataFrame] = {}
         frames = []
         for (method, seed), mask in masks.items():
             same = mask.numpy().tobytes()
-            if same not in asked:
-                asked[same] = _ask(vlm, name, tokens, about[name], mask)
-            frames.append(asked[same].assign(method=method, seed=seed))
+            if same not in said:
+                said[same] = _ask(vlm, name, tokens, about[name], mask, longest)
+            frames.append(said[same].assign(method=method, seed=seed))
         return pd.concat(frames, ignore_index=True)
 
     return store.compute(about, measure, describe="images")
 
 
-def _ask(vlm, name: str, tokens: torch.Tensor, questions: list, mask: torch.Tensor) -> pd.DataFrame:
+def _ask(
+    vlm: VLM, name: str, tokens: torch.Tensor, questions: list, mask: torch.Tensor, longest: int
+) -> pd.DataFrame:
     return evaluate(
-        vlm, {name: tokens}, questions, lambda *_: mask, max_new_tokens=4, progress=False
-    )  # fmt: skip
+        vlm, {name: tokens}, questions, lambda *_: mask, max_new_tokens=longest, progress=False
+    )
 
 
 def fingerprint(book: Codebook) -> str:
@@ -147,7 +153,8 @@ def shares(answers: pd.DataFrame, *, resamples: int = 2000, seed: int = 0) -> Sh
 
     POPE's accuracy is the mean over its subsets. A draw without a subset takes the others.
     """
-    frame = answers[answers["task"].isin(FIVE_TASKS)]
+    frame = answers.assign(task=answers["task"].replace(REAL))
+    frame = frame[frame["task"].isin(FIVE_TASKS)]
     counts = frame.pivot_table("correct", "image", ["method", "task"], "count", fill_value=0)
     sums = frame.astype({"correct": float}).pivot_table(
         "correct", "image", ["method", "task"], "sum", fill_value=0

@@ -3,15 +3,23 @@
 The paper judges a pruning method by the mean over five benchmarks of short answers; each has its
 own generator in the tabletop world: POPE (mean of its three subsets, as the paper reports it), MME
 (accuracy), MMBench (right in all four rotations), SEED and RealWorldQA (images of another shape).
+With `data: real` the benchmarks themselves are asked. Whoever evaluates takes both from here and
+need not know which:
+
+    images, questions = exam(params, "test", params.n_questions)
 """
 
 from collections.abc import Iterable, Sequence
+from hashlib import sha256
 from itertools import zip_longest
 
 import numpy as np
 import pandas as pd
 
 from redlib.bench import POPE_SUBSETS
+from redlib.data import benchmarks, single
+from redlib.data.hub import Picture
+from redlib.params import Params
 from redlib.tabletop import Question, Scene, questions, scenes
 from redlib.tabletop.world import SIDE
 
@@ -29,6 +37,9 @@ CAPTIONED: tuple[str, ...] = ("nocaps", "flickr")
 
 FIVE_TASKS: tuple[str, ...] = tuple(task for subsets in FIVE.values() for task in subsets)
 
+REAL = {"mmbench": "mmb", "realworldqa": "rwqa"}
+"""Benchmarks that a tabletop task stands in for under another name; other names are the same."""
+
 WIDE = (504, 336)
 """Pixels of the images that RealWorldQA's questions are asked about."""
 
@@ -37,6 +48,58 @@ WIDE_START = 1_000_000
 
 CAPTION_STARTS = {"nocaps": 1_100_000, "flickr": 1_200_000}
 """Number of the first scene that is described, for either column."""
+
+
+def exam(
+    params: Params, split: str, limit: int, *, images: int | None = None, scale: int = 1
+) -> tuple[list[Scene] | list[Picture], list[Question]]:
+    """Images of a split, and at most `limit` questions of each of the five tasks about them.
+
+    A smaller limit asks the first of the same questions.
+
+    split: "test" or "calibration". images: how many scenes to ask about, by default `limit`. scale:
+    see `asked_scenes`; photographs are as many and as large as they are.
+    """
+    if params.data == "tabletop":
+        drawn = asked_scenes(split, images or limit, scale=scale)
+        return drawn, ask(drawn, FIVE_TASKS, limit)
+    return _gathered(benchmarks.FIVE, limit, params, split)
+
+
+def described(
+    params: Params, limit: int, *, scale: int = 1
+) -> tuple[list[Scene] | list[Picture], list[Question]]:
+    """Images to be described in one sentence, `limit` for either column, and the questions."""
+    if params.data == "tabletop":
+        drawn = described_scenes("test", limit, scale=scale)
+        about = [q for task, part in drawn.items() for q in questions(part, task)]
+        return [scene for part in drawn.values() for scene in part], about
+    return _gathered(benchmarks.CAPTIONED, limit, params, "test")
+
+
+def _gathered(
+    names: Iterable[str], limit: int, params: Params, part: str
+) -> tuple[list[Picture], list[Question]]:
+    each = [single.ask(name, limit, params, part=part) for name in names]
+    return [p for pictures, _ in each for p in pictures], [q for _, about in each for q in about]
+
+
+def calibration(params: Params) -> list[Scene] | list[Picture]:
+    """`n_calibration` images on which a threshold is set, none of them in any test; of photographs
+    a fifth of them from each of the five benchmarks, or as many as these have to spare."""
+    if params.data == "tabletop":
+        return scenes("calibration", params.n_calibration)
+    each = -(-params.n_calibration // len(FIVE))
+    return _gathered(benchmarks.FIVE, each, params, "calibration")[0]
+
+
+def identity(params: Params, about: Iterable[Question]) -> dict[str, object]:
+    """What a table of answers to questions about photographs depends on; nothing for scenes, whose
+    code says it all."""
+    if params.data == "tabletop":
+        return {}
+    told = sorted((q.task, q.image, q.text, q.answer) for q in about)
+    return {"data": "real", "asked": sha256(repr(told).encode()).hexdigest()[:12]}
 
 
 def asked_scenes(split: str, limit: int, *, scale: int = 1) -> list[Scene]:
@@ -103,7 +166,7 @@ def _is_wide(scene: Scene) -> bool:
 def strata(answers: pd.DataFrame) -> np.ndarray:
     """(n,) name of the five-task task of every answer, "" for the further ones."""
     of = {task: name for name, subsets in FIVE.items() for task in subsets}
-    return answers["task"].map(of).fillna("").to_numpy()
+    return answers["task"].replace(REAL).map(of).fillna("").to_numpy()
 
 
 def five(answers: pd.DataFrame) -> dict[str, float]:
@@ -111,7 +174,7 @@ def five(answers: pd.DataFrame) -> dict[str, float]:
 
     POPE is the mean of its subsets, whatever their sizes.
     """
-    per_task = answers.groupby("task")["correct"].mean()
+    per_task = answers.groupby(answers["task"].replace(REAL))["correct"].mean()
     numbers = {
         name: float(per_task.reindex(subsets).mean(skipna=False)) for name, subsets in FIVE.items()
     }

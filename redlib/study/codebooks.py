@@ -34,7 +34,7 @@ from redlib.notebook import MEASURING, Session
 from redlib.prune import keep_lowest, random_scores, redundancy
 from redlib.stages import EAGER, UNCHOSEN, Built, Probing
 from redlib.store import Store
-from redlib.study.asking import FIVE_TASKS, ask, asked_scenes, five
+from redlib.study.asking import exam, five
 from redlib.tabletop import Scene, scenes
 
 START = 1_000_000
@@ -374,8 +374,7 @@ class _Asker:
     def __init__(self, session: Session) -> None:
         p = session.params
         self.vlm, self.seed = session.model, p.seed
-        drawn = asked_scenes("calibration", p.n_calibration)
-        self.questions = ask(drawn, FIVE_TASKS, p.n_questions)
+        drawn, self.questions = exam(p, "calibration", p.n_questions, images=p.n_calibration)
         self.tokens = {s.id: self.vlm.encode([s.image]).tokens[0] for s in drawn}
         self.number = {s.id: n for n, s in enumerate(drawn)}
         self.keep = min(SCORED_AT, self.vlm.grid.size // 2)

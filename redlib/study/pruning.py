@@ -32,12 +32,15 @@ import torch
 from PIL import Image
 
 from redlib import bench, leave_one_out, probe, stages
-from redlib.bench import captions
+from redlib.bench import captions, coco
 from redlib.bench.letters import circular
 from redlib.bench.looking import NONE, UNPRUNED, Rule, look, reply
 from redlib.codebook import Codebook
+from redlib.data import prompts, single
+from redlib.data.hub import Picture
 from redlib.errors import RedlibError
 from redlib.notebook import MEASURING, Session
+from redlib.params import family
 from redlib.prune import METHODS as ALL
 from redlib.prune import (
     calibrate,
@@ -52,10 +55,10 @@ from redlib.prune.context import MERGED
 from redlib.prune.scores import cosines
 from redlib.store import atomic, write_json
 from redlib.study import codebooks, scoring
-from redlib.study.asking import CAPTIONED, FIVE_TASKS, ask, asked_scenes, described_scenes
+from redlib.study.asking import CAPTIONED, ask, calibration, described, exam, identity
 from redlib.study.patches import LEAST_IMAGES
 from redlib.study.verdict import Verdict
-from redlib.tabletop import Question, Scene, questions, scenes
+from redlib.tabletop import Question, Scene, scenes
 from redlib.tabletop.world import redraw
 
 TILE_BUDGETS = (64, 32)
@@ -89,7 +92,10 @@ METHODS: dict[str, str] = {
 }
 
 LONGEST, LONGEST_CAPTION = 8, 64
-"""New tokens of an answer and of a caption."""
+"""New tokens of an answer and of a caption about a scene; for photographs see `data.prompts`."""
+
+KNOWING = ("oracle", "oracle-inverse")
+"""Methods that are told where the objects are, which nobody knows of a photograph."""
 
 INFORMATIVE = 0.5
 """A token is informative if an object or the written word covers so much of its patch."""
@@ -135,12 +141,12 @@ def seconds_to_build(session: Session) -> float:
 
 
 def thresholds(session: Session, codebook: Codebook) -> pd.DataFrame:
-    """r for each budget, set on the calibration scenes; with r_threshold given, that one r.
+    """r for each budget, set on the calibration images; with r_threshold given, that one r.
 
     Returns budget, r, calibration_mean (tokens kept there), images.
     """
     p, vlm = session.params, session.model
-    drawn = scenes("calibration", p.n_calibration)
+    drawn = calibration(p)
     scores = [redundancy(vlm.encode([scene.image]).tokens[0], codebook) for scene in drawn]
     rows = []
     for budget in p.budgets:
@@ -173,15 +179,22 @@ class Shown:
 
 
 def show(session: Session, codebook: Codebook, *, keep: int) -> Shown:
-    """The first test scene with `keep` tokens and all, asked one question of each of SHOWN."""
-    vlm = session.model
-    scene = scenes("test", 1)[0]
+    """The first test scene with `keep` tokens and all, asked one question of each of SHOWN; of
+    photographs the first of POPE, asked one question of each subset, and `covered` is NaN."""
+    p, vlm = session.params, session.model
+    if p.data == "tabletop":
+        scene = scenes("test", 1)[0]
+        chosen = [q for task in SHOWN for q in ask([scene], (task,), 1)[:1]]
+    else:
+        (scene, *_), chosen = single.ask("pope", 1, p)
+        chosen = [q for q in chosen if q.image == scene.id]
     tokens = vlm.encode([scene.image]).tokens[0]
     scores = redundancy(tokens, codebook)
     mask = keep_lowest(scores, keep)
-    chosen = [q for task in SHOWN for q in ask([scene], (task,), 1)[:1]]
     texts = [question.text for question in chosen]
-    covered = scene.coverage(vlm.sight).sum(axis=0)
+    covered = np.full(len(tokens), np.nan)
+    if isinstance(scene, Scene):
+        covered = scene.coverage(vlm.sight).sum(axis=0)
     frame = pd.DataFrame({"patch": np.arange(len(tokens)), "score": scores.cpu().numpy()})
     frame["kept"], frame["covered"] = mask.cpu().numpy(), covered
     frame["prototype"] = cosines(tokens, codebook).argmax(dim=-1).cpu().numpy()
@@ -215,8 +228,11 @@ def prototype_crops(
     border, (h, w, 3)."""
     vlm, grid = session.model, session.model.grid
     found = {}
+    photographs = codebooks.training_scenes(session) if session.params.data == "real" else {}
     for number in shown.loc[~shown["kept"], "prototype"].value_counts().index[:most]:
-        view = np.asarray(vlm.view(redraw(codebook.image[number]).image))
+        name = codebook.image[number]
+        source = photographs[name] if photographs else redraw(name)
+        view = np.asarray(vlm.view(source.image))
         edges = []
         for at, side, cells in zip(
             grid.row_col(codebook.patch[number]), view.shape[:2], (grid.height, grid.width),
@@ -259,6 +275,8 @@ def rules(session: Session, limits: pd.DataFrame, setting: str = "base") -> list
     few = min(p.n_further, full)
     budgets = p.budgets if setting == "base" else TILE_BUDGETS
     names = ["ours", "random", *p.methods, "threshold"]
+    if p.data == "real":
+        names = [name for name in names if name not in KNOWING]
     if setting == "split":  # Hugging Face's FastV would read 2,880 tokens for every question
         names = [name for name in names if name in ASKED_ALL]
     found = [Asked("unpruned", 0, Rule(UNPRUNED, size), full, True)]
@@ -298,7 +316,7 @@ class Asking:
             place is below it.
     """
 
-    scene: Scene
+    scene: Scene | Picture
     setting: str
     asked: list[tuple[Question, int]]
 
@@ -306,22 +324,22 @@ class Asking:
 def to_ask(session: Session) -> dict[str, Asking]:
     """By image, all questions of all settings; test scenes from 0 on, captions on others."""
     p, found = session.params, {}
-    shown = [("base", 1, p.n_questions, p.n_captions)]
+    shown: list[tuple[str, int, int, int]] = [("base", 1, p.n_questions, p.n_captions)]
     if session.model.model.config.model_type == "llava_next":
         shown.append(("split", 2, p.n_tiled, min(p.n_tiled, p.n_captions)))
-    for setting, scale, limit, described in shown:
-        drawn = asked_scenes("test", limit, scale=scale)
-        few = set(ask(drawn, FIVE_TASKS, min(p.n_further, limit)))
-        asked = [
-            (question, 0 if question in few else p.n_further)
-            for question in ask(drawn, FIVE_TASKS, limit)
-        ]
-        for task, part in described_scenes("test", described, scale=scale).items():
-            drawn += part
-            asked += [(question, 0) for question in questions(part, task)]
-        found |= {scene.id: Asking(scene, setting, []) for scene in drawn}
-        for question, place in asked:
-            found[question.image].asked.append((question, place))
+    for setting, scale, limit, n_described in shown:
+        drawn, about = exam(p, "test", limit, scale=scale)
+        few = set(exam(p, "test", min(p.n_further, limit), images=limit, scale=scale)[1])
+        placed = [(question, 0 if question in few else p.n_further) for question in about]
+        more, captioned = described(p, n_described, scale=scale)
+        placed += [(question, 0) for question in captioned]
+        found |= {
+            f"{setting}/{scene.id}" if p.data == "real" else scene.id: Asking(scene, setting, [])
+            for scene in (*drawn, *more)
+        }
+        for question, place in placed:
+            name = f"{setting}/{question.image}" if p.data == "real" else question.image
+            found[name].asked.append((question, place))
     return {name: asking for name, asking in found.items() if asking.asked}
 
 
@@ -334,6 +352,8 @@ def answer_images(session: Session, codebook: Codebook, limits: pd.DataFrame) ->
     informative tokens that stayed; NaN where rows stand for no single token, and for tiles).
     """
     p = session.params
+    if p.data == "real":
+        coco.ready(p.caption_metric)
     about = to_ask(session)
     plan = {
         setting: rules(session, limits, setting)
@@ -348,13 +368,43 @@ def answer_images(session: Session, codebook: Codebook, limits: pd.DataFrame) ->
         probe=[p.prompt, p.top_prob, p.top_jsd, p.jsd_definition, p.k_region, p.k_global]
         if "probe" in p.methods
         else None,
+        **identity(p, (question for asking in about.values() for question, _ in asking.asked)),
     )
 
     def measure(name: str) -> pd.DataFrame:
         asking = about[name]
         return answer_image(session, asking, plan[asking.setting], codebook)
 
-    return store.compute(about, measure, describe="images")
+    answers = store.compute(about, measure, describe="images")
+    return answers if p.data == "tabletop" else _captions_judged(session, answers, about)
+
+
+def _captions_judged(
+    session: Session, answers: pd.DataFrame, about: dict[str, Asking]
+) -> pd.DataFrame:
+    """The answers with what the captions of photographs are worth, by `caption_metric`.
+
+    Both metrics are of a set of captions, so each rule's captions of a column are judged together.
+    """
+    metric = session.params.caption_metric
+    judge = {"SPICE": coco.spice, "CIDEr": coco.cider}[metric]
+    told = {asking.scene.id: asking.scene.references for asking in about.values()}
+    key = ["setting", "method", "tokens", "seed", "task"]
+    part = answers[answers["task"].isin(CAPTIONED)]
+    sets = {" ".join(map(str, of)): rows for of, rows in part.groupby(key, sort=False)}
+    said = sorted(zip(part["image"], part["answer"], strict=True))
+    store = session.store(
+        "captions", code=("bench/coco",), metric=metric,
+        said=hashlib.sha256(repr((said, sorted(told.items()))).encode()).hexdigest()[:12],
+    )  # fmt: skip
+
+    def measure(name: str) -> pd.DataFrame:
+        captions = dict(zip(sets[name]["image"], sets[name]["answer"], strict=True))
+        worth = judge(captions, {image: told[image] for image in captions})
+        return pd.DataFrame({"row": sets[name].index, "worth": worth[sets[name]["image"]].values})
+
+    worth = store.compute(sets, measure, describe="sets of captions").set_index("row")["worth"]
+    return answers.assign(correct=worth.reindex(answers.index).fillna(answers["correct"]))
 
 
 def answer_image(
@@ -362,10 +412,18 @@ def answer_image(
 ) -> pd.DataFrame:
     """Rows of `answer_images` of one image."""
     vlm, scene, base = session.model, asking.scene, asking.setting == "base"
-    covered = scene.coverage(vlm.sight).sum(axis=0) + scene.word_coverage(vlm.sight)
+    covered = None
+    if isinstance(scene, Scene):
+        covered = scene.coverage(vlm.sight).sum(axis=0) + scene.word_coverage(vlm.sight)
+    longest, longest_caption = LONGEST, LONGEST_CAPTION
+    if covered is None:
+        p = session.params
+        longest = prompts.LONGEST
+        longest_caption = prompts.longest_caption(p.prompts, family(p.model))
     extra = {}
     if base:
-        extra["coverage"] = [torch.from_numpy(covered)]
+        if covered is not None:
+            extra["coverage"] = [torch.from_numpy(covered)]
         if any(asked.method == "probe" for asked in plan):
             extra |= probed(session, scene)
     looked = look(vlm, [scene.image], setting=asking.setting, extra=extra)
@@ -378,10 +436,9 @@ def answer_image(
         ]
         if not chosen:
             continue
-        longest = LONGEST_CAPTION if any(q.task in CAPTIONED for q in chosen) else LONGEST
         told = reply(
             vlm, looked, asked.rule, [q.text for q in chosen], codebook=codebook,
-            max_new_tokens=longest,
+            max_new_tokens=longest_caption if any(q.task in CAPTIONED for q in chosen) else longest,
         )  # fmt: skip
         frame = pd.DataFrame(
             {
@@ -400,15 +457,20 @@ def answer_image(
                     _right(q, said, scene) for q, said in zip(chosen, told.texts, strict=True)
                 ],
                 "kept": told.kept,
-                "informative": [_found(covered, kept) if base else np.nan for kept in told.chosen],
+                "informative": [
+                    np.nan if covered is None or not base else _found(covered, kept)
+                    for kept in told.chosen
+                ],
             }
         )
         frames.append(frame.assign(correct=circular(frame).astype(float)))
     return pd.concat(frames, ignore_index=True)
 
 
-def _right(question: Question, said: str, scene: Scene) -> float:
+def _right(question: Question, said: str, scene: Scene | Picture) -> float:
     if question.task in CAPTIONED:
+        if isinstance(scene, Picture):
+            return np.nan  # worth something only among others, see `_captions_judged`
         return captions.f1(*captions.counts(said, scene, question.task))
     return float(bench.is_correct(question.task, said, question.answer, question=question.text))
 
@@ -425,7 +487,7 @@ def _found(covered: np.ndarray, kept: Sequence[Kept]) -> float:
     return float(np.isin(told, stays).mean()) if len(stays) else np.nan
 
 
-def probed(session: Session, scene: Scene) -> dict[str, list[torch.Tensor]]:
+def probed(session: Session, scene: Scene | Picture) -> dict[str, list[torch.Tensor]]:
     """What the direct probe ranks by: top-1 probability and final JSD of every token. Dear: it
     probes and ablates each token of the image."""
     p, vlm = session.params, session.model

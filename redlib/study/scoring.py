@@ -9,7 +9,7 @@ as the score under it:
 | mme | right, and once more if its pair is | mean over the categories: the perception sum's share |
 | mmb | right in all rotations | mean |
 | seed, rwqa | right | mean |
-| nocaps, flickr | F1 of the caption's scene graph (tabletop-SPICE) | mean |
+| nocaps, flickr | F1 of the caption's scene graph (tabletop-SPICE), or SPICE or CIDEr | mean |
 
 "mean" is over the first five and "captions" over the last two: of scores where scores are told, of
 ratios where shares are, as the paper averages them. Every number is computed on the questions that
@@ -30,7 +30,7 @@ import numpy as np
 import pandas as pd
 
 from redlib.bench.intervals import Interval, interval, ratio
-from redlib.study.asking import CAPTIONED, FIVE
+from redlib.study.asking import CAPTIONED, FIVE, REAL
 
 TASKS: dict[str, tuple[str, ...]] = {
     **{task: (task,) for task in FIVE},
@@ -40,9 +40,11 @@ TASKS: dict[str, tuple[str, ...]] = {
 }
 """What is told -> the columns whose scores or shares it averages."""
 
-_COLUMN = {task: name for name, subsets in FIVE.items() for task in subsets} | {
-    task: task for task in CAPTIONED
-}
+_COLUMN = (
+    {task: name for name, subsets in FIVE.items() for task in subsets}
+    | {task: task for task in CAPTIONED}
+    | REAL
+)
 _QUESTION = ["task", "image", "group", "question"]
 _OF = ["setting", "method", "tokens"]
 

@@ -21,7 +21,7 @@ answers under all methods; each is seen by the tower once.
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,8 +32,12 @@ from redlib.bench import is_correct
 from redlib.bench.intervals import Interval, difference, interval, ratio
 from redlib.bench.looking import UNPRUNED, Rule, leave, look, reply
 from redlib.codebook import Codebook
+from redlib.data import prompts
+from redlib.data import several as photographs
+from redlib.data.several import Asked, Shots
 from redlib.models import VLM
 from redlib.notebook import MEASURING, Session
+from redlib.params import Params
 from redlib.prune import calibrate
 from redlib.study.verdict import LEAST_CLUSTERS
 from redlib.tabletop.films import SUBTASKS, Film, film_questions, films
@@ -43,7 +47,7 @@ START = 4_000_000
 """First item of each set in its split; the checkpoint's own evaluation begins at 2,000,000."""
 
 FRAMES = 16
-LONGEST = 8  # new tokens of an answer
+LONGEST = 8  # new tokens of an answer about scenes; about photographs see `data.prompts`
 
 RULE_OF = {"mantis": "mantis", "muir": "muirbench", "film": "mvbench"}
 """Set -> the official toolkit's rule that judges it (`redlib.bench.metrics`)."""
@@ -86,14 +90,14 @@ class Sample:
     Attributes:
         id: of the pair (both items of a muir number share it) or film.
         set: "mantis", "muir" or "film".
-        source: what the images are painted from.
-        asked: (kind, text, gold, chance) of each question.
+        source: what the images are painted from, or the photographs.
+        asked: its questions.
     """
 
     id: str
     set: str
-    source: Pair | Film
-    asked: tuple[tuple[str, str, str, float], ...]
+    source: Pair | Film | Shots
+    asked: tuple[Asked, ...]
 
     @property
     def setting(self) -> str:
@@ -102,9 +106,9 @@ class Sample:
 
     @property
     def images(self) -> list[Image.Image]:
-        if isinstance(self.source, Film):
-            return self.source.images
-        return [scene.image for scene in self.source.scenes]
+        if isinstance(self.source, Pair):
+            return [scene.image for scene in self.source.scenes]
+        return self.source.images
 
 
 def takes_several(vlm: VLM) -> bool:
@@ -112,8 +116,10 @@ def takes_several(vlm: VLM) -> bool:
     return vlm.model.config.model_type == "llava_onevision"
 
 
-def samples(split: str, n: int) -> list[Sample]:
+def samples(params: Params, split: str, n: int) -> list[Sample]:
     """n items of each multi-image set, and films until n questions are asked about them."""
+    if params.data == "real":
+        return [one for name in RULE_OF for one in _photographed(params, n, name, split)]
     shown = [sample for schema in KINDS for sample in _pairs(split, n, schema)]
     reels: list[Sample] = []
     while sum(len(reel.asked) for reel in reels) < n:
@@ -126,7 +132,7 @@ def _pairs(split: str, n: int, schema: str) -> list[Sample]:
     for pair in pairs(split, n, schema, start=START):
         together.setdefault(pair.id.removesuffix(".none"), []).append(pair)
     return [
-        Sample(id, schema, of[0], tuple((p.kind, p.text, p.answer, p.chance) for p in of))
+        Sample(id, schema, of[0], tuple(Asked(p.kind, p.text, p.answer, p.chance) for p in of))
         for id, of in together.items()
     ]
 
@@ -134,7 +140,13 @@ def _pairs(split: str, n: int, schema: str) -> list[Sample]:
 def _film(split: str, index: int) -> Sample:
     film = films(split, 1, start=START + index, frames=FRAMES)[0]
     asked = [q for task in SUBTASKS for q in film_questions([film], task)]
-    return Sample(film.id, "film", film, tuple((q.task, q.text, q.answer, q.chance) for q in asked))
+    told = tuple(Asked(q.task, q.text, q.answer, q.chance) for q in asked)
+    return Sample(film.id, "film", film, told)
+
+
+def _photographed(params: Params, n: int, name: str, part: str) -> list[Sample]:
+    found = photographs.shots(name, n, params, part=part)
+    return [Sample(shots.id, name, shots, shots.asked) for shots in found]
 
 
 def thresholds(session: Session, codebook: Codebook) -> dict[str, float]:
@@ -147,8 +159,14 @@ def thresholds(session: Session, codebook: Codebook) -> dict[str, float]:
     if p.r_threshold != "calibrated":
         return dict.fromkeys(("several", "film"), float(p.r_threshold))
     each = math.ceil(p.n_calibration / 2 / len(KINDS))
-    drawn = [sample for schema in KINDS for sample in _pairs("calibration", each, schema)]
-    drawn += [_film("calibration", at) for at in range(math.ceil(p.n_calibration / FRAMES))]
+    reels = math.ceil(p.n_calibration / FRAMES)
+    if p.data == "tabletop":
+        drawn = [sample for schema in KINDS for sample in _pairs("calibration", each, schema)]
+        drawn += [_film("calibration", at) for at in range(reels)]
+    else:
+        drawn = _photographed(p, reels, "film", "calibration")
+        for name in KINDS:
+            drawn += _photographed(p, each, name, "calibration")
     found = {}
     for setting in ("several", "film"):
         part = [sample for sample in drawn if sample.setting == setting]
@@ -190,7 +208,7 @@ def answer_samples(session: Session, codebook: Codebook) -> pd.DataFrame:
     if not takes_several(vlm):
         return pd.DataFrame(columns=_ANSWERS)
     limits = thresholds(session, codebook)
-    drawn = {sample.id: sample for sample in samples("test", p.n_several)}
+    drawn = {sample.id: sample for sample in samples(p, "test", p.n_several)}
     store = session.store(
         "several",
         code=(*MEASURING, "bench", "prune", "study/several", "tabletop/pairs", "tabletop/films"),
@@ -198,6 +216,7 @@ def answer_samples(session: Session, codebook: Codebook) -> pd.DataFrame:
         limits=list(limits.values()),
         seeds=p.random_seeds,
         seed=p.seed,
+        **_identity(p, drawn.values()),
     )
     found = store.compute(
         drawn, lambda id: measure(session, drawn[id], codebook, limits), describe="pairs and films"
@@ -205,17 +224,27 @@ def answer_samples(session: Session, codebook: Codebook) -> pd.DataFrame:
     return _uncounted(found)
 
 
+def _identity(params: Params, drawn: Iterable[Sample]) -> dict[str, object]:
+    """As `asking.identity`."""
+    if params.data == "tabletop":
+        return {}
+    told = sorted((sample.id, sample.asked) for sample in drawn)
+    return {"data": "real", "asked": hashlib.sha256(repr(told).encode()).hexdigest()[:12]}
+
+
 def measure(
     session: Session, sample: Sample, codebook: Codebook, limits: dict[str, float]
 ) -> pd.DataFrame:
     """Rows of `answer_samples` of one sample, empty answers not yet taken out."""
     looked = look(session.model, sample.images, setting=sample.setting)
-    texts = [text for _, text, _, _ in sample.asked]
+    texts = [asked.text for asked in sample.asked]
+    longest = LONGEST if session.params.data == "tabletop" else prompts.LONGEST
     rows = []
     for (method, tokens, seed), rule in rules(session, sample, limits).items():
-        told = reply(session.model, looked, rule, texts, codebook=codebook, max_new_tokens=LONGEST)
-        for (kind, text, gold, chance), said in zip(sample.asked, told.texts, strict=True):
-            right = is_correct(sample.set, said, gold, question=text, rule=RULE_OF[sample.set])
+        told = reply(session.model, looked, rule, texts, codebook=codebook, max_new_tokens=longest)
+        for (kind, text, gold, chance, options), said in zip(sample.asked, told.texts, strict=True):
+            shown = text if options is None else options
+            right = is_correct(sample.set, said, gold, question=shown, rule=RULE_OF[sample.set])
             rows.append(
                 (sample.set, sample.id, kind, text, gold, said, float(right), chance, method,
                  tokens, seed, told.kept)

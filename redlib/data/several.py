@@ -1,0 +1,243 @@
+"""Mantis-Eval, MuirBench and MVBench: questions about several photographs, and about films.
+
+    shots("mantis", 200, params)[0].asked      # (kind, text, gold, chance, options)
+    shots("film", 200, params)[0].images       # sixteen frames
+
+The images of a question stand before its text, in order; where the data set puts them into the text
+("Which is larger, <image> or <image>?") their numbers stand there, "(image 1) or (image 2)". The
+release and lmms-eval leave them in place, which the prefix that all questions share does not allow.
+
+MVBench is twenty subtasks with a file of questions each, taken in turn. A film is fetched when its
+question is drawn, from the hub's branch `video` or from the folder MVBench of `data_dir`. Subtasks
+whose films are not there (those of NTU RGB+D may not be passed on) are named and left out.
+"""
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from redlib.data import prompts
+from redlib.data.benchmarks import BENCHMARKS, SEVERAL
+from redlib.data.hub import Picture, Readable, opened, rows, with_images
+from redlib.errors import RedlibError
+from redlib.params import Params
+
+FRAMES = 16
+
+FOLDERS: dict[str, str] = {
+    "action_antonym": "ssv2_video_mp4",
+    "action_count": "perception/videos",
+    "action_localization": "sta/sta_video_segment",
+    "action_prediction": "star/Charades_segment",
+    "action_sequence": "star/Charades_segment",
+    "character_order": "perception/videos",
+    "counterfactual_inference": "clevrer/video_validation",
+    "egocentric_navigation": "vlnqa",
+    "episodic_reasoning": "tvqa/video_fps3_hq_segment",
+    "fine_grained_action": "Moments_in_Time_Raw/videos",
+    "fine_grained_pose": "nturgbd_convert",
+    "moving_attribute": "clevrer/video_validation",
+    "moving_count": "clevrer/video_validation",
+    "moving_direction": "clevrer/video_validation",
+    "object_existence": "clevrer/video_validation",
+    "object_interaction": "star/Charades_segment",
+    "object_shuffle": "perception/videos",
+    "scene_transition": "scene_qa/video",
+    "state_change": "perception/videos",
+    "unexpected_action": "FunQA_test/test",
+}
+"""MVBench's subtasks, and where the branch `video` keeps the films of each, cut to length."""
+
+
+class Asked(NamedTuple):
+    """One question.
+
+    Attributes:
+        kind: what the set calls it: a subtask, a type of question.
+        text, gold: what is asked, and what is right.
+        chance: what guessing among the options reaches.
+        options: text in which the rule that judges the answer finds them, where the question does
+            not show them in a form that it knows; None: the question itself.
+    """
+
+    kind: str
+    text: str
+    gold: str
+    chance: float
+    options: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Shots:
+    """Several photographs, or one film, with what is asked about it.
+
+    Attributes:
+        id: name of the set and of the item in it.
+        asked: its questions.
+        pictures: the photographs, in order; none where it is a film.
+        film: file of the film.
+    """
+
+    id: str
+    asked: tuple[Asked, ...]
+    pictures: tuple[Picture, ...] = ()
+    film: str = ""
+
+    @property
+    def images(self) -> list[Image.Image]:
+        """The photographs, or FRAMES frames at even distances. Raises RedlibError for a film that
+        cannot be decoded."""
+        return frames(self.film) if self.film else [picture.image for picture in self.pictures]
+
+
+def shots(name: str, limit: int, params: Params, *, part: str = "test") -> list[Shots]:
+    """The first `limit` questions of a set in the random order that the seed decides.
+
+    name: "mantis", "muir" or "film". part: "test", or "calibration", whose items no test asks.
+
+    Raises:
+        RedlibError: as `hub.opened`; over 1 % of the images are damaged; a value makes no question.
+    """
+    if name not in SEVERAL:
+        raise RedlibError(f"a set of several images is one of {', '.join(SEVERAL)}; got {name!r}")
+    drawn = _films(params, part) if name == "film" else _sets(name, params, part)
+    readable = Readable(BENCHMARKS[name].name)
+    found: list[Shots] = []
+    for one in drawn:
+        if len(found) == limit:
+            break
+        if readable(*one.pictures):
+            found.append(one)
+    readable.finish()
+    if not found:
+        raise RedlibError(f"{BENCHMARKS[name].name} has no question for the {part} part")
+    return found
+
+
+def _order(name: str, size: int, params: Params, part: str) -> list[int]:
+    """Numbers of the items of a part, in random order; a twentieth is kept for calibration."""
+    shuffled = np.random.default_rng([params.seed, *name.encode()]).permutation(size)
+    cut = size - -(-size // 20) if size > 1 else size
+    return (shuffled[:cut] if part == "test" else shuffled[cut:]).tolist()
+
+
+def _sets(name: str, params: Params, part: str) -> Iterator[Shots]:
+    of = BENCHMARKS[name]
+    column = "images" if name == "mantis" else "image_list"
+    table = with_images(opened(of, params.data_dir, columns=of.columns), column)
+    plain = rows(table, [c for c in table.column_names if c != column])
+    for at in _order(name, len(plain), params, part):
+        count = len(table.select_columns([column]).with_format("arrow")[at][column][0])
+        if count < 2:
+            raise RedlibError(f"{of.name}: row {at} has {count} images; two or more are needed")
+        row = plain[at]
+        key = f"{name}/{row['id' if name == 'mantis' else 'idx']}"
+        asked = (_mantis if name == "mantis" else _muir)(row, params)
+        numbered = asked._replace(text=_numbered(asked.text))
+        pictures = (Picture(f"{key} ({n + 1})", table, at, column, n) for n in range(count))
+        yield Shots(key, (numbered,), tuple(pictures))
+
+
+def _mantis(row: dict[str, Any], params: Params) -> Asked:
+    choice = row["question_type"] == "multi-choice"
+    options = list(row["options"] or ()) if choice else []
+    if choice and len(options) < 2:
+        raise RedlibError(f"Mantis-Eval: {row['id']!r} has {len(options)} options")
+    text = prompts.mantis(row["question"], options, params.prompts)
+    chance = 1 / len(options) if options else 0.0
+    listed = "\n".join(prompts.mantis_options(options))
+    return Asked(row["question_type"], text, row["answer"], chance, listed)
+
+
+def _muir(row: dict[str, Any], params: Params) -> Asked:
+    text = prompts.lettered(row["question"], row["options"])
+    return Asked(row["task"], text, row["answer"], 1 / len(row["options"]))
+
+
+def _numbered(text: str) -> str:
+    """The text with the number of each image where its place is."""
+    first, *others = text.split("<image>")
+    return first + "".join(f"(image {n}){part}" for n, part in enumerate(others, start=1))
+
+
+def _films(params: Params, part: str) -> Iterator[Shots]:
+    of = BENCHMARKS["film"]
+    reels = []
+    for task in FOLDERS:
+        table = opened(of, params.data_dir, columns=of.columns, files=of.files.format(task))
+        plain = rows(table, of.columns)
+        reels.append(_reel(task, plain, _order(f"film {task}", len(plain), params, part), params))
+    for turn in zip_longest(*reels):
+        yield from (one for one in turn if one is not None)
+
+
+def _reel(
+    task: str, plain: list[dict[str, Any]], order: list[int], params: Params
+) -> Iterator[Shots]:
+    for at in order:
+        row = plain[at]
+        options = list(row["candidates"])
+        if row["answer"] not in options:
+            raise RedlibError(f"MVBench, {task}: row {at} has an answer that is no candidate")
+        try:
+            film = _film(f"{FOLDERS[task]}/{row['video']}", params)
+        except RedlibError as error:
+            warnings.warn(f"MVBench without its subtask {task}: {error}", stacklevel=2)
+            return
+        gold = chr(65 + options.index(row["answer"]))
+        text = prompts.mvbench(row["question"], options, params.prompts)
+        yield Shots(f"film/{task}/{at}", (Asked(task, text, gold, 1 / len(options)),), film=film)
+
+
+def _film(path: str, params: Params) -> str:
+    """The file of a film, fetched where it has to be."""
+    of = BENCHMARKS["film"]
+    if params.data_dir is not None:
+        file = Path(params.data_dir).expanduser() / of.folder / path
+        if not file.is_file():
+            raise RedlibError(f"{file} is not there")
+        return str(file)
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return hf_hub_download(of.ids[0], path, repo_type="dataset", revision=of.revision)
+    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+        raise RedlibError(f"{path} cannot be fetched ({type(error).__name__})") from None
+
+
+def frames(film: str, number: int = FRAMES) -> list[Image.Image]:
+    """The middle frames of `number` equal parts of a film, fewer where it has fewer.
+
+    Raises:
+        RedlibError: PyAV is not installed; the file is no film that it can decode.
+    """
+    try:
+        import av
+    except ModuleNotFoundError:
+        raise RedlibError("films need the package av; run: pip install 'redlib[video]'") from None
+    try:
+        with av.open(film) as container:  # a film as pictures would fill the memory: count first
+            length = container.streams.video[0].frames or sum(1 for _ in container.decode(video=0))
+        wanted = set(middles(length, number))
+        with av.open(film) as container:
+            numbered = enumerate(container.decode(video=0))
+            shown = [frame.to_image() for at, frame in numbered if at in wanted]
+    except (OSError, ValueError, IndexError) as error:
+        raise RedlibError(f"{film}: no film that can be decoded ({type(error).__name__})") from None
+    if not shown:
+        raise RedlibError(f"{film}: a film without frames")
+    return shown
+
+
+def middles(length: int, number: int) -> list[int]:
+    """Numbers of the frames that the release takes: of parts between the first frame and the last,
+    the middle ones."""
+    part = (length - 1) / number
+    return [int(part / 2 + np.round(part * n)) for n in range(number)]

@@ -1,0 +1,250 @@
+"""Benchmarks that ask about one image, as the questions that the tabletop's generators ask.
+
+Each benchmark is a function from its rows to *units*: what is asked about one image and counts
+once. That is a question for POPE, SEED and RealWorldQA, a pair for MME, all rotations for MMBench,
+and one description for the captions. Sampling is the same for all: images in a random order that
+the seed decides, each giving its first unit before any gives its second, so that few questions
+still see many images:
+
+    pictures, questions = ask("pope", 1000, params)      # 1,000 of each of its three subsets
+
+A smaller number gives the first of the same. Images at the end of the order are kept for
+the calibration of thresholds and never asked in a test.
+
+Questions with a yes take turns with questions with a no, and every other image begins with a no;
+the benchmarks have as many of one as of the other, and so has every sample.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import zip_longest
+from typing import Any
+
+import numpy as np
+
+from redlib.bench.pope_mme import MME_COGNITION, POPE_SUBSETS
+from redlib.data import prompts
+from redlib.data.benchmarks import BENCHMARKS, FIVE
+from redlib.data.hub import Picture, Readable, opened, rows, with_images
+from redlib.errors import RedlibError
+from redlib.params import Params, family
+from redlib.tabletop.questions import Question
+
+MILLION = 1_000_000
+"""MMBench numbers the rotations of a question n as n, n + 1,000,000, ..."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What is asked about one image and counts once.
+
+    Attributes:
+        row: of the image.
+        key: name of the image within its benchmark.
+        asked: its questions, all of one task; their `image` is filled in later.
+        references: captions of the image.
+    """
+
+    row: int
+    key: str
+    asked: tuple[Question, ...]
+    references: tuple[str, ...] = ()
+
+
+def ask(
+    name: str, limit: int, params: Params, *, part: str = "test"
+) -> tuple[list[Picture], list[Question]]:
+    """At most `limit` questions of each task of a benchmark, and the pictures they are about.
+
+    Args:
+        name: of `BENCHMARKS`, one that asks about single images.
+        part: "test", or "calibration", whose images no test asks about.
+
+    Raises:
+        RedlibError: as `hub.opened`; over 1 % of the images are damaged; a value makes no question.
+    """
+    of = BENCHMARKS[name]
+    table = with_images(opened(of, params.data_dir, columns=of.columns), "image")
+    plain = [c for c in table.column_names if c != "image"]
+    units: dict[str, list[Unit]] = {}
+    for unit in _READ[name](rows(table, plain), params):
+        units.setdefault(unit.key, []).append(unit)
+    order = divided(name, list(units), params)[part]
+    readable, pictures = Readable(of.name), {}
+
+    def usable(unit: Unit) -> bool:
+        if unit.key not in pictures:
+            picture = Picture(f"{name}/{unit.key}", table, unit.row, "image", 0, unit.references)
+            pictures[unit.key] = picture if readable(picture) else None
+        return pictures[unit.key] is not None
+
+    chosen: list[Unit] = []
+    for task in dict.fromkeys(u.asked[0].task for key in order for u in units[key]):
+        of_task = [[u for u in units[key] if u.asked[0].task == task] for key in order]
+        chosen += take(of_task, limit, usable)
+    readable.finish()
+    if not chosen:
+        raise RedlibError(f"{of.name} has no question for the {part} part; {len(order)} images")
+    questions = [replace(q, image=pictures[u.key].id) for u in chosen for q in u.asked]
+    return list(dict.fromkeys(pictures[u.key] for u in chosen)), questions
+
+
+def divided(name: str, keys: Sequence[str], params: Params) -> dict[str, list[str]]:
+    """The images of a benchmark in random order, "test" and "calibration" apart.
+
+    The second are `n_calibration`, shared between the five tasks, but at most a fifth.
+    """
+    shuffled = np.random.default_rng([params.seed, *name.encode()]).permutation(sorted(keys))
+    kept = min(-(-params.n_calibration // len(FIVE)), len(keys) // 5)
+    cut = len(keys) - kept
+    return {"test": shuffled[:cut].tolist(), "calibration": shuffled[cut:].tolist()}
+
+
+def take(
+    images: Sequence[Sequence[Unit]], limit: int, usable: Callable[[Unit], bool]
+) -> list[Unit]:
+    """The first units when every image gives its first before any gives its second: as many as hold
+    `limit` questions, and at least one. The rotations of MMBench are one question."""
+    turns = [list(_in_turn(units, at)) for at, units in enumerate(images)]
+    chosen: list[Unit] = []
+    taken = 0
+    for turn in zip_longest(*turns):
+        for unit in turn:
+            if unit is None or not usable(unit):
+                continue
+            size = 1 if unit.asked[0].task == "mmbench" else len(unit.asked)
+            if taken and taken + size > limit:
+                return chosen
+            chosen.append(unit)
+            taken += size
+    return chosen
+
+
+def _in_turn(units: Sequence[Unit], at: int) -> Iterator[Unit]:
+    """The units of one image, yes and no in turn."""
+    halves = [[u for u in units if (u.asked[0].answer == "yes") is yes] for yes in (True, False)]
+    for pair in zip_longest(*(halves[::-1] if at % 2 else halves)):
+        yield from (unit for unit in pair if unit is not None)
+
+
+def _question(task: str, text: str, answer: str, group: str = "", options: int = 0) -> Question:
+    text = text.replace("<image>", "").strip()  # it stands before the text in every prompt
+    return Question(task, "", text, answer, group, options=options)
+
+
+def _pope(table: list[dict[str, Any]], params: Params) -> Iterator[Unit]:
+    for at, row in enumerate(table):
+        task = f"pope-{row['category'].strip().lower()}"
+        if task not in POPE_SUBSETS:
+            raise RedlibError(
+                f"POPE: column 'category' must be random, popular or adversarial; row {at} has "
+                f"{row['category']!r}"
+            )
+        text = prompts.yes_no(row["question"], params.prompts, family(params.model))
+        asked = _question(task, text, _yes_or_no("POPE", at, row), options=2)
+        yield Unit(at, str(row["image_source"]), (asked,))
+
+
+def _mme(table: list[dict[str, Any]], params: Params) -> Iterator[Unit]:
+    pairs: dict[tuple[str, str], list[int]] = {}
+    for at, row in enumerate(table):
+        if row["category"] not in MME_COGNITION:  # the paper's column is perception alone
+            pairs.setdefault((str(row["question_id"]), row["category"]), []).append(at)
+    for (key, category), both in pairs.items():
+        if len(both) != 2:
+            raise RedlibError(f"MME: image {key!r} has {len(both)} questions, not a pair")
+        asked = tuple(
+            _question(
+                "mme", prompts.mme(table[at]["question"], params.prompts),
+                _yes_or_no("MME", at, table[at]), category, options=2,
+            )
+            for at in both
+        )  # fmt: skip
+        yield Unit(both[0], key, asked)
+
+
+def _yes_or_no(name: str, at: int, row: dict[str, Any]) -> str:
+    answer = str(row["answer"]).strip().strip(".").lower()
+    if answer not in ("yes", "no"):
+        raise RedlibError(f"{name}: column 'answer' must be yes or no; row {at} has {answer!r}")
+    return answer
+
+
+def _mmbench(table: list[dict[str, Any]], params: Params) -> Iterator[Unit]:
+    rotations: dict[int, list[int]] = {}
+    for at, row in enumerate(table):
+        rotations.setdefault(int(row["index"]) % MILLION, []).append(at)
+    for number, all_of in rotations.items():
+        asked = []
+        for at in all_of:
+            row = table[at]
+            options = {letter: _there(row.get(letter)) for letter in "ABCDE"}
+            options = {letter: text for letter, text in options.items() if text}
+            text = prompts.mmbench(row["question"], _there(row["hint"]), options)
+            answer = _letter("MMBench", at, row["answer"], len(options))
+            asked.append(_question("mmbench", text, answer, str(number), len(options)))
+        yield Unit(all_of[0], str(number), tuple(asked))
+
+
+def _there(value: str | None) -> str:
+    """A text that may be missing: None, or "nan" where the table came through pandas."""
+    return "" if value is None or str(value).strip().lower() == "nan" else str(value)
+
+
+def _letter(name: str, at: int, value: str | None, options: int) -> str:
+    letter = str(value).strip().upper()
+    if len(letter) != 1 or not 0 <= ord(letter) - 65 < options:
+        raise RedlibError(
+            f"{name}: column 'answer' must be the letter of one of {options} options; row {at} has "
+            f"{value!r}"
+        )
+    return letter
+
+
+def _seed(table: list[dict[str, Any]], params: Params) -> Iterator[Unit]:
+    for at, row in enumerate(table):
+        if row["data_type"] != "image":  # the others are films
+            continue
+        options = [row[f"choice_{letter}"] for letter in "abcd"]
+        key = row["data_id"]
+        asked = _question(
+            "seed", prompts.lettered(row["question"], options),
+            _letter("SEED-Bench", at, row["answer"], 4), str(row.get("question_type_id", "")), 4,
+        )  # fmt: skip
+        yield Unit(at, str(key[0] if isinstance(key, list) else key), (asked,))
+
+
+def _realworldqa(table: list[dict[str, Any]], params: Params) -> Iterator[Unit]:
+    for at, row in enumerate(table):
+        asked = _question("realworldqa", row["question"].strip(), row["answer"].strip())
+        yield Unit(at, str(at), (asked,))
+
+
+def _captions(task: str, key: str, told: str) -> Callable[[list, Params], Iterator[Unit]]:
+    def read(table: list[dict[str, Any]], params: Params) -> Iterator[Unit]:
+        for at, row in enumerate(table):
+            said = row[told] if isinstance(row[told], list) else [row[told]]
+            references = tuple(text for text in said if text)
+            if not references:
+                raise RedlibError(f"{task}: column {told!r} of row {at} has no caption")
+            asked = _question(task, prompts.caption(params.prompts), references[0])
+            yield Unit(at, str(row[key]), (asked,), references)
+
+    return read
+
+
+def _image_dc(table: list[dict[str, Any]], params: Params) -> Iterator[Unit]:
+    for at, row in enumerate(table):
+        yield Unit(at, str(row["question_id"]), (_question("detail", row["question"], ""),))
+
+
+_READ: dict[str, Callable[[list[dict[str, Any]], Params], Iterator[Unit]]] = {
+    "pope": _pope,
+    "mmbench": _mmbench,
+    "seed": _seed,
+    "mme": _mme,
+    "realworldqa": _realworldqa,
+    "nocaps": _captions("nocaps", "image_id", "annotations_captions"),
+    "flickr": _captions("flickr", "img_id", "caption"),
+    "image-dc": _image_dc,
+}

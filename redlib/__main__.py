@@ -2,6 +2,7 @@
 
     redlib run params/tiny.yaml             all notebooks, then the page of figures
     redlib run params/tiny.yaml --only 05,06 --force
+    redlib run params/7b.yaml --dry-run     what that would fetch and cost, and nothing else
     redlib page params/tiny.yaml            the page again, from results that are there; no model
     redlib params 04                        what can be set in notebook 04
     redlib codebook import FILE.pt --model llava-hf/llava-1.5-7b-hf    the authors' codebook as ours
@@ -58,6 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(chosen: argparse.Namespace) -> None:
     only = [part.strip() for part in chosen.only.split(",")] if chosen.only is not None else None
+    if chosen.dry_run:
+        print("\n".join(batch.forecast_lines(chosen.file, only)))
+        return
     rows, page = batch.run(
         chosen.file,
         only=only,
@@ -160,6 +164,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("file", metavar="FILE", help="e.g. params/smoke.yaml")
     run.add_argument("--only", metavar="02,03", help="numbers of the notebooks to run")
     run.add_argument("--force", action="store_true", help="run even what has not changed")
+    run.add_argument("--dry-run", action="store_true", help="only say what it would fetch and cost")
     run.add_argument("--jobs", type=int, metavar="N", help="how many notebooks at a time")
     run.set_defaults(command=_run)
     page = commands.add_parser("page", help="write the page and the ledger of claims again")

@@ -189,7 +189,7 @@ def _tensor(file: Path) -> torch.Tensor:
     try:
         held = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # bytes of another format raise nearly anything as a pickle
-        if isinstance(error, pickle.UnpicklingError) and "Unsupported" in str(error):
+        if isinstance(error, pickle.UnpicklingError) and "global" in str(error):
             raise RedlibError(
                 f"{str(file)!r} holds more than tensors; it could run code and was not read"
             ) from error

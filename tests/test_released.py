@@ -105,7 +105,7 @@ def test_what_is_shown(tmp_path, capsys):
     assert told["prototypes"] == "4 of width 2"
     assert told["model"] == "any, revision abc"
     # lengths 3, 3.0017, 4, 5.657
-    assert told["norms"] == "3.915 on average, sd 1.08, 3 to 5.657"
+    assert told["norms"] == "3.915 on average, sd 1.09, 3 to 5.657"
     # six pairs: .999, 0, .707, .033, .730, .707
     assert told["cosine of two"].startswith("0.53 on average; quantiles 5, 25, 50, 95 %: 0.01, 0.2")
     assert told["groups"].startswith("3, ") and told["groups"].endswith("sizes 2, 1, 1")
@@ -136,7 +136,7 @@ def test_files_that_are_no_codebook(files, wide, capsys):
         return folder / name
 
     (folder / "page.pt").write_text("<html>not found</html>")
-    (folder / "code.pt").write_bytes(pickle.dumps(Harmful()))
+    (folder / "code.pt").write_bytes(pickle.dumps(Harmful(), protocol=2))
     (folder / "log.pt").write_text(log([(70, 65)])[0])
     half = (folder / "book.pt").read_bytes()
     (folder / "half.pt").write_bytes(half[: len(half) // 2])

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 import transformers
-from transformers.video_utils import load_video
 
 from redlib import models
 from redlib.codebook import Codebook
@@ -40,7 +39,6 @@ class Respondent:
         revision: str | None = None,
         device: str = "auto",
         dtype: str = "auto",
-        frames: int = 16,
         **how: object,
     ) -> None:
         """
@@ -49,7 +47,6 @@ class Respondent:
             method: what chooses among the visual tokens; None: they all stay.
             codebook: a codebook file, for the methods that need one.
             revision, device, dtype: as in `redlib.models.load`.
-            frames: so many of a film, evenly spaced.
             how: `keep`, `threshold`, `per`, `packing` and what else `redlib.pruned` takes.
 
         Raises:
@@ -62,11 +59,11 @@ class Respondent:
         vlm = models.load(pretrained, device=device, dtype=dtype, revision=revision)
         self.model, self.processor = vlm.model, vlm.processor
         if isinstance(self.processor, models.Parts):
-            # The stock processor lays out several images and films; it needs torchvision.
+            # The stock processor lays out tiles and several images; it needs torchvision.
             self.processor = transformers.AutoProcessor.from_pretrained(
                 models.locate(pretrained), revision=revision
             )
-        self.frames, self.seen, self.kept = frames, 0, 0
+        self.seen, self.kept = 0, 0
         self._run = None
         if method is not None:
             if codebook is not None:
@@ -85,21 +82,22 @@ class Respondent:
         """The answer to a conversation, and of how many tokens it is.
 
         Args:
-            messages: parts are of type "text", or "image" and "video" with a picture or the path of
-                a film under "url".
+            messages: parts are of type "text", or "image" with a picture under "url".
             max_new_tokens: at most so many.
             until: the answer ends before the first of these texts.
             settings: some of SETTINGS; without any of them decoding is greedy.
+
+        Raises:
+            RedlibError: a part or a setting of another kind.
         """
         parts = [part for message in messages for part in message["content"]]
-        given = {
-            "images": [part["url"] for part in parts if part["type"] == "image"],
-            "videos": [self._film(part["url"]) for part in parts if part["type"] == "video"],
-        }
+        for kind in {part["type"] for part in parts} - {"text", "image"}:
+            raise RedlibError(f"a conversation holds texts and images; got a part of type {kind!r}")
+        images = [part["url"].convert("RGB") for part in parts if part["type"] == "image"]
         inputs = self.processor(
             text=self.processor.apply_chat_template(messages, add_generation_prompt=True),
+            images=images or None,
             return_tensors="pt",
-            **{kind: views for kind, views in given.items() if views},
         ).to(self.model.device, self.model.dtype)
         ids = self.model.generate(**inputs, max_new_tokens=max_new_tokens, **_decoding(settings))
         new = ids[0, inputs["input_ids"].shape[1] :]
@@ -110,11 +108,6 @@ class Respondent:
         for stop in until:
             text = text.split(stop)[0] if stop else text
         return text, len(new)
-
-    def _film(self, place: str) -> object:
-        """(frames, height, width, 3) uint8 of a film."""
-        film, _ = load_video(place, num_frames=self.frames, backend="pyav")
-        return film
 
 
 def _decoding(settings: Mapping[str, object]) -> dict[str, object]:

@@ -245,6 +245,8 @@ def _check_inputs(one: Params) -> None:
     """What would stop a notebook after minutes, found before the first one starts."""
     if one.image is not None and not Path(one.image).expanduser().is_file():
         raise RedlibError(f"image: no such file {one.image!r}")
+    if one.data_dir is not None and not Path(one.data_dir).expanduser().is_dir():
+        raise RedlibError(f"data_dir: no folder {one.data_dir!r}; it should hold the data sets")
     if one.scheduler is not None:
         workers = Workers(scheduler=one.scheduler)
         workers.start()

@@ -23,6 +23,7 @@ is smaller than the rounding of half-precision logits. Of the logits in turn onl
 candidates outlive a batch.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -33,7 +34,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from redlib.errors import RedlibError
-from redlib.models import VLM
+from redlib.models import VLM, out_of_memory
 from redlib.planner import Batch, Budget, Plan, batches
 
 TOKENS_PER_FORWARD = {"cpu": 2048, "mps": 8192, "cuda": 32768}
@@ -213,7 +214,7 @@ def run(
         skip: decides whether the step behind an intact run's first word is read instead of it;
             paths read like that run are then fed the same word.
 
-    Where memory does not suffice, the batches are halved until it does.
+    Where memory does not suffice, the batches are halved until it does, and a warning says so.
 
     Raises:
         RedlibError: not even one path fits into memory.
@@ -232,6 +233,11 @@ def run(
                 " free some, or choose a smaller model or dtype"
             )
         limit = replace(limit, tokens=size * (failed.end - failed.start) // 2)
+        warnings.warn(
+            f"memory of {vlm.device} ended within one forward of {size} inputs; going on with "
+            "half as many at a time",
+            stacklevel=2,
+        )
         todo = work.remaining(limit)
     return work.readings()
 
@@ -242,17 +248,10 @@ def _until_full(work: "_Work", todo: Sequence[Batch]) -> Batch | None:
         try:
             work.run(number, batch)
         except (MemoryError, RuntimeError) as error:
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
             return batch
     return None
-
-
-def _out_of_memory(error: Exception) -> bool:
-    """Whether this is how torch says so: with a class of its own on GPUs, in words on the CPU."""
-    words = ("can't allocate memory", "not enough memory")
-    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    return known or any(part in str(error) for part in words)
 
 
 class _Work:

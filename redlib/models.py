@@ -22,13 +22,19 @@ paper probes them so. Other visual inputs of these models come whole, newlines a
 
 A name is looked up as an embedded checkpoint, then as a folder, then as a Hugging Face id.
 
+A model that does not fit into a GPU in half precision can be stored in 8 or 4 bits. Everything then
+runs, but its logits are another model's: a JSD that decides at 0.002 moves, and no threshold of the
+paper was chosen for that.
+
 A handle that is sent to another process travels as its name, not as its weights, and each process
 loads a name once (`VLM.__reduce__`).
 """
 
 import functools
 import hashlib
+import importlib.util
 import json
+import os
 import platform
 import re
 from collections.abc import Iterator, Sequence
@@ -41,6 +47,8 @@ from typing import BinaryIO
 import numpy as np
 import torch
 import transformers
+from huggingface_hub import errors as hub
+from huggingface_hub import try_to_load_from_cache
 from PIL import Image, ImageOps, UnidentifiedImageError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
@@ -63,6 +71,7 @@ DTYPES = {
     "float32": torch.float32,
     "float64": torch.float64,
 }
+QUANTIZATIONS = ("8bit", "4bit")
 VISION_BATCH = 8
 SETTINGS = ("base", "split", "unpadded", "several", "film")
 SIGLIP_PATCH = 14  # of OneVision's tower, whose processor does not say it
@@ -158,6 +167,7 @@ class VLM:
         newline: (D,) embedding that ends an image line, or None where the family has none.
         revision: SHA-256 of the weights of a folder, or the commit of a downloaded checkpoint.
         wish: the device that was asked for, e.g. "auto"; another machine chooses its own by it.
+        device_map, quantization: as in `load`.
     """
 
     name: str
@@ -173,13 +183,16 @@ class VLM:
     repeats: int = 1
     newline: Tensor | None = None
     wish: str = "auto"
+    device_map: str | None = None
+    quantization: str | None = None
 
     def __reduce__(self) -> tuple:
         folder = Path(self.name).expanduser()
         named = self.name in embedded() or not folder.is_dir()
         name = self.name if named else str(folder.resolve())  # a worker's current folder differs
         dtype = str(self.dtype).removeprefix("torch.")
-        return _again, (name, self.wish, dtype, self.revision, self.repeats, self.pad.cpu())
+        how = (self.wish, dtype, self.device_map, self.quantization)
+        return _again, (name, how, self.revision, self.repeats, self.pad.cpu())
 
     @property
     def decoder(self) -> nn.Module:
@@ -386,6 +399,8 @@ def load(
     device: str = "auto",
     dtype: str = "auto",
     revision: str | None = None,
+    device_map: str | None = None,
+    quantization: str | None = None,
     pad_token_id: int | None = None,
 ) -> VLM:
     """Load a LLaVA-1.5, Next or OneVision checkpoint by embedded name, folder or Hugging Face id.
@@ -396,44 +411,55 @@ def load(
         dtype: "auto" is float32, except on CUDA for checkpoints stored in half precision, which run
             in float16: bfloat16 rounds logits too coarsely for the thresholds of the cascade.
         revision: commit, branch or tag of a Hugging Face id.
+        device_map: "auto" loads shard by shard onto the device that accelerate chooses, without a
+            copy in this machine's memory. The engine needs all layers on one device.
+        quantization: "8bit" or "4bit" stores the weights of the layers so, by bitsandbytes.
         pad_token_id: the token whose embedding replaces ablated tokens; by default the one the
             checkpoint names. (The authors used id 0 of the original LLaVA-1.5.)
 
     Raises:
-        RedlibError: nothing of that name, no such LLaVA, or unreadable files.
+        RedlibError: nothing of that name, no such LLaVA, a licence that was not accepted, no
+            network, unreadable files, a package that is missing, or a model that does not fit.
     """
     source = locate(name)
     place = choose_device(device)
+    options = _placing(place, device, device_map, quantization)
     with _quiet():
         try:
             config = _config(name, source, revision)
+            commit = _commit(source, revision)  # all files of one commit, even of a moving branch
             precision = _dtype(dtype, place, config.dtype)
+            if quantization is not None:
+                options["quantization_config"] = _bits(quantization, precision)
             model, report = transformers.AutoModelForImageTextToText.from_pretrained(
                 source,
-                revision=revision,
+                revision=commit,
                 dtype=precision,
                 use_safetensors=True,
                 output_loading_info=True,
+                **options,
             )
             _check_weights(name, report)
-            processor = _processor(source, revision, config.model_type)
+            processor = _processor(source, commit, config.model_type)
         except RedlibError:
             raise
         except Exception as error:  # transformers and safetensors raise many kinds for bad files
-            raise RedlibError(
-                f"cannot load model {name!r}: {_first_line(error)} (are config.json, the"
-                " tokenizer's files and the safetensors there, and whole?)"
-            ) from error
+            raise RedlibError(_trouble(name, source, revision, error)) from error
     if processor.chat_template is None:
         raise RedlibError(f"model {name!r} has no chat template; save one with its processor")
-    return handle(
+    if options:
+        _check_one_device(name, model)
+    else:
+        model = model.to(place)
+    vlm = handle(
         name,
-        model.to(place),
+        model,
         processor,
         pad_token_id=_pad_id(name, config, processor, pad_token_id),
-        revision=_revision(source, config),
+        revision=_revision(source, commit),
         wish=device,
     )
+    return replace(vlm, device_map=device_map, quantization=quantization)
 
 
 def handle(
@@ -473,9 +499,9 @@ def handle(
     )
 
 
-def _again(name: str, wish: str, dtype: str, revision: str, repeats: int, pad: Tensor) -> VLM:
+def _again(name: str, how: tuple, revision: str, repeats: int, pad: Tensor) -> VLM:
     """The handle that was sent here. Raises RedlibError if its name leads to other weights."""
-    vlm = _loaded(name, wish, dtype, revision)
+    vlm = _loaded(name, how, revision)
     if vlm.revision != revision:
         raise RedlibError(
             f"model {name!r} on {platform.node()} has other weights (revision {vlm.revision[:12]}) "
@@ -485,9 +511,17 @@ def _again(name: str, wish: str, dtype: str, revision: str, repeats: int, pad: T
 
 
 @functools.lru_cache(maxsize=1)
-def _loaded(name: str, wish: str, dtype: str, revision: str) -> VLM:
+def _loaded(name: str, how: tuple, revision: str) -> VLM:
     """`load`, once per process; the revision picks the commit of what comes from the hub."""
-    return load(name, device=wish, dtype=dtype, revision=None if revision == _NONE else revision)
+    wish, dtype, device_map, quantization = how
+    return load(
+        name,
+        device=wish,
+        dtype=dtype,
+        revision=None if revision == _NONE else revision,
+        device_map=device_map,
+        quantization=quantization,
+    )
 
 
 def identify(name: str, revision: str | None = None) -> tuple[transformers.PretrainedConfig, str]:
@@ -510,17 +544,33 @@ def check_folder(name: str) -> None:
     """
     source = locate(name)
     _config(name, source, None)
-    files = sorted(Path(source).glob("*.safetensors"))
+    if wrong := _wrong_weights(Path(source)):
+        raise RedlibError(f"{wrong}; copy it again")
+
+
+def _wrong_weights(folder: Path) -> str | None:
+    """What is wrong with the safetensors of a folder, as far as their headers tell; None: nothing.
+
+    The header of a file says how long it has to be, so a download that broke off is found.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (OSError, ValueError, LookupError, AttributeError):
+            return f"{str(index)!r} is truncated or damaged"
+        if missing := sorted(named - {file.name for file in files}):
+            return f"{str(folder / missing[0])!r} is missing, one of {len(named)} files of weights"
     if not files:
-        raise RedlibError(f"model folder {name!r} holds no safetensors file with the weights")
+        return f"model folder {str(folder)!r} holds no safetensors file with the weights"
     for file in files:
         try:
             with safe_open(file, framework="pt"):
                 pass
         except (OSError, SafetensorError) as error:
-            raise RedlibError(
-                f"{str(file)!r} is truncated or damaged ({_first_line(error)}); copy it again"
-            ) from error
+            return f"{str(file)!r} is truncated or damaged ({_first_line(error)})"
+    return None
 
 
 def embedded() -> list[str]:
@@ -560,6 +610,13 @@ def choose_device(name: str) -> torch.device:
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise RedlibError(f"device {name!r} asked for, but this torch finds no MPS; write cpu")
     return device
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether this is how torch says so: with a class of its own on GPUs, in words on the CPU."""
+    words = ("can't allocate memory", "not enough memory")
+    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return known or any(part in str(error) for part in words)
 
 
 def open_image(path: str | Path) -> Image.Image:
@@ -650,8 +707,9 @@ def _config(name: str, source: str, revision: str | None) -> transformers.Pretra
     try:
         config = transformers.AutoConfig.from_pretrained(source, revision=revision)
     except Exception as error:  # of many kinds
+        told = _from_hub(name, revision, error)
         raise RedlibError(
-            f"cannot read config.json of model {name!r}: {_first_line(error)}"
+            told or f"cannot read config.json of model {name!r}: {_first_line(error)}"
         ) from error
     _check(name, config)
     return config
@@ -686,6 +744,104 @@ def _processor(source: str, revision: str | None, kind: str) -> transformers.Pro
         transformers.AutoImageProcessor.from_pretrained(source, revision=revision, backend="pil"),
         stored.get("chat_template"),
     )
+
+
+def _placing(
+    place: torch.device, device: str, device_map: str | None, quantization: str | None
+) -> dict[str, object]:
+    """How from_pretrained is to place the weights; nothing where the model is moved afterwards."""
+    if device_map not in (None, "auto"):
+        raise RedlibError(f"device_map must be auto or null; got {device_map!r}")
+    if quantization not in (None, *QUANTIZATIONS):
+        raise RedlibError(f"quantization must be 8bit, 4bit or null; got {quantization!r}")
+    if device_map and device != "auto":
+        raise RedlibError(
+            f"device_map: auto chooses the device; leave device at auto, got {device!r}"
+        )
+    needed = {"accelerate": device_map or quantization, "bitsandbytes": quantization}
+    for package, wanted in needed.items():
+        if wanted and importlib.util.find_spec(package) is None:
+            field = "quantization" if quantization else "device_map"
+            raise RedlibError(
+                f"{field} needs the package {package}, which is not installed: "
+                "pip install -e '.[large]'"
+            )
+    if device_map:
+        return {"device_map": "auto"}
+    return {"device_map": {"": place}} if quantization else {}
+
+
+def _bits(quantization: str, dtype: torch.dtype) -> transformers.BitsAndBytesConfig:
+    if quantization == "8bit":
+        return transformers.BitsAndBytesConfig(load_in_8bit=True)
+    return transformers.BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
+    )
+
+
+def _check_one_device(name: str, model: transformers.PreTrainedModel) -> None:
+    """The engine adds states across layers, which no copy between devices comes in between."""
+    places = sorted({str(place) for place in getattr(model, "hf_device_map", {}).values()})
+    if len(places) > 1:
+        raise RedlibError(
+            f"model {name!r} does not fit on one device: device_map: auto spread it over "
+            f"{', '.join(places)}; take quantization: 8bit or 4bit, or a device with more memory"
+        )
+
+
+def _trouble(name: str, source: str, revision: str | None, error: Exception) -> str:
+    """One line about a checkpoint that could not be loaded, and what to do."""
+    if told := _from_hub(name, revision, error):
+        return told
+    if out_of_memory(error):
+        return (
+            f"model {name!r} does not fit into the memory of the device; take dtype: float16, "
+            "quantization: 8bit or 4bit, or a device with more memory"
+        )
+    folder = _folder(source, revision)
+    if folder is not None and (wrong := _wrong_weights(folder)):
+        again = "copy it" if Path(source).is_dir() else f"delete it and `hf download {name}`"
+        return f"cannot load model {name!r}: {wrong}; {again} again"
+    return (
+        f"cannot load model {name!r}: {_first_line(error)} (are config.json, the"
+        " tokenizer's files and the safetensors there, and whole?)"
+    )
+
+
+def _folder(source: str, revision: str | None) -> Path | None:
+    """Where the files of a folder or of a cached download lie."""
+    if Path(source).is_dir():
+        return Path(source)
+    config = try_to_load_from_cache(source, "config.json", revision=revision)
+    return Path(config).parent if isinstance(config, str) else None
+
+
+def _from_hub(name: str, revision: str | None, error: BaseException) -> str | None:
+    """What the hub said, in one line with what to do; None if the error is not the hub's."""
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, hub.GatedRepoError):
+            return (
+                f"model {name!r} is gated: accept its licence at https://huggingface.co/{name} "
+                "with your account, then log in here with `hf auth login` (or set HF_TOKEN)"
+            )
+        if isinstance(found, hub.RepositoryNotFoundError):
+            return (
+                f"model {name!r}: the Hugging Face hub knows no such id, or it is private; correct "
+                "it, or log in with `hf auth login`"
+            )
+        if isinstance(found, hub.RevisionNotFoundError):
+            return f"revision: {revision!r} is no commit, branch or tag of model {name!r}"
+        if isinstance(found, hub.LocalEntryNotFoundError | hub.OfflineModeIsEnabled):
+            asked = f" --revision {revision}" if revision else ""
+            offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+            why = "HF_HUB_OFFLINE is set" if offline else "the Hugging Face hub is out of reach"
+            return (
+                f"model {name!r} is not, or not whole, in this machine's cache, and {why}: run "
+                f"`hf download {name}{asked}` where there is a network, or name a folder"
+            )
+        found = found.__cause__ or found.__context__
+    return None
 
 
 def _check_weights(name: str, report: dict) -> None:
@@ -730,10 +886,18 @@ def _pad_id(
     return pad_id
 
 
-def _revision(source: str, config: transformers.PretrainedConfig) -> str:
+def _commit(source: str, revision: str | None) -> str | None:
+    """The commit that config.json of a Hugging Face id was read from: the name of its folder."""
+    if Path(source).is_dir():
+        return None
+    folder = _folder(source, revision)
+    return revision if folder is None else folder.name
+
+
+def _revision(source: str, commit: str | None) -> str:
     folder = Path(source)
     if not folder.is_dir():
-        return config._commit_hash or _NONE
+        return commit or _NONE
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*.safetensors")):
         with path.open("rb") as file:

@@ -49,6 +49,7 @@ MEASURING: tuple[str, ...] = (
 _LARGE_PNG = 200_000
 
 _NO_CLS = " The tower of this model has no [cls]: similarity to its mean patch stands in."
+_REAL = " Photographs ({}), drawn by lot with seed {}; where a text says scene, it means them."
 
 _KERNEL_NAMES = {"In", "Out", "exit", "quit", "get_ipython", "open"}
 _VERSIONS = ("torch", "transformers", "numpy", "pandas", "matplotlib", "scikit-learn")
@@ -145,6 +146,8 @@ class Session:
         self.folder = runs_folder(self.name)
         self.figures = figures_folder(params)
         self.workers = Workers(params.workers, params.scheduler)
+        self._images: Any = None
+        self.asked: list[str] = []  # names of the benchmarks that answers so far are about
         self._model: Any = None
         self._saved: list[str] = []
         self._claims: list[dict[str, Any]] = []
@@ -162,10 +165,50 @@ class Session:
             from redlib import models  # torch and transformers, only for who needs them
 
             p = self.params
-            self._model = models.load(p.model, device=p.device, dtype=p.dtype, revision=p.revision)
+            if p.quantization is not None:
+                warnings.warn(
+                    f"quantization: {p.quantization} makes another model of {p.model}; thresholds "
+                    "of the JSD, the paper's above all, are not calibrated for it",
+                    stacklevel=2,
+                )
+            self._model = models.load(
+                p.model,
+                device=p.device,
+                dtype=p.dtype,
+                revision=p.revision,
+                device_map=p.device_map,
+                quantization=p.quantization,
+            )
             if p.repeats not in (None, self._model.repeats):
                 self._model = dataclasses.replace(self._model, repeats=p.repeats)
         return self._model
+
+    @property
+    def source(self) -> Any:
+        """Where the images come from, as `redlib.data.images.Images` gives them."""
+        if self._images is None:
+            from redlib.data.images import Images  # draws scenes, which not every notebook needs
+
+            self._images = Images(self.params)
+        return self._images
+
+    def images(self, role: str, n: int, *, start: int = 0) -> list[Any]:
+        """`n` images in a role of `redlib.data.images`, scenes or photographs.
+
+        Which photographs were drawn, and which of them could not be read, is written to
+        results/photographs-<role>.csv.
+        """
+        found = self.source.take(role, n, start=start)
+        if self.source.real:
+            drawn = self.source.drawn
+            with atomic(self.file(f"photographs-{role}.csv")) as temporary:
+                drawn[drawn["role"] == role].to_csv(temporary, index=False, lineterminator="\n")
+        return found
+
+    def of_images(self, role: str) -> dict[str, Any]:
+        """The part of a table's key that tells the photographs of a role apart; empty for scenes,
+        whose names say all."""
+        return self.source.key(role)
 
     def store(
         self,
@@ -187,6 +230,8 @@ class Session:
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "code": code_version(code),
         } | key
+        if self.params.quantization is not None:
+            full["quantization"] = self.params.quantization
         folder = self.folder / "store" / (notebook or self.notebook) / kind
         return Store(folder, full, workers=self.workers)
 
@@ -232,6 +277,10 @@ class Session:
             raise RedlibError(f"{name}: data is missing; every figure needs the numbers behind it")
         if self._lacks_cls(texts, data):
             texts["caption"] += _NO_CLS
+        sets = [*self.asked, *(self.source.drawn["set"] if self.params.data == "real" else ())]
+        if sets:
+            told = ", ".join(dict.fromkeys(sets))
+            texts["caption"] += _REAL.format(told, self.params.seed)
         if name not in self._saved:
             self._saved.append(name)
         note: dict[str, Any] = {

@@ -178,7 +178,7 @@ _RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_len
 _Address = Annotated[str, Field(pattern=r"^(tcp|tls)://\S+:\d+$")]
 _Text = Annotated[str, Field(min_length=1)]
 
-PLACES = ("workers", "scheduler")
+PLACES = ("device_map", "workers", "scheduler")
 """Parameters that say where a run is computed; no result depends on them."""
 
 
@@ -210,6 +210,12 @@ class Params(BaseModel):
     )
     dtype: Literal["auto", "float32", "float16", "bfloat16", "float64"] = Field(
         "auto", description="numbers the model computes in; auto: the checkpoint's own"
+    )
+    device_map: Literal["auto"] | None = Field(
+        None, description="auto loads straight onto the GPU (needs accelerate); null: through RAM"
+    )
+    quantization: Literal["8bit", "4bit"] | None = Field(
+        None, description="bits that weights are stored in; no threshold was chosen for fewer"
     )
     workers: _whole(1, 1024) = Field(
         1, description="processes of this machine that share the images; 1: the notebook's own"
@@ -423,6 +429,16 @@ def check(values: Mapping[str, Any], *, source: str = "") -> Params:
         raise RedlibError(
             f"{prefix}workers counts processes of this machine; with scheduler, whose own workers "
             f"are taken, leave it out; got {params.workers!r}"
+        )
+    searched = [
+        n
+        for n in ("tau_prob", "tau_out", "tau_jsd", "tau_in")
+        if getattr(params, n) == "calibrated"
+    ]
+    if params.data == "real" and searched:
+        raise RedlibError(
+            f"{prefix}{searched[0]} cannot be calibrated with data: real, since the questions that "
+            "judge thresholds are about scenes; set preset: paper, or give a number"
         )
     limit = TOKENS[family(params.model)]
     if len(set(params.budgets)) < len(params.budgets):

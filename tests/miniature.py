@@ -13,14 +13,21 @@ import yaml
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
 
 from redlib.data.several import FOLDERS
-from redlib.tabletop import scenes
+from redlib.tabletop import questions, scenes
 
 TEXT = Value("string")
-PICTURES = 12
+MME = ("question_id", "image", "question", "answer", "category")
+ONE_WORD = " Please answer this question with one word."
+PICTURES, START = 12, 7_000_000
 
 
-def pictures(n, start=7_000_000):
-    return [scene.image for scene in scenes("test", n, start=start)]
+def pictures(n):
+    return [scene.image for scene in scenes("test", n, start=START)]
+
+
+def captions():
+    """What each picture shows, in the drawn world's words."""
+    return [scene.caption for scene in scenes("test", PICTURES, start=START)]
 
 
 def write(root, name, columns, features, files, *, other=()):
@@ -40,27 +47,31 @@ def write(root, name, columns, features, files, *, other=()):
     return folder
 
 
-def pope(root, *, images=PICTURES):
-    """Three subsets about the same images, each with two questions, yes before no."""
-    shown = pictures(images)
-    asked = [
-        (image, question, answer, subset)
+def asked(task, images=PICTURES):
+    """(number of the picture, question of the drawn world) about the pictures."""
+    drawn = scenes("test", images, start=START)
+    return [(n, q) for n, scene in enumerate(drawn) for q in questions([scene], task)]
+
+
+def pope(root):
+    """The drawn world's POPE in the schema of POPE: three subsets about the same images."""
+    shown = pictures(PICTURES)
+    rows = [
+        (image, q.text.removesuffix(ONE_WORD), q.answer, subset)
         for subset in ("adversarial", "popular", "random")
-        for image in range(images)
-        for question, answer in (("Is there a cup in the image?", "yes"),
-                                 (f"Is there a {subset} boat in the image?", "no"))
-    ]  # fmt: skip
+        for image, q in asked(f"pope-{subset}")
+    ]
     columns = {
-        "id": [str(n) for n in range(len(asked))],
-        "question_id": [str(n) for n in range(len(asked))],
-        "question": [question for _, question, _, _ in asked],
-        "answer": [answer for _, _, answer, _ in asked],
-        "image_source": [f"COCO_val2014_{image:012}" for image, *_ in asked],
-        "image": [shown[image] for image, *_ in asked],
-        "category": [subset for *_, subset in asked],
+        "id": [str(n) for n in range(len(rows))],
+        "question_id": [str(n) for n in range(len(rows))],
+        "question": [question for _, question, _, _ in rows],
+        "answer": [answer for _, _, answer, _ in rows],
+        "image_source": [f"COCO_val2014_{image:012}" for image, *_ in rows],
+        "image": [shown[image] for image, *_ in rows],
+        "category": [subset for *_, subset in rows],
     }
-    return write(root, "POPE", columns, dict.fromkeys(columns, TEXT) | {"image": Image()},
-                 "data/test-*")  # fmt: skip
+    features = dict.fromkeys(columns, TEXT) | {"image": Image()}
+    return write(root, "POPE", columns, features, "data/test-*")
 
 
 def mmbench(root, *, index="int64", nothing=None):
@@ -112,18 +123,18 @@ def seed(root, *, label=False):
     return write(root, "SEED-Bench", columns, features, "data/test-*")
 
 
-def mme(root, *, categories=("existence", "OCR", "code_reasoning")):
+def mme(root):
+    """The drawn world's MME in the schema of MME: a pair for every category of a picture, whose
+    name in MME holds its category; code_reasoning is cognition, which the paper's column lacks."""
+    names = {"existence": "existence", "text": "OCR", "count": "code_reasoning"}
     shown = pictures(PICTURES)
     rows = [
-        (f"{categories[n % len(categories)]}/{n:04}.png", shown[n], question, answer,
-         categories[n % len(categories)])
-        for n in range(PICTURES)
-        for question, answer in (("Is there a cup? Please answer yes or no.", "Yes"),
-                                 ("Is there a boat? Please answer yes or no.", "No"))
-    ]  # fmt: skip
-    names = ("question_id", "image", "question", "answer", "category")
-    columns = {name: [row[at] for row in rows] for at, name in enumerate(names)}
-    features = dict.fromkeys(names, TEXT) | {"image": Image()}
+        (f"{names[q.group]}/{n:04}.png", shown[n], q.text, q.answer.capitalize(), names[q.group])
+        for n, q in asked("mme")
+        if q.group in names
+    ]
+    columns = dict(zip(MME, map(list, zip(*rows, strict=True)), strict=True))
+    features = dict.fromkeys(MME, TEXT) | {"image": Image()}
     return write(root, "MME", columns, features, "data/test-*")
 
 
@@ -151,7 +162,7 @@ def nocaps(root):
         "image_id": list(range(PICTURES)),
         "image_height": [336] * PICTURES,
         "annotations_ids": [[n, n + 100] for n in range(PICTURES)],
-        "annotations_captions": [[f"A cup number {n}.", "Some cups."] for n in range(PICTURES)],
+        "annotations_captions": [[text, "Some things."] for text in captions()],
     }
     features = {
         "image": Image(), "image_coco_url": TEXT, "image_id": Value("int32"),
@@ -164,7 +175,7 @@ def nocaps(root):
 def flickr(root):
     columns = {
         "image": pictures(PICTURES),
-        "caption": [[f"A star beside {n} cups.", "A star."] for n in range(PICTURES)],
+        "caption": [[text, "On a table."] for text in captions()],
         "sentids": [[str(n)] for n in range(PICTURES)],
         "img_id": [str(n) for n in range(PICTURES)],
         "filename": [f"{n}.jpg" for n in range(PICTURES)],
@@ -254,7 +265,43 @@ def film(path, length=20):
     return path
 
 
-SETS = (pope, mmbench, seed, mme, realworldqa, nocaps, flickr, image_dc, mantis, muir, mvbench)
+def coco(root):
+    """The repository of COCO Karpathy, with its training images beside the list."""
+    folder = Path(root) / "coco-karpathy"
+    for n, image in enumerate(pictures(PICTURES)):
+        path = folder / "train2014" / f"COCO_train2014_{n:012}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path)
+    columns = {
+        "filepath": ["train2014"] * PICTURES,
+        "filename": [f"COCO_train2014_{n:012}.jpg" for n in range(PICTURES)],
+        "sentids": [[n] for n in range(PICTURES)],
+        "imgid": list(range(PICTURES)),
+        "sentences": [[text] for text in captions()],
+        "cocoid": list(range(PICTURES)),
+        "url": [f"https://example.org/{n}.jpg" for n in range(PICTURES)],
+    }
+    whole = Value("int32")
+    features = dict.fromkeys(columns, TEXT) | {
+        "sentids": List(whole), "imgid": whole, "sentences": List(TEXT), "cocoid": whole,
+    }  # fmt: skip
+    return write(root, "coco-karpathy", columns, features, "data/train-*", other=("test",))
+
+
+SETS = (
+    coco,
+    pope,
+    mmbench,
+    seed,
+    mme,
+    realworldqa,
+    nocaps,
+    flickr,
+    image_dc,
+    mantis,
+    muir,
+    mvbench,
+)
 
 
 def everything(root):

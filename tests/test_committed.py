@@ -10,6 +10,7 @@ import pytest
 
 from redlib import load, probe
 from redlib.study import subjects
+from redlib.tabletop import scenes
 
 ROOT = Path(__file__).parents[1]
 RUN = ROOT / "figures" / "tiny-llava-1.5"
@@ -33,7 +34,7 @@ def test_the_words_of_figure_1_come_out_again(shipped):
     note = json.loads((RUN / "words.json").read_text())
     drawn = pd.read_csv(RUN / "words.csv").set_index("patch")
     patches = np.arange(5, 576, 24)
-    subject = subjects.scene_subject(shipped, 0)
+    subject = subjects.subject_of(shipped, scenes("test", 1)[0])
     again = probe.single(
         shipped, subject.tokens, patches, prompt=note["parameters"]["prompt"]
     ).set_index("patch")

@@ -41,7 +41,9 @@ def error_of(call, *arguments, **keywords):
 def test_defaults_are_complete_and_read_only():
     params = Params()
     unset = {name for name, value in params.model_dump().items() if value is None}
-    assert unset == {"image", "revision", "scheduler"}
+    assert unset == {
+        "data_dir", "device_map", "games_dir", "image", "quantization", "revision", "scheduler",
+    }  # fmt: skip
     with pytest.raises(ValidationError):
         params.seed = 1
 

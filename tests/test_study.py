@@ -13,6 +13,7 @@ from sklearn.metrics import roc_auc_score
 
 from redlib import bench, prune, stages
 from redlib.codebook import Codebook, NoPrototype
+from redlib.data.images import Images
 from redlib.errors import RedlibError
 from redlib.geometry import Grid
 from redlib.params import Params
@@ -247,6 +248,16 @@ class Stage:
 
     def file(self, name):
         return self.folder / name
+
+    @property
+    def source(self):
+        return Images(self.params)
+
+    def images(self, role, n, *, start=0):
+        return self.source.take(role, n, start=start)
+
+    def of_images(self, role):
+        return self.source.key(role)
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from redlib.errors import RedlibError
 from redlib.models import VLM
 from redlib.study import probing, subjects
 from redlib.study.verdict import Verdict, above, number, percent
+from redlib.tabletop import scenes
 
 ASK = {"prompt": PROMPT, "top_prob": 50}
 MEASURE = {**ASK, "top_jsd": 20, "weights": (1.0, 16.0)}
@@ -27,7 +28,7 @@ def image_file(tmp_path_factory) -> str:
 
 
 def test_a_file_is_measured_without_truth(tiny_vlm: VLM, image_file: str) -> None:
-    mine = subjects.subject(tiny_vlm, image=image_file, scene=0)
+    mine = subjects.subject(tiny_vlm, image=image_file, shown=None)
     assert mine.name == "mine.png" and mine.scene is None and mine.picture.size == (70, 70)
     rows = subjects.measure(tiny_vlm, mine, **MEASURE)
     assert rows["patch"].tolist() == tiny_vlm.grid.stride().tolist()
@@ -43,13 +44,14 @@ def test_a_file_is_measured_without_truth(tiny_vlm: VLM, image_file: str) -> Non
 
 
 def test_a_scene_carries_its_truth(tiny_vlm: VLM) -> None:
-    first = subjects.scene_subject(tiny_vlm, 3)
-    again = subjects.subject(tiny_vlm, image=None, scene=3)
+    (third,) = scenes("test", 1, start=3)
+    first = subjects.subject_of(tiny_vlm, third)
+    again = subjects.subject(tiny_vlm, image=None, shown=third)
     assert torch.equal(first.tokens, again.tokens) and first.scene.id == "test-60000003"
 
 
 def test_answer_drop_is_the_fall_of_the_images_own_answer(tiny_vlm: VLM, image_file: str) -> None:
-    mine = subjects.subject(tiny_vlm, image=image_file, scene=0)
+    mine = subjects.subject(tiny_vlm, image=image_file, shown=None)
     rows = subjects.measure(tiny_vlm, mine, **MEASURE)
     fall = []
     for patch in rows["patch"]:
@@ -62,7 +64,7 @@ def test_answer_drop_is_the_fall_of_the_images_own_answer(tiny_vlm: VLM, image_f
 
 
 def test_candidates_are_distributions(tiny_vlm: VLM, image_file: str) -> None:
-    mine = subjects.subject(tiny_vlm, image=image_file, scene=0)
+    mine = subjects.subject(tiny_vlm, image=image_file, shown=None)
     found = subjects.pair_candidates(tiny_vlm, mine, [6, 12], prompt=PROMPT, top=10)
     assert len(found) == 2 * 2 * 10
     sums = found.groupby(["patch", "level"])[["before", "after"]].sum().to_numpy()
@@ -74,8 +76,7 @@ def test_candidates_are_distributions(tiny_vlm: VLM, image_file: str) -> None:
 
 
 def test_caption_positions(tiny_vlm: VLM) -> None:
-    indices = subjects.scenes_with_positions(tiny_vlm, 40, start=2)
-    ranks = pd.concat([subjects.caption_ranks(tiny_vlm, n) for n in indices])
+    ranks = pd.concat([subjects.caption_ranks(tiny_vlm, one) for one in scenes("test", 3)])
     per_layer = ranks.groupby("layer").size()
     assert per_layer.nunique() == 1 and per_layer.iloc[0] >= 40
     last = ranks[ranks["image"] == ranks["image"].iloc[0]]["next"].iloc[0]
@@ -201,11 +202,12 @@ def test_a_verdict_says_so() -> None:
 
 
 def test_an_image_of_the_reference_is_familiar_and_noise_is_not(tiny_vlm: VLM) -> None:
-    known = subjects.scene_subject(tiny_vlm, probing.REFERENCE_START)
-    found = probing.familiarity(tiny_vlm, known, references=6)
+    others = scenes("test", 6, start=1000)
+    known = subjects.subject_of(tiny_vlm, others[0])
+    found = probing.familiarity(tiny_vlm, known, others)
     assert found.share == 0 and not found.outside and found.distance.max() < 1e-5
     assert found.reference == 6 and "inside" in str(found)
     strange = subjects.Subject(
         "noise", known.picture, torch.randn_like(known.tokens), known.cls_similarity, None
     )
-    assert probing.familiarity(tiny_vlm, strange, references=6).outside
+    assert probing.familiarity(tiny_vlm, strange, others).outside

@@ -1,6 +1,9 @@
 """Photographs: the data sets that the paper measured, read as they are published.
 
-fetches(params)     what a run would fetch, and how much
+sources        which they are, and what a run would fetch of them
+reading        a data set through `datasets.load_dataset`; pictures that cannot be read
+photographs    VQAv2 and COCO, from the hub or from folders, as one record
+images         where every notebook's images come from: drawn scenes, or photographs by lot
 """
 
 from redlib.data.sources import COCO, VQAV2, Source, fetches

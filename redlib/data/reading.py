@@ -113,6 +113,10 @@ def column(found: Any, name: str) -> list[Any]:
 
 def _from_hub(source: Source) -> Any:
     """Under the first of its names that is there; the complaint about the first is told."""
+    print(
+        f"{source.name}: up to {source.gigabytes:g} GB from the Hugging Face hub and "
+        f"{source.disk:g} GB of disk for its copy, nothing of it where it is cached"
+    )
     complaints = []
     for name in source.ids:
         try:

@@ -12,9 +12,8 @@ question is drawn, from the hub's branch `video` or from the folder MVBench of `
 whose films are not there (those of NTU RGB+D may not be passed on) are named and left out.
 """
 
-import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +23,8 @@ from PIL import Image
 
 from redlib.data import prompts
 from redlib.data.benchmarks import BENCHMARKS, SEVERAL
-from redlib.data.hub import Picture, Readable, opened, rows, with_images
+from redlib.data.photo import Photo, readable, rows, told
+from redlib.data.reading import Skipped, row, table
 from redlib.errors import RedlibError
 from redlib.params import Params
 
@@ -80,20 +80,20 @@ class Shots:
     Attributes:
         id: name of the set and of the item in it.
         asked: its questions.
-        pictures: the photographs, in order; none where it is a film.
+        photos: the photographs, in order; none where it is a film.
         film: file of the film.
     """
 
     id: str
     asked: tuple[Asked, ...]
-    pictures: tuple[Picture, ...] = ()
+    photos: tuple[Photo, ...] = ()
     film: str = ""
 
     @property
     def images(self) -> list[Image.Image]:
         """The photographs, or FRAMES frames at even distances. Raises RedlibError for a film that
         cannot be decoded."""
-        return frames(self.film) if self.film else [picture.image for picture in self.pictures]
+        return frames(self.film) if self.film else [photo.image for photo in self.photos]
 
 
 def shots(name: str, limit: int, params: Params, *, part: str = "test") -> list[Shots]:
@@ -102,19 +102,20 @@ def shots(name: str, limit: int, params: Params, *, part: str = "test") -> list[
     name: "mantis", "muir" or "film". part: "test", or "calibration", whose items no test asks.
 
     Raises:
-        RedlibError: as `hub.opened`; over 1 % of the images are damaged; a value makes no question.
+        RedlibError: as `reading.table`; over 1 % of the images are damaged; a value that makes no
+            question; nothing to ask.
     """
     if name not in SEVERAL:
         raise RedlibError(f"a set of several images is one of {', '.join(SEVERAL)}; got {name!r}")
     drawn = _films(params, part) if name == "film" else _sets(name, params, part)
-    readable = Readable(BENCHMARKS[name].name)
+    skipped = Skipped(BENCHMARKS[name].name)
     found: list[Shots] = []
     for one in drawn:
         if len(found) == limit:
             break
-        if readable(*one.pictures):
+        if readable(one.photos, skipped):
             found.append(one)
-    readable.finish()
+    told(skipped)
     if not found:
         raise RedlibError(f"{BENCHMARKS[name].name} has no question for the {part} part")
     return found
@@ -130,34 +131,34 @@ def _order(name: str, size: int, params: Params, part: str) -> list[int]:
 def _sets(name: str, params: Params, part: str) -> Iterator[Shots]:
     of = BENCHMARKS[name]
     column = "images" if name == "mantis" else "image_list"
-    table = with_images(opened(of, params.data_dir, columns=of.columns), column)
-    plain = rows(table, [c for c in table.column_names if c != column])
+    found = table(of, params.data_dir, columns=of.columns)
+    images = found.select_columns([column])
+    plain = rows(found, [c for c in of.columns if c != column])
     for at in _order(name, len(plain), params, part):
-        count = len(table.select_columns([column]).with_format("arrow")[at][column][0])
+        count = len(row(images, at)[column] or ())
         if count < 2:
             raise RedlibError(f"{of.name}: row {at} has {count} images; two or more are needed")
-        row = plain[at]
-        key = f"{name}/{row['id' if name == 'mantis' else 'idx']}"
-        asked = (_mantis if name == "mantis" else _muir)(row, params)
+        key = f"{name}/{plain[at]['id' if name == 'mantis' else 'idx']}"
+        asked = (_mantis if name == "mantis" else _muir)(plain[at], params)
         numbered = asked._replace(text=_numbered(asked.text))
-        pictures = (Picture(f"{key} ({n + 1})", table, at, column, n) for n in range(count))
-        yield Shots(key, (numbered,), tuple(pictures))
+        photos = (Photo(f"{key} ({n + 1})", images, at, column, n) for n in range(count))
+        yield Shots(key, (numbered,), tuple(photos))
 
 
-def _mantis(row: dict[str, Any], params: Params) -> Asked:
-    choice = row["question_type"] == "multi-choice"
-    options = list(row["options"] or ()) if choice else []
+def _mantis(item: dict[str, Any], params: Params) -> Asked:
+    choice = item["question_type"] == "multi-choice"
+    options = list(item["options"] or ()) if choice else []
     if choice and len(options) < 2:
-        raise RedlibError(f"Mantis-Eval: {row['id']!r} has {len(options)} options")
-    text = prompts.mantis(row["question"], options, params.prompts)
+        raise RedlibError(f"Mantis-Eval: {item['id']!r} has {len(options)} options")
+    text = prompts.mantis(item["question"], options, params.prompts)
     chance = 1 / len(options) if options else 0.0
     listed = "\n".join(prompts.mantis_options(options))
-    return Asked(row["question_type"], text, row["answer"], chance, listed)
+    return Asked(item["question_type"], text, item["answer"], chance, listed)
 
 
-def _muir(row: dict[str, Any], params: Params) -> Asked:
-    text = prompts.lettered(row["question"], row["options"])
-    return Asked(row["task"], text, row["answer"], 1 / len(row["options"]))
+def _muir(item: dict[str, Any], params: Params) -> Asked:
+    text = prompts.lettered(item["question"], item["options"])
+    return Asked(item["task"], text, item["answer"], 1 / len(item["options"]))
 
 
 def _numbered(text: str) -> str:
@@ -170,8 +171,8 @@ def _films(params: Params, part: str) -> Iterator[Shots]:
     of = BENCHMARKS["film"]
     reels = []
     for task in FOLDERS:
-        table = opened(of, params.data_dir, columns=of.columns, files=of.files.format(task))
-        plain = rows(table, of.columns)
+        own = replace(of, files=of.files.format(task))
+        plain = rows(table(own, params.data_dir, columns=of.columns), of.columns)
         reels.append(_reel(task, plain, _order(f"film {task}", len(plain), params, part), params))
     for turn in zip_longest(*reels):
         yield from (one for one in turn if one is not None)
@@ -181,17 +182,17 @@ def _reel(
     task: str, plain: list[dict[str, Any]], order: list[int], params: Params
 ) -> Iterator[Shots]:
     for at in order:
-        row = plain[at]
-        options = list(row["candidates"])
-        if row["answer"] not in options:
+        item = plain[at]
+        options = list(item["candidates"])
+        if item["answer"] not in options:
             raise RedlibError(f"MVBench, {task}: row {at} has an answer that is no candidate")
         try:
-            film = _film(f"{FOLDERS[task]}/{row['video']}", params)
+            film = _film(f"{FOLDERS[task]}/{item['video']}", params)
         except RedlibError as error:
-            warnings.warn(f"MVBench without its subtask {task}: {error}", stacklevel=2)
+            print(f"MVBench: without its subtask {task}, since {error}")
             return
-        gold = chr(65 + options.index(row["answer"]))
-        text = prompts.mvbench(row["question"], options, params.prompts)
+        gold = chr(65 + options.index(item["answer"]))
+        text = prompts.mvbench(item["question"], options, params.prompts)
         yield Shots(f"film/{task}/{at}", (Asked(task, text, gold, 1 / len(options)),), film=film)
 
 

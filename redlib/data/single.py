@@ -6,10 +6,10 @@ and one description for the captions. Sampling is the same for all: images in a 
 the seed decides, each giving its first unit before any gives its second, so that few questions
 still see many images:
 
-    pictures, questions = ask("pope", 1000, params)      # 1,000 of each of its three subsets
+    photos, questions = ask("pope", 1000, params)      # 1,000 of each of its three subsets
 
-A smaller number gives the first of the same. Images at the end of the order are kept for
-the calibration of thresholds and never asked in a test.
+A smaller number gives the first of the same. No threshold is set on any of these images: those of
+COCO's training split serve for that (`data.images`).
 
 Questions with a yes take turns with questions with a no, and every other image begins with a no;
 the benchmarks have as many of one as of the other, and so has every sample.
@@ -24,8 +24,9 @@ import numpy as np
 
 from redlib.bench.pope_mme import MME_COGNITION, POPE_SUBSETS
 from redlib.data import prompts
-from redlib.data.benchmarks import BENCHMARKS, FIVE
-from redlib.data.hub import Picture, Readable, opened, rows, with_images
+from redlib.data.benchmarks import BENCHMARKS
+from redlib.data.photo import Photo, readable, rows, told
+from redlib.data.reading import Skipped, table
 from redlib.errors import RedlibError
 from redlib.params import Params, family
 from redlib.tabletop.questions import Question
@@ -52,52 +53,44 @@ class Unit:
 
 
 def ask(
-    name: str, limit: int, params: Params, *, part: str = "test"
-) -> tuple[list[Picture], list[Question]]:
-    """At most `limit` questions of each task of a benchmark, and the pictures they are about.
+    name: str, limit: int, params: Params, *, group: str = ""
+) -> tuple[list[Photo], list[Question]]:
+    """At most `limit` questions of each task of a benchmark, and the photographs they are about.
 
-    Args:
-        name: of `BENCHMARKS`, one that asks about single images.
-        part: "test", or "calibration", whose images no test asks about.
+    name: of `BENCHMARKS`, one that asks about single images. group: its questions of this group
+    alone (MME's category, SEED's type).
 
     Raises:
-        RedlibError: as `hub.opened`; over 1 % of the images are damaged; a value makes no question.
+        RedlibError: as `reading.table`; over 1 % of the images are damaged; a value that makes no
+            question; nothing to ask.
     """
     of = BENCHMARKS[name]
-    table = with_images(opened(of, params.data_dir, columns=of.columns), "image")
-    plain = [c for c in table.column_names if c != "image"]
+    found = table(of, params.data_dir, columns=of.columns)
+    plain = [c for c in found.column_names if c != "image"]
     units: dict[str, list[Unit]] = {}
-    for unit in _READ[name](rows(table, plain), params):
-        units.setdefault(unit.key, []).append(unit)
-    order = divided(name, list(units), params)[part]
-    readable, pictures = Readable(of.name), {}
+    for unit in _READ[name](rows(found, plain), params):
+        if group in ("", unit.asked[0].group):
+            units.setdefault(unit.key, []).append(unit)
+    shuffle = np.random.default_rng([params.seed, *name.encode()])
+    order = shuffle.permutation(sorted(units)).tolist()
+    skipped, photos = Skipped(of.name), {}
 
     def usable(unit: Unit) -> bool:
-        if unit.key not in pictures:
-            picture = Picture(f"{name}/{unit.key}", table, unit.row, "image", 0, unit.references)
-            pictures[unit.key] = picture if readable(picture) else None
-        return pictures[unit.key] is not None
+        if unit.key not in photos:
+            photo = Photo(f"{name}/{unit.key}", found, unit.row, "image", 0, unit.references)
+            photos[unit.key] = photo if readable([photo], skipped) else None
+        return photos[unit.key] is not None
 
     chosen: list[Unit] = []
     for task in dict.fromkeys(u.asked[0].task for key in order for u in units[key]):
         of_task = [[u for u in units[key] if u.asked[0].task == task] for key in order]
         chosen += take(of_task, limit, usable)
-    readable.finish()
+    told(skipped)
     if not chosen:
-        raise RedlibError(f"{of.name} has no question for the {part} part; {len(order)} images")
-    questions = [replace(q, image=pictures[u.key].id) for u in chosen for q in u.asked]
-    return list(dict.fromkeys(pictures[u.key] for u in chosen)), questions
-
-
-def divided(name: str, keys: Sequence[str], params: Params) -> dict[str, list[str]]:
-    """The images of a benchmark in random order, "test" and "calibration" apart.
-
-    The second are `n_calibration`, shared between the five tasks, but at most a fifth.
-    """
-    shuffled = np.random.default_rng([params.seed, *name.encode()]).permutation(sorted(keys))
-    kept = min(-(-params.n_calibration // len(FIVE)), len(keys) // 5)
-    cut = len(keys) - kept
-    return {"test": shuffled[:cut].tolist(), "calibration": shuffled[cut:].tolist()}
+        about = f" about {group!r}" if group else ""
+        raise RedlibError(f"{of.name}: nothing to ask{about} in {len(found)} rows")
+    questions = [replace(q, image=photos[u.key].id) for u in chosen for q in u.asked]
+    return list(dict.fromkeys(photos[u.key] for u in chosen)), questions
 
 
 def take(
@@ -132,8 +125,8 @@ def _question(task: str, text: str, answer: str, group: str = "", options: int =
     return Question(task, "", text, answer, group, options=options)
 
 
-def _pope(table: list[dict[str, Any]], params: Params) -> Iterator[Unit]:
-    for at, row in enumerate(table):
+def _pope(plain: list[dict[str, Any]], params: Params) -> Iterator[Unit]:
+    for at, row in enumerate(plain):
         task = f"pope-{row['category'].strip().lower()}"
         if task not in POPE_SUBSETS:
             raise RedlibError(
@@ -145,9 +138,9 @@ def _pope(table: list[dict[str, Any]], params: Params) -> Iterator[Unit]:
         yield Unit(at, str(row["image_source"]), (asked,))
 
 
-def _mme(table: list[dict[str, Any]], params: Params) -> Iterator[Unit]:
+def _mme(plain: list[dict[str, Any]], params: Params) -> Iterator[Unit]:
     pairs: dict[tuple[str, str], list[int]] = {}
-    for at, row in enumerate(table):
+    for at, row in enumerate(plain):
         if row["category"] not in MME_COGNITION:  # the paper's column is perception alone
             pairs.setdefault((str(row["question_id"]), row["category"]), []).append(at)
     for (key, category), both in pairs.items():
@@ -155,8 +148,8 @@ def _mme(table: list[dict[str, Any]], params: Params) -> Iterator[Unit]:
             raise RedlibError(f"MME: image {key!r} has {len(both)} questions, not a pair")
         asked = tuple(
             _question(
-                "mme", prompts.mme(table[at]["question"], params.prompts),
-                _yes_or_no("MME", at, table[at]), category, options=2,
+                "mme", prompts.mme(plain[at]["question"], params.prompts),
+                _yes_or_no("MME", at, plain[at]), category, options=2,
             )
             for at in both
         )  # fmt: skip
@@ -170,14 +163,14 @@ def _yes_or_no(name: str, at: int, row: dict[str, Any]) -> str:
     return answer
 
 
-def _mmbench(table: list[dict[str, Any]], params: Params) -> Iterator[Unit]:
+def _mmbench(plain: list[dict[str, Any]], params: Params) -> Iterator[Unit]:
     rotations: dict[int, list[int]] = {}
-    for at, row in enumerate(table):
+    for at, row in enumerate(plain):
         rotations.setdefault(int(row["index"]) % MILLION, []).append(at)
     for number, all_of in rotations.items():
         asked = []
         for at in all_of:
-            row = table[at]
+            row = plain[at]
             options = {letter: _there(row.get(letter)) for letter in "ABCDE"}
             options = {letter: text for letter, text in options.items() if text}
             text = prompts.mmbench(row["question"], _there(row["hint"]), options)
@@ -201,8 +194,8 @@ def _letter(name: str, at: int, value: str | None, options: int) -> str:
     return letter
 
 
-def _seed(table: list[dict[str, Any]], params: Params) -> Iterator[Unit]:
-    for at, row in enumerate(table):
+def _seed(plain: list[dict[str, Any]], params: Params) -> Iterator[Unit]:
+    for at, row in enumerate(plain):
         if row["data_type"] != "image":  # the others are films
             continue
         options = [row[f"choice_{letter}"] for letter in "abcd"]
@@ -214,15 +207,15 @@ def _seed(table: list[dict[str, Any]], params: Params) -> Iterator[Unit]:
         yield Unit(at, str(key[0] if isinstance(key, list) else key), (asked,))
 
 
-def _realworldqa(table: list[dict[str, Any]], params: Params) -> Iterator[Unit]:
-    for at, row in enumerate(table):
+def _realworldqa(plain: list[dict[str, Any]], params: Params) -> Iterator[Unit]:
+    for at, row in enumerate(plain):
         asked = _question("realworldqa", row["question"].strip(), row["answer"].strip())
         yield Unit(at, str(at), (asked,))
 
 
 def _captions(task: str, key: str, told: str) -> Callable[[list, Params], Iterator[Unit]]:
-    def read(table: list[dict[str, Any]], params: Params) -> Iterator[Unit]:
-        for at, row in enumerate(table):
+    def read(plain: list[dict[str, Any]], params: Params) -> Iterator[Unit]:
+        for at, row in enumerate(plain):
             said = row[told] if isinstance(row[told], list) else [row[told]]
             references = tuple(text for text in said if text)
             if not references:
@@ -233,8 +226,8 @@ def _captions(task: str, key: str, told: str) -> Callable[[list, Params], Iterat
     return read
 
 
-def _image_dc(table: list[dict[str, Any]], params: Params) -> Iterator[Unit]:
-    for at, row in enumerate(table):
+def _image_dc(plain: list[dict[str, Any]], params: Params) -> Iterator[Unit]:
+    for at, row in enumerate(plain):
         yield Unit(at, str(row["question_id"]), (_question("detail", row["question"], ""),))
 
 

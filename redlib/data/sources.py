@@ -21,10 +21,11 @@ cocodataset.org's 13 GB for its 82,783 training images.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pandas as pd
 
-from redlib.params import Params
+from redlib.params import NOTEBOOKS, Params
 
 
 @dataclass(frozen=True)
@@ -79,31 +80,40 @@ COCO = Source(
 )
 
 
-def fetches(
-    params: Params, *, notebooks: Sequence[str] = ("01", "02", "03", "04", "05", "06", "07", "08")
-) -> pd.DataFrame:
+CAPTION_TOKENS = 8
+"""Fewest text positions that a caption of COCO is counted for."""
+
+
+def fetches(params: Params, *, notebooks: Sequence[str] = tuple(NOTEBOOKS)) -> pd.DataFrame:
     """What a run would fetch, at most: nothing of it where it is cached already.
 
-    notebooks: numbers of those that run. VQAv2 is behind 01 to 05, COCO behind 05 and all that need
-    its codebook.
+    notebooks: numbers of those that run. VQAv2 is behind 01 to 05, COCO behind 01 (captions), 05
+    and all that need its codebook.
 
     Returns name, id, split, gigabytes, source, one row per data set: source is "Hugging Face hub",
     or the folder that `data_dir` names and from which nothing is fetched; and disk, gigabytes more
-    that the copy of `datasets` takes. No rows with `data: tabletop`.
+    that `datasets` takes for its own copy. No rows with `data: tabletop`.
     """
     columns = ["name", "id", "split", "gigabytes", "source", "disk"]
     if params.data != "real":
         return pd.DataFrame(columns=columns)
-    needed = []
-    if set(notebooks) & {"01", "02", "03", "04", "05"}:
-        needed.append((VQAV2, 0))
-    if set(notebooks) & {"05", "06", "07", "08"}:
-        needed.append((COCO, params.codebook_images))
+    asked = set(notebooks)
+    images = captioned(params) if "01" in asked else 0
+    images += params.codebook_images if asked & {"05", "06", "07", "08"} else 0
+    needed = [(VQAV2, 0)] if asked & {"01", "02", "03", "04", "05"} else []
+    needed += [(COCO, images)] if images else []
     rows = []
     for source, images in needed:
-        size = source.gigabytes + images * source.per_image
-        place, disk = "Hugging Face hub", source.disk
+        size, place, disk = source.gigabytes, "Hugging Face hub", source.disk
+        size += images * source.per_image
         if params.data_dir is not None:
-            size, place, disk = 0.0, f"folder {params.data_dir}", 0.0
+            size, place = 0.0, f"folder {params.data_dir}"
+            copied = (Path(params.data_dir).expanduser() / source.folder / "data").is_dir()
+            disk = disk if copied else 0.0
         rows.append((source.name, source.ids[0], source.split, round(size, 3), place, disk))
     return pd.DataFrame(rows, columns=columns)
+
+
+def captioned(params: Params) -> int:
+    """How many captions have `attention_positions` positions between them, for certain."""
+    return -(-params.attention_positions // CAPTION_TOKENS)

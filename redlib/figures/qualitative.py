@@ -4,18 +4,18 @@ What is right is blue with a tick, what is wrong red with a cross, what is vague
 the sign alone tells them apart.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from textwrap import wrap
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
-from PIL import Image
 
-from redlib.figures import style
+from redlib.data.folder import Own
+from redlib.data.photo import Photo
+from redlib.figures import photographs, style
+from redlib.figures.veil import kept_patches, veiled
 from redlib.geometry import Grid
 from redlib.models import VLM
 from redlib.study.describing import (
@@ -29,7 +29,7 @@ from redlib.study.describing import (
     left_out,
     marked,
 )
-from redlib.study.qualitative import METHODS, OBJECTS, START, Example, mask
+from redlib.study.qualitative import CATEGORIES, METHODS, OBJECTS, START, Example
 from redlib.study.spotting import counted
 from redlib.tables import readable
 from redlib.tabletop.pairs import clause, differences_named
@@ -39,7 +39,6 @@ from redlib.tabletop.world import redraw
 DESCRIBED = 2
 """Scenes of a sort, or composites, whose texts are drawn."""
 
-_VEIL = "#C7D0DA"  # no colour of a ground or an object
 _LOOK = {RIGHT: ("blue", "\u2713"), VAGUE: ("grey", "~"), WRONG: ("red", "\u2717")}
 _SIDE = {FULL: ("black", "D"), PRUNED: ("blue", "o")}
 _SORT_FIGURE = {"text-rich": ("Figure 10", "Figure 12"), "plain": ("Figure 11", "Figure 13")}
@@ -61,7 +60,7 @@ def examples(shown: Sequence[Example], grid: Grid) -> Figure:
         _below(axes[0], "\n".join(lines))
         for ax, (method, name) in zip(axes[1:], METHODS.items(), strict=True):
             stays = one.kept[method]
-            _veiled(ax, one.view, stays, grid)
+            veiled(ax, one.view, stays, grid)
             ax.set_title(f"{name}: {int(stays.sum())}")
             part = one.answers[one.answers["method"] == method]
             for n, row in enumerate(part.itertuples(), start=1):
@@ -74,22 +73,30 @@ def examples(shown: Sequence[Example], grid: Grid) -> Figure:
 def examples_note(shown: Sequence[Example], sort: str, *, model: str, tokens: int) -> dict:
     frame = pd.concat([one.answers for one in shown])
     right = frame.groupby("method")["correct"].agg(["sum", "size"])
-    held = {m: np.mean([one.informative[m] for one in shown]) for m in METHODS}
+    real = not shown[0].informative
+    held = {m: "" for m in METHODS}
+    if not real:
+        share = {m: np.mean([one.informative[m] for one in shown]) for m in METHODS}
+        held = {m: f", {share[m]:.0%} of its patches show something" for m in METHODS}
     told = "; ".join(
-        f"{name} answers {right.loc[m, 'sum']} of {right.loc[m, 'size']} right, {held[m]:.0%} of "
-        "its patches show something"
+        f"{name} answers {right.loc[m, 'sum']} of {right.loc[m, 'size']} right{held[m]}"
         for m, name in METHODS.items()
     )
     written = "with a written word" if sort == "text-rich" else "without a written word"
+    rule = (
+        f"The first {len(shown)} test scenes {written} from number {START:,} on that have "
+        f"{OBJECTS} objects or more"
+        + ("" if sort == "text-rich" else " and of which MME asks what is there")
+    )
+    if real:
+        rule = f"The first {len(shown)} images that the seed draws of MME's {CATEGORIES[sort]}"
     return {
         "title": f"What three methods keep: {sort} scenes",
         "caption": (
-            f"The first {len(shown)} test scenes {written} from number {START:,} on that have "
-            f"{OBJECTS} objects or more"
-            + ("" if sort == "text-rich" else " and of which MME asks what is there")
-            + f", chosen by that rule and not by any answer, with {tokens} visual tokens; patches "
-            "that go are covered. Of PruMerge one token more stands for no patch; FastV chooses "
-            "by the question, its map is that of question 1, and keeps its tokens behind layer 2. "
+            f"{rule}, chosen by that rule and not by any answer, with {tokens} visual tokens; "
+            "patches that go are covered. Of PruMerge one token more stands for no patch; FastV "
+            "chooses by the question, its map is that of question 1, and keeps its tokens behind "
+            "layer 2. "
             "In brackets the truth; a tick: right, a cross: wrong. Drawn with "
             f"{model}; the paper shows LLaVA-1.5-7B on MMBench and MME."
         ),
@@ -104,20 +111,24 @@ def examples_note(shown: Sequence[Example], sort: str, *, model: str, tokens: in
 
 
 @style.styled
-def descriptions(table: pd.DataFrame, sort: str, vlm: VLM) -> Figure:
+def descriptions(
+    table: pd.DataFrame, sort: str, vlm: VLM, photos: Mapping[str, Photo] | None = None
+) -> Figure:
     """Figures 12 and 13: the first described scenes of a sort, phrase by phrase.
 
-    table: rows of `study.describing.describe`.
+    table: rows of `study.describing.describe`. photos: where it is about photographs, these.
     """
     part = table[table["scenes"] == sort]
+    if photos:
+        return photographs.said(part, "description", vlm, photos)
     images = list(part["image"].unique())[:DESCRIBED]
     figure = style.figure(9.8, 3.6 * len(images))
     rows = figure.subplots(len(images), 3, squeeze=False, width_ratios=(1, 1.05, 1.05))
     for axes, name in zip(rows, images, strict=True):
         scene = redraw(name)
         of = part[part["image"] == name].set_index("side")
-        stays = _kept(of.loc[PRUNED, "kept"], vlm.grid)
-        _veiled(axes[0], vlm.view(scene.image), stays, vlm.grid)
+        stays = kept_patches(of.loc[PRUNED, "kept"], vlm.grid)
+        veiled(axes[0], vlm.view(scene.image), stays, vlm.grid)
         axes[0].set_anchor("N")
         axes[0].set_title(f"kept: {int(stays.sum())} of {vlm.grid.size}")
         for ax, side in zip(axes[1:], SIDES, strict=True):
@@ -134,8 +145,15 @@ def descriptions(table: pd.DataFrame, sort: str, vlm: VLM) -> Figure:
     return figure
 
 
-def descriptions_note(table: pd.DataFrame, sort: str, *, model: str) -> dict:
+def descriptions_note(
+    table: pd.DataFrame, sort: str, *, model: str, photos: Mapping[str, Photo] | None = None
+) -> dict:
     part = table[table["scenes"] == sort]
+    if photos:
+        tokens = int(part.loc[part["side"] == PRUNED, "tokens"].iloc[0])
+        title = f"Descriptions before and after pruning to {tokens} tokens"
+        item = _SORT_FIGURE[sort][1]
+        return photographs.said_note(part, "description", title=title, model=model, item=item)
     images = list(part["image"].unique())[:DESCRIBED]
     drawn = part[part["image"].isin(images)]
     told = []
@@ -211,7 +229,10 @@ def described_note(changed: pd.DataFrame, *, model: str) -> dict:
 
 
 def answers_table(table: pd.DataFrame) -> pd.DataFrame:
-    """Every description with its counts; rows of `study.describing.describe`."""
+    """Every description, of scenes with its counts; rows of `study.describing.describe`."""
+    counted = {"true": "True tuples", "said": "Said", "omitted": "Omitted", "invented": "Invented"}
+    if table["true"].isna().all():
+        counted = {}
     return readable(
         table,
         {
@@ -219,15 +240,16 @@ def answers_table(table: pd.DataFrame) -> pd.DataFrame:
             "scenes": "Scenes",
             "tokens": "Tokens",
             "description": "Description",
-            "true": "True tuples",
-            "said": "Said",
-            "omitted": "Omitted",
-            "invented": "Invented",
-        },
+        }
+        | counted,
     )
 
 
 def answers_note(table: pd.DataFrame, *, model: str) -> dict:
+    invented, omitted, true = (table[name].sum() for name in ("invented", "omitted", "true"))
+    counts = f" with {invented:.0f} invented and {omitted:.0f} omitted of {true:.0f} tuples"
+    if table["true"].isna().all():
+        counts = ""
     return {
         "title": "All descriptions",
         "caption": (
@@ -238,25 +260,27 @@ def answers_note(table: pd.DataFrame, *, model: str) -> dict:
             "Two rows of one image differ by pruning alone. The column with the kept tokens is in "
             "the CSV file."
         ),
-        "alt": (
-            f"{len(table)} descriptions with {int(table['invented'].sum())} invented and "
-            f"{int(table['omitted'].sum())} omitted of {int(table['true'].sum())} tuples."
-        ),
+        "alt": f"{len(table)} descriptions{counts}.",
         "paper_item": "Figures 12 and 13",
     }
 
 
 @style.styled
-def game(table: pd.DataFrame, vlm: VLM) -> Figure:
-    """Figure 14: the first composites and the differences named; rows of `study.spotting.play`."""
+def game(table: pd.DataFrame, vlm: VLM, own: Mapping[str, Own] | None = None) -> Figure:
+    """Figure 14: the first composites and the differences named; rows of `study.spotting.play`.
+
+    own: where it was played with pictures of a folder, these.
+    """
+    if own:
+        return photographs.said(table, "answer", vlm, own)
     images = list(table["image"].unique())[:DESCRIBED]
     figure = style.figure(9.8, 2.9 * len(images))
     rows = figure.subplots(len(images), 3, squeeze=False, width_ratios=(1.3, 1, 1))
     for axes, name in zip(rows, images, strict=True):
         one = redraw_pair(name)
         of = table[table["image"] == name].set_index("side")
-        stays = _kept(of.loc[PRUNED, "kept"], vlm.grid)
-        _veiled(axes[0], one.image, stays, vlm.grid)
+        stays = kept_patches(of.loc[PRUNED, "kept"], vlm.grid)
+        veiled(axes[0], one.image, stays, vlm.grid)
         axes[0].set_aspect(one.image.height / one.image.width)
         axes[0].set_anchor("N")
         axes[0].set_title(f"kept: {int(stays.sum())} of {vlm.grid.size}")
@@ -277,7 +301,10 @@ def game(table: pd.DataFrame, vlm: VLM) -> Figure:
     return figure
 
 
-def game_note(table: pd.DataFrame, *, model: str) -> dict:
+def game_note(table: pd.DataFrame, *, model: str, own: Mapping[str, Own] | None = None) -> dict:
+    if own:
+        title = "Spot the difference, on pictures of a folder"
+        return photographs.said_note(table, "answer", title=title, model=model, item="Figure 14")
     images = list(table["image"].unique())[:DESCRIBED]
     drawn = table[table["image"].isin(images)].groupby("side", sort=False)[
         ["planted", "found", "invented"]
@@ -345,20 +372,6 @@ def spotted_note(changed: pd.DataFrame, *, model: str) -> dict:
 def _points(row: object) -> str:
     change, low, high = (100 * value for value in (row.change, row.low, row.high))
     return f"{change:+.1f} points ({low:+.1f} to {high:+.1f})"
-
-
-def _kept(numbers: str, grid: Grid) -> np.ndarray:
-    return mask([int(number) for number in numbers.split()], grid.size)
-
-
-def _veiled(ax: Axes, image: Image.Image, stays: np.ndarray, grid: Grid) -> None:
-    """The image with the patches that go covered."""
-    style.image_panel(ax, image, grid)
-    veil = np.tile(to_rgba(_VEIL), (grid.height, grid.width, 1))
-    veil[..., 3] = 0.9 * ~stays.reshape(grid.height, grid.width)
-    ax.imshow(veil, extent=(0, grid.width, grid.height, 0))
-    grey = style.COLOURS["grey"]
-    ax.add_patch(Rectangle((0, 0), grid.width, grid.height, fill=False, edgecolor=grey, lw=1))
 
 
 def _below(ax: Axes, text: str, *, line: int = 0, tint: str = "black") -> None:

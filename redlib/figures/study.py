@@ -329,12 +329,14 @@ def levels_note(table: pd.DataFrame, *, model: str) -> dict:
 
 @style.styled
 def example(image: Image.Image, rows: pd.DataFrame, grid: Grid) -> Figure:
-    """One scene and its sampled patches: the truth, two outputs, two intermediate states."""
+    """One image and its sampled patches: the truth, where it is known, two outputs, two
+    intermediate states."""
     figure = style.figure(9.6, 7.4)
     figure.get_layout_engine().set(h_pad=0.12)
     axes = figure.subplots(2, 3)
     style.image_panel(axes[0, 0], image, grid)
-    axes[0, 0].set_title("scene, sampled patches")
+    known = bool(rows["covered"].notna().all())
+    axes[0, 0].set_title("scene, sampled patches" if known else "image, sampled patches")
     kind = np.where(rows["covered"] + rows["written"] == 0, "blue", "grey")
     kind = np.where(rows["covered"] >= 0.5, "red", kind)
     for patch, tint in zip(rows["patch"], kind, strict=True):
@@ -342,6 +344,7 @@ def example(image: Image.Image, rows: pd.DataFrame, grid: Grid) -> Figure:
         tint = style.COLOURS[tint]
         axes[0, 0].plot(column + 0.5, row + 0.5, "s", ms=4.5, color=tint, mec="white", mew=0.7)
     kinds = (("red", "covered"), ("grey", "in part, or a card"), ("blue", "bare"))
+    kinds = kinds if known else (("grey", "sampled; what covers it nobody knows"),)
     axes[0, 0].legend(
         handles=[
             Line2D([], [], ls="", marker="s", color=style.COLOURS[tint], label=text)
@@ -358,6 +361,9 @@ def example(image: Image.Image, rows: pd.DataFrame, grid: Grid) -> Figure:
         "cls_similarity": "[cls] similarity",
     }
     for ax, (name, label) in zip(axes.flat[1:], panels.items(), strict=True):
+        if rows[name].isna().all():
+            ax.axis("off")
+            continue
         log = name in ("jsd_final", "attention") and bool((rows[name] > 0).all())
         bar = style.patch_map(ax, image, _spread(rows, name, grid), grid, log=log)
         if not log:
@@ -367,6 +373,7 @@ def example(image: Image.Image, rows: pd.DataFrame, grid: Grid) -> Figure:
 
 
 def example_note(rows: pd.DataFrame, *, model: str) -> dict:
+    known = bool(rows["covered"].notna().all())
     covered, bare = rows[rows["covered"] >= 0.5], rows[rows["covered"] == 0]
     told = "; ".join(
         f"{QUANTITIES[name]} {covered[name].mean():.3g} on covered and {bare[name].mean():.3g} on "
@@ -374,19 +381,28 @@ def example_note(rows: pd.DataFrame, *, model: str) -> dict:
         for name in QUANTITIES
         if len(covered) and len(bare)
     )
+    if not known:
+        rho = rows[list(QUANTITIES)].corr(method="spearman")["top1"].drop("top1")
+        told = ", ".join(f"{QUANTITIES[name]} {value:+.2f}" for name, value in rho.items())
+        told = f"rank correlations with the top-1 probability: {told}"
     return {
-        "title": "One scene of the study",
+        "title": "One scene of the study" if known else "One image of the study",
         "caption": (
-            f"The {len(rows)} sampled patches of {rows['image'].iloc[0]}: truth, outputs and "
+            f"The {len(rows)} sampled patches of {rows['image'].iloc[0]}: "
+            f"{'truth, ' if known else ''}outputs and "
             "intermediate states, each value filling the cell around its patch. Drawn with "
             f"{model}."
         ),
         "reading": (
             "Red squares lie on an object. A map that knows where the objects are looks like the "
-            "one "
-            "titled truth. One scene shows what is measured; the claims below rest on all of them."
-        ),
-        "alt": f"Means in this scene: {told or 'covered or bare patches are missing'}.",
+            "one titled truth. "
+            if known
+            else "What covers a patch, a reader has to judge. "
+        )
+        + ("One scene shows what is measured; the claims below rest on all of them."),
+        "alt": f"Means in this scene: {told or 'covered or bare patches are missing'}."
+        if known
+        else f"Maps of {rows['image'].iloc[0]}; {told}.",
         "paper_item": "Section 7.4",
     }
 

@@ -97,7 +97,7 @@ def judge(
     same tokens of an image are asked once.
     """
     p, vlm = session.params, session.model
-    found, questions = exam(p, "test", limit)
+    found, questions = exam(p, limit)
     drawn = {scene.id: scene for scene in found}
     about: dict[str, list] = {}
     for question in questions:

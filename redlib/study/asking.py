@@ -6,7 +6,7 @@ own generator in the tabletop world: POPE (mean of its three subsets, as the pap
 With `data: real` the benchmarks themselves are asked. Whoever evaluates takes both from here and
 need not know which:
 
-    images, questions = exam(params, "test", params.n_questions)
+    images, questions = exam(params, params.n_questions)
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,7 +18,7 @@ import pandas as pd
 
 from redlib.bench import POPE_SUBSETS
 from redlib.data import benchmarks, single
-from redlib.data.hub import Picture
+from redlib.data.photo import Photo
 from redlib.params import Params
 from redlib.tabletop import Question, Scene, questions, scenes
 from redlib.tabletop.world import SIDE
@@ -51,46 +51,39 @@ CAPTION_STARTS = {"nocaps": 1_100_000, "flickr": 1_200_000}
 
 
 def exam(
-    params: Params, split: str, limit: int, *, images: int | None = None, scale: int = 1
-) -> tuple[list[Scene] | list[Picture], list[Question]]:
-    """Images of a split, and at most `limit` questions of each of the five tasks about them.
+    params: Params, limit: int, *, images: int | None = None, scale: int = 1
+) -> tuple[list[Scene] | list[Photo], list[Question]]:
+    """Test images, and at most `limit` questions of each of the five tasks about them.
 
     A smaller limit asks the first of the same questions.
 
-    split: "test" or "calibration". images: how many scenes to ask about, by default `limit`. scale:
+    images: how many scenes to ask about, by default `limit`. scale:
     see `asked_scenes`; photographs are as many and as large as they are.
     """
     if params.data == "tabletop":
-        drawn = asked_scenes(split, images or limit, scale=scale)
+        drawn = asked_scenes("test", images or limit, scale=scale)
         return drawn, ask(drawn, FIVE_TASKS, limit)
-    return _gathered(benchmarks.FIVE, limit, params, split)
+    return _gathered(benchmarks.FIVE, limit, params)
 
 
 def described(
     params: Params, limit: int, *, scale: int = 1
-) -> tuple[list[Scene] | list[Picture], list[Question]]:
+) -> tuple[list[Scene] | list[Photo], list[Question]]:
     """Images to be described in one sentence, `limit` for either column, and the questions."""
     if params.data == "tabletop":
         drawn = described_scenes("test", limit, scale=scale)
         about = [q for task, part in drawn.items() for q in questions(part, task)]
         return [scene for part in drawn.values() for scene in part], about
-    return _gathered(benchmarks.CAPTIONED, limit, params, "test")
+    return _gathered(benchmarks.CAPTIONED, limit, params)
 
 
 def _gathered(
-    names: Iterable[str], limit: int, params: Params, part: str
-) -> tuple[list[Picture], list[Question]]:
-    each = [single.ask(name, limit, params, part=part) for name in names]
-    return [p for pictures, _ in each for p in pictures], [q for _, about in each for q in about]
-
-
-def calibration(params: Params) -> list[Scene] | list[Picture]:
-    """`n_calibration` images on which a threshold is set, none of them in any test; of photographs
-    a fifth of them from each of the five benchmarks, or as many as these have to spare."""
-    if params.data == "tabletop":
-        return scenes("calibration", params.n_calibration)
-    each = -(-params.n_calibration // len(FIVE))
-    return _gathered(benchmarks.FIVE, each, params, "calibration")[0]
+    names: Iterable[str], limit: int, params: Params
+) -> tuple[list[Photo], list[Question]]:
+    each = [single.ask(name, limit, params) for name in names]
+    return [photo for photos, _ in each for photo in photos], [
+        q for _, about in each for q in about
+    ]
 
 
 def identity(params: Params, about: Iterable[Question]) -> dict[str, object]:

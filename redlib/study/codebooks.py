@@ -30,14 +30,16 @@ import torch
 from redlib import stages
 from redlib.bench import evaluate, keep_all
 from redlib.codebook import Codebook, Criteria, NoPrototype, candidates
+from redlib.data.images import ROLES
+from redlib.data.photographs import Picture
 from redlib.notebook import MEASURING, Session
 from redlib.prune import keep_lowest, random_scores, redundancy
 from redlib.stages import EAGER, UNCHOSEN, Built, Probing
 from redlib.store import Store
-from redlib.study.asking import exam, five
-from redlib.tabletop import Scene, scenes
+from redlib.study.asking import FIVE_TASKS, ask, asked_scenes, five
+from redlib.tabletop import Scene
 
-START = 1_000_000
+START = ROLES["training"].first
 """First training scene of the codebook; the tiny checkpoints were trained on scenes before it."""
 
 # Fixed before the checkpoint that it is used on was trained, and before any result was seen.
@@ -67,10 +69,9 @@ def codebook_path(session: Session) -> Path:
     return session.folder / "codebook.safetensors"
 
 
-def training_scenes(session: Session) -> dict[str, Scene]:
-    """The scenes that prototypes are searched in, by id."""
-    drawn = scenes("train", session.params.codebook_images, start=START)
-    return {scene.id: scene for scene in drawn}
+def training_scenes(session: Session) -> dict[str, Scene | Picture]:
+    """The scenes, or photographs, that prototypes are searched in, by id."""
+    return {one.id: one for one in session.images("training", session.params.codebook_images)}
 
 
 def probing(session: Session) -> Probing:
@@ -188,8 +189,8 @@ def _read_on(
 
 def _store(session: Session, kind: str, **key: Any) -> Store:
     """A table of readings; they depend on the copies that a single token is fed in, too."""
-    repeats = session.model.repeats
-    return session.store(kind, notebook="05", code=_CODE, start=START, repeats=repeats, **key)
+    key |= {"repeats": session.model.repeats, "start": START} | session.of_images("training")
+    return session.store(kind, notebook="05", code=_CODE, **key)
 
 
 def _asked(settings: Sequence[Criteria], *names: str) -> dict[str, list]:
@@ -284,6 +285,9 @@ def score_grid(session: Session, table: pd.DataFrame) -> pd.DataFrame:
     where no prototype is left), one row per setting; then two rows for comparison, `setting`
     "unpruned" and "random". Settings with the same prototypes are asked once.
 
+    With photographs there is one setting, whose thresholds the parameters give, and nobody is
+    asked: no column of tasks, no mean, no rows for comparison.
+
     Raises RedlibError, saying how many tokens passed each criterion, if no setting leaves a
     prototype.
     """
@@ -304,6 +308,10 @@ def score_grid(session: Session, table: pd.DataFrame) -> pd.DataFrame:
         counts.append({"candidates": n, "prototypes": 0 if book is None else len(book)})
     if not any(books):
         raise complaints[max(complaints)]
+    frame = pd.concat([grid, pd.DataFrame(counts)], axis=1)
+    frame.insert(0, "setting", [f"{n + 1}" for n in range(len(frame))])
+    if session.source.real:
+        return frame
     store = session.store(
         "grid",
         notebook="05",
@@ -333,8 +341,7 @@ def score_grid(session: Session, table: pd.DataFrame) -> pd.DataFrame:
     found = store.compute(methods, ask_one, describe="settings").set_index("setting")
     tasks = list(found.columns)
     scored = found.reindex(names).reset_index(drop=True)
-    frame = pd.concat([grid, pd.DataFrame(counts), scored], axis=1)
-    frame.insert(0, "setting", [f"{n + 1}" for n in range(len(frame))])
+    frame = pd.concat([frame, scored], axis=1)
     beside = found.loc[["unpruned", "random"]].reset_index()
     return pd.concat([frame, beside], ignore_index=True)[[*frame.columns[: -len(tasks)], *tasks]]
 
@@ -346,7 +353,9 @@ def chosen(session: Session, scores: pd.DataFrame) -> Criteria:
 
 
 def chosen_row(session: Session, scores: pd.DataFrame) -> int:
-    """Index of the chosen setting in `scores`."""
+    """Index of the chosen setting in `scores`; of settings that nobody scored, there is but one."""
+    if "mean" not in scores:
+        return 0
     usable = scores[scores["prototypes"] > 0]
     least = pd.Series(LEAST_PER_IMAGE) * session.params.codebook_images
     many = usable[(usable[least.index] >= least).all(axis=1)]
@@ -374,7 +383,8 @@ class _Asker:
     def __init__(self, session: Session) -> None:
         p = session.params
         self.vlm, self.seed = session.model, p.seed
-        drawn, self.questions = exam(p, "calibration", p.n_questions, images=p.n_calibration)
+        drawn = asked_scenes("calibration", p.n_calibration)
+        self.questions = ask(drawn, FIVE_TASKS, p.n_questions)
         self.tokens = {s.id: self.vlm.encode([s.image]).tokens[0] for s in drawn}
         self.number = {s.id: n for n, s in enumerate(drawn)}
         self.keep = min(SCORED_AT, self.vlm.grid.size // 2)

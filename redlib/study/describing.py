@@ -19,17 +19,23 @@ text-rich scene is asked for its word too, and the answer ends the description.
 import hashlib
 from collections import Counter
 
+import numpy as np
 import pandas as pd
 
 from redlib.bench import captions, difference, interval
 from redlib.bench.captions import CAPTIONS
 from redlib.bench.looking import UNPRUNED, Rule, look, reply
 from redlib.codebook import Codebook
+from redlib.data import single
+from redlib.data.benchmarks import BENCHMARKS
+from redlib.data.photo import Photo
+from redlib.data.prompts import LONGEST_DETAIL
 from redlib.notebook import MEASURING, Session
 from redlib.params import Params
+from redlib.study.asking import identity
 from redlib.study.patches import LEAST_IMAGES
 from redlib.study.qualitative import OBJECTS, SORTS, START, drawn
-from redlib.study.verdict import Verdict
+from redlib.study.verdict import Verdict, untold
 from redlib.tabletop import Scene
 from redlib.tabletop.questions import DETAIL
 
@@ -53,6 +59,7 @@ CLAIMS = (
      "invent less"),
 )  # fmt: skip
 """Scenes, kind, what the change has to lie below, and the claim in words (section 9.3.1)."""
+_FIGURE = {"text-rich": 12, "plain": 13}
 
 
 def budgets(params: Params) -> dict[str, int]:
@@ -63,11 +70,16 @@ def budgets(params: Params) -> dict[str, int]:
 def describe(session: Session, codebook: Codebook) -> pd.DataFrame:
     """`n_described` scenes of each sort, described with all visual tokens and with the budget.
 
+    Of photographs nobody wrote down which hold text, so that the same ones are described at both
+    budgets, by the question of Image-DC, and the numbers of tuples are NaN.
+
     Returns scenes, image, side (full or pruned), tokens, kept (numbers of the tokens that stay, as
     text), description, true (tuples of the scene), said, omitted and invented (tuples); a row per
     image and side.
     """
     p, vlm = session.params, session.model
+    if session.source.real:
+        return _described_photographs(session, codebook)
     about = {scene.id: (sort, scene) for sort in SORTS for scene in drawn(sort, p.n_described)}
     store = session.store(
         "descriptions",
@@ -87,6 +99,45 @@ def describe(session: Session, codebook: Codebook) -> pd.DataFrame:
             kept = " ".join(map(str, told.chosen[0][0].kept.tolist()))
             text = described(*told.texts)
             rows.append((sort, name, side, told.kept, kept, text, *counted(text, scene)))
+        return pd.DataFrame(rows, columns=_COLUMNS)
+
+    return store.compute(about, measure, describe="images")
+
+
+def photographs(session: Session) -> dict[str, Photo]:
+    """The photographs that are described, by id; none with scenes."""
+    if not session.source.real:
+        return {}
+    return {
+        one.id: one for one in single.ask("image-dc", session.params.n_described, session.params)[0]
+    }
+
+
+def _described_photographs(session: Session, codebook: Codebook) -> pd.DataFrame:
+    p, vlm = session.params, session.model
+    session.asked.append(BENCHMARKS["image-dc"].name)
+    photos, questions = single.ask("image-dc", p.n_described, p)
+    about = {photo.id: (photo, q.text) for photo, q in zip(photos, questions, strict=True)}
+    store = session.store(
+        "descriptions", code=CODE, budgets=budgets(p),
+        codebook=hashlib.sha256(codebook.vectors.numpy().tobytes()).hexdigest()[:12],
+        **identity(p, questions),
+    )  # fmt: skip
+
+    def measure(name: str) -> pd.DataFrame:
+        photo, text = about[name]
+        looked = look(vlm, [photo.image])
+        rules = {FULL: Rule(UNPRUNED, 0)}
+        rules |= {sort: Rule("codebook", tokens) for sort, tokens in budgets(p).items()}
+        told = {
+            of: reply(vlm, looked, rule, [text], codebook=codebook, max_new_tokens=LONGEST_DETAIL)
+            for of, rule in rules.items()
+        }
+        rows = []
+        for sort in SORTS:
+            for side, found in ((FULL, told[FULL]), (PRUNED, told[sort])):
+                kept = " ".join(map(str, found.chosen[0][0].kept.tolist()))
+                rows.append((sort, name, side, found.kept, kept, found.texts[0], *[np.nan] * 4))
         return pd.DataFrame(rows, columns=_COLUMNS)
 
     return store.compute(about, measure, describe="images")
@@ -133,8 +184,10 @@ def changes(table: pd.DataFrame, *, resamples: int, seed: int) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def verdicts(changed: pd.DataFrame) -> list[Verdict]:
-    """The paper's claims about descriptions, each with what became of it."""
+def verdicts(changed: pd.DataFrame | None) -> list[Verdict]:
+    """The paper's claims about descriptions, each with what became of it; None: of photographs."""
+    if changed is None:
+        return [untold(claim, f"Figure {_FIGURE[sort]}") for sort, _, _, claim in CLAIMS]
     found = []
     at = changed.set_index(["scenes", "kind"])
     for sort, kind, bound, statement in CLAIMS:
@@ -148,7 +201,7 @@ def verdicts(changed: pd.DataFrame) -> list[Verdict]:
                 f"tuples {kind} per true tuple: {numbers}; change {100 * row['change']:+.1f} "
                 f"points (95% interval {100 * row['low']:+.1f} to {100 * row['high']:+.1f}), "
                 f"{row['images']:.0f} images, {row['tokens']:.0f} tokens kept",
-                f"Figure {12 if sort == 'text-rich' else 13}",
+                f"Figure {_FIGURE[sort]}",
             )
         )
     return found

@@ -17,23 +17,28 @@ import torch
 from redlib import probe
 from redlib.bench import Interval
 from redlib.clustering import cluster_tokens
+from redlib.data.images import ROLES
+from redlib.data.photographs import Picture
 from redlib.models import VLM
 from redlib.notebook import MEASURING, Session
 from redlib.study.codebooks import Built
 from redlib.study.patches import LEAST_IMAGES, draws
 from redlib.study.verdict import Verdict
-from redlib.tabletop import Scene, scenes
+from redlib.tabletop import Scene
 
-START = 20_000
+START = ROLES["maps"].first
 """First test scene of the maps; no other notebook looks at these."""
 
 CENTRES = (4, 8, 16, 32)
 """Numbers of clusters; the release takes 8, and the paper names none."""
 
 
-def crowded_scene() -> Scene:
-    """The first scene of the maps with five objects or more: one with something to see."""
-    return next(s for s in scenes("test", 100, start=START) if len(s.objects) >= 5)
+def crowded(session: Session) -> Scene | Picture:
+    """The first scene of the maps with five objects or more, one with something to see; of
+    photographs, which nobody has counted, the first."""
+    if session.source.real:
+        return session.images("maps", 1)[0]
+    return next(one for one in session.images("maps", 100) if len(one.objects) >= 5)
 
 
 def tsne(vectors: torch.Tensor | np.ndarray, *, seed: int = 0, steps: int = 500) -> np.ndarray:
@@ -59,18 +64,18 @@ def tsne(vectors: torch.Tensor | np.ndarray, *, seed: int = 0, steps: int = 500)
     return placed * np.where(far < 0, -1.0, 1.0)
 
 
-def token_map(session: Session, scene: Scene) -> pd.DataFrame:
-    """Every token of one scene with its place on the map: the columns of `describe`, x and y."""
+def token_map(session: Session, shown: Scene | Picture) -> pd.DataFrame:
+    """Every token of one image with its place on the map: the columns of `describe`, x and y."""
     p, vlm = session.params, session.model
-    tokens = vlm.encode([scene.image]).tokens[0]
+    tokens = vlm.encode([shown.image]).tokens[0]
     settings = {"neighbours": p.dpc_neighbours_image, "squared": p.dpc_squared}
-    frame = describe(vlm, scene, prompt=p.prompt, top_prob=p.top_prob, **settings)
+    frame = describe(vlm, shown, prompt=p.prompt, top_prob=p.top_prob, **settings)
     placed = tsne(tokens.float().cpu().numpy(), seed=p.seed)
     return frame.assign(x=placed[:, 0], y=placed[:, 1])
 
 
 def cluster_sizes(session: Session) -> pd.DataFrame:
-    """`describe` of every token of `tsne_images` held-out scenes."""
+    """`describe` of every token of `tsne_images` held-out images."""
     p, vlm = session.params, session.model
     settings = {
         "prompt": p.prompt,
@@ -84,25 +89,28 @@ def cluster_sizes(session: Session) -> pd.DataFrame:
         code=(*MEASURING, "clustering", "study/maps", "tabletop/world"),
         start=START,
         **settings,
+        **session.of_images("maps"),
     )
-    drawn = {scene.id: scene for scene in scenes("test", p.tsne_images, start=START)}
+    drawn = {one.id: one for one in session.images("maps", p.tsne_images)}
     return store.compute(
         drawn, lambda name: describe(vlm, drawn[name], **settings), describe="images"
     )
 
 
 def describe(
-    vlm: VLM, scene: Scene, *, prompt: str, top_prob: int, neighbours: int, squared: bool
+    vlm: VLM, shown: Scene | Picture, *, prompt: str, top_prob: int, neighbours: int, squared: bool
 ) -> pd.DataFrame:
-    """All tokens of a scene: image, patch, word, top1, top1_head, cls_similarity, covered, and
-    size_<C>, the size of the token's cluster when all tokens fall into C clusters."""
-    encoded = vlm.encode([scene.image])
+    """All tokens of an image: image, patch, word, top1, top1_head, cls_similarity, covered (NaN for
+    a photograph), and size_<C>, the size of the token's cluster when all tokens fall into C
+    clusters."""
+    encoded = vlm.encode([shown.image])
     tokens = encoded.tokens[0]
     frame = probe.single(vlm, tokens, range(len(tokens)), prompt=prompt, top=top_prob)
     frame = frame[["patch", "word", "top1", "top1_head"]]
-    frame.insert(0, "image", scene.id)
+    frame.insert(0, "image", shown.id)
     frame["cls_similarity"] = encoded.cls_similarity[0].cpu().numpy()
-    frame["covered"] = scene.coverage(vlm.sight).sum(axis=0)
+    known = isinstance(shown, Scene)
+    frame["covered"] = shown.coverage(vlm.sight).sum(axis=0) if known else np.nan
     for centres in CENTRES:
         clusters = cluster_tokens(tokens, neighbours, centres, squared=squared)
         frame[f"size_{centres}"] = clusters.sizes

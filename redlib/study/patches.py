@@ -27,14 +27,16 @@ from scipy.stats import rankdata
 
 from redlib import leave_one_out, probe, states
 from redlib.bench import difference, interval
+from redlib.data.images import ROLES
+from redlib.data.photographs import Picture
 from redlib.errors import RedlibError
 from redlib.geometry import Grid
 from redlib.models import VLM
 from redlib.notebook import MEASURING, Session
-from redlib.study.verdict import Verdict, number
-from redlib.tabletop import Scene, questions, scenes
+from redlib.study.verdict import Verdict, number, untold
+from redlib.tabletop import Scene, questions
 
-START = 10_000
+START = ROLES["study"].first
 """First test scene of the study; the pruning evaluation asks about the scenes from 0 on."""
 
 ORDERS: dict[str, str] = {
@@ -109,16 +111,22 @@ def study(session: Session) -> pd.DataFrame:
         patches=chosen,
         start=START,
         **settings,
+        **session.of_images("study"),
     )
-    drawn = {scene.id: scene for scene in scenes("test", p.study_images, start=START)}
+    drawn = studied(session)
     return store.compute(
         drawn, lambda name: measure(vlm, drawn[name], chosen, **settings), describe="images"
     )
 
 
+def studied(session: Session) -> dict[str, Scene | Picture]:
+    """The images of the study, by id."""
+    return {one.id: one for one in session.images("study", session.params.study_images)}
+
+
 def measure(
     vlm: VLM,
-    scene: Scene,
+    shown: Scene | Picture,
     patches: np.ndarray,
     *,
     prompt: str,
@@ -127,23 +135,22 @@ def measure(
     definition: str,
     weights: list[float],
 ) -> pd.DataFrame:
-    """All numbers of the study for some patches of one scene.
+    """All numbers of the study for some patches of one scene or photograph.
 
     Returns one row per patch: image, objects (their number), patch; word, top1, top1_head; the
     jsd columns; cls_similarity, norm; attention (sum over the shallow, middle and deep layer of
     the mean over heads, under the one-word prompt) and attention_asked (the same under a question
-    about one object); covered (share under any object), written (share under the card with a
-    word), asked_covered (share under the asked object, NaN where nothing can be asked).
+    about one object, or a photograph's own question); covered (share under any object), written
+    (share under the card with a word), asked_covered (share under the asked object). NaN where
+    nothing can be asked, or where the truth is not known.
     """
-    encoded = vlm.encode([scene.image])
+    encoded = vlm.encode([shown.image])
     tokens = encoded.tokens[0]
     layers = list(vlm.layers)
-    coverage = scene.coverage(vlm.sight)  # (objects, L)
-    question = asked_question(scene)
-    under_question = covered_by_asked = np.full(vlm.grid.size, np.nan)
-    if question is not None:
-        under_question = states.attention(vlm, tokens, prompt=question.text)[layers].sum(axis=0)
-        covered_by_asked = coverage[question.asked]
+    question, known = _known(shown, vlm)
+    under_question = np.full(vlm.grid.size, np.nan)
+    if question:
+        under_question = states.attention(vlm, tokens, prompt=question)[layers].sum(axis=0)
     single = probe.single(vlm, tokens, patches, prompt=prompt, top=top_prob)
     without = leave_one_out.cascade(
         vlm,
@@ -157,20 +164,35 @@ def measure(
     )
     attention = states.attention(vlm, tokens, prompt=prompt)[layers].sum(axis=0)
     frame = single[["patch", "word", "top1", "top1_head", "article"]].copy()
-    frame.insert(0, "image", scene.id)
-    frame.insert(1, "objects", len(scene.objects))
+    frame.insert(0, "image", shown.id)
+    frame.insert(1, "objects", known.pop("objects"))
     frame = frame.merge(without, on="patch")
     for name, values in {
         "cls_similarity": encoded.cls_similarity[0].cpu().numpy(),
         "norm": encoded.norms[0].cpu().numpy(),
         "attention": attention,
         "attention_asked": under_question,
-        "covered": coverage.sum(axis=0),
-        "written": scene.word_coverage(vlm.sight),
-        "asked_covered": covered_by_asked,
+        **known,
     }.items():
         frame[name] = np.asarray(values, dtype=float)[patches]
     return frame
+
+
+def _known(shown: Scene | Picture, vlm: VLM) -> tuple[str, dict[str, float | np.ndarray]]:
+    """A question about an image, "" for none, and the truth: objects, and the shares of `measure`
+    for every patch of the grid."""
+    unknown = np.full(vlm.grid.size, np.nan)
+    if isinstance(shown, Picture):
+        truth = dict.fromkeys(("covered", "written", "asked_covered"), unknown)
+        return shown.question, {"objects": np.nan, **truth}
+    coverage = shown.coverage(vlm.sight)  # (objects, L)
+    question = asked_question(shown)
+    return question.text if question else "", {
+        "objects": len(shown.objects),
+        "covered": coverage.sum(axis=0),
+        "written": shown.word_coverage(vlm.sight),
+        "asked_covered": coverage[question.asked] if question else unknown,
+    }
 
 
 def typical(table: pd.DataFrame) -> pd.DataFrame:
@@ -501,21 +523,30 @@ def decile_verdict(table: pd.DataFrame, *, resamples: int, seed: int) -> Verdict
     )
 
 
-def finding_verdict(areas: pd.DataFrame, target: str, score: str, rival: str) -> Verdict:
-    """Whether an output-side score tells covered patches apart better than a state does."""
+def finding_verdict(areas: pd.DataFrame | None, target: str, score: str, rival: str) -> Verdict:
+    """Whether an output-side score tells covered patches apart better than a state does.
+
+    areas: rows of `auroc`; None where no truth is known.
+    """
+    statement = (
+        f"{_capital(SCORES[score])} tells whether {TARGETS[target]} better than {SCORES[rival]}"
+    )
+    finding = "Finding 1" if score.startswith("top1") else "Finding 2"
+    if areas is None:
+        return untold(statement, finding)
     rows = [
         _one(areas, target=target, score=name, reading="pooled", level=0) for name in (score, rival)
     ]
     apart = rows[0]["low"] > rows[1]["high"], rows[0]["high"] < rows[1]["low"]
     known = all(_enough(row) for row in rows)
     return Verdict(
-        f"{_capital(SCORES[score])} tells whether {TARGETS[target]} better than {SCORES[rival]}",
+        statement,
         (True if apart[0] else False if apart[1] else None) if known else None,
         " against ".join(
             f"AUROC {row['auroc']:.2f} ({row['low']:.2f} to {row['high']:.2f})" for row in rows
         )
         + f", pooled over {rows[0]['positives']} covered and {rows[0]['negatives']} other patches",
-        "Finding 1" if score.startswith("top1") else "Finding 2",
+        finding,
     )
 
 

@@ -16,17 +16,18 @@ import pandas as pd
 import torch
 
 from redlib.bench.intervals import Interval, interval
+from redlib.data.photographs import Picture
 from redlib.errors import RedlibError
 from redlib.models import VLM
 from redlib.study.subjects import DEPTHS, Subject, is_named
-from redlib.study.verdict import LEAST_CLUSTERS, Verdict, above, number, percent
-from redlib.tabletop import scenes
+from redlib.study.verdict import LEAST_CLUSTERS, Verdict, above, number, percent, untold
+from redlib.tabletop import Scene
 
 TOP_SHARE = 0.25
 """What counts as the top of a ranking: the upper quarter of an image's patches."""
 
 COVERAGE_EDGES = (0.0, 0.25, 0.5, 0.75, 1.0)
-REFERENCE_START, REFERENCE_SCENES = 1000, 24
+REFERENCES = 24
 FAR_QUANTILE, FAR_SHARE, FAR_MEDIAN = 0.99, 0.05, 1.25
 """An image lies outside when more than FAR_SHARE of its tokens are farther from the reference than
 that quantile of the reference's own, or its median token is FAR_MEDIAN times as far as that of the
@@ -306,7 +307,10 @@ def select(table: pd.DataFrame, *, each: int = 7, per_word: int = 2) -> pd.DataF
 
 
 def finding_one(table: pd.DataFrame, *, resamples: int, seed: int) -> list[Verdict]:
-    """The two halves of finding 1 and what both rest on, over the patches of several scenes."""
+    """The two halves of finding 1 and what both rest on, over the patches of several images.
+
+    Of photographs (no column `coverage`) only the last can be decided.
+    """
     return [
         _sure_where_something_is(table, resamples=resamples, seed=seed),
         _low_but_right(table, resamples=resamples, seed=seed),
@@ -339,11 +343,13 @@ def _contrast(
 
 
 def _sure_where_something_is(table: pd.DataFrame, *, resamples: int, seed: int) -> Verdict:
-    covered, bare = table["coverage"] >= 0.5, (table["coverage"] == 0) & (table["card"] == 0)
-    found = _contrast(table, covered, bare, "top1", resamples=resamples, seed=seed)
     statement = (
         "The top-1 probability is higher where an object covers the patch than on bare ground."
     )
+    if "coverage" not in table:
+        return untold(statement, "Section 3.1.1")
+    covered, bare = table["coverage"] >= 0.5, (table["coverage"] == 0) & (table["card"] == 0)
+    found = _contrast(table, covered, bare, "top1", resamples=resamples, seed=seed)
     if found is None:
         return Verdict(statement, None, "no patch of one of the two kinds.", "Section 3.1.1")
     return Verdict(
@@ -361,6 +367,8 @@ def _low_but_right(table: pd.DataFrame, *, resamples: int, seed: int) -> Verdict
         "Tokens with low [cls] similarity and low attention can carry information that the model "
         "recognises (they name their object more often than another image's token does)."
     )
+    if "coverage" not in table:
+        return untold(statement, "Finding 1")
     chosen = low_states(table) & (table["coverage"] >= 0.5)
     part = table[chosen]
     if part.empty or table["image"].nunique() < 2:
@@ -388,13 +396,16 @@ def _high_but_unsure(table: pd.DataFrame, *, resamples: int, seed: int) -> Verdi
     if found is None:
         return Verdict(statement, None, "no patch of one of the two kinds.", "Finding 1")
     surer = above(found, 0.0)
-    bare = (table.loc[high, "coverage"] == 0).mean()
+    bare = ""
+    if "coverage" in table:
+        share = (table.loc[high, "coverage"] == 0).mean()
+        bare = f" no object touches {share:.0%} of the high ones;"
     return Verdict(
         statement,
         None if surer is None else not surer,
         f"mean {table.loc[high, 'top1'].mean():.2f} at {int(high.sum())} patches high in both, "
         f"{table.loc[low, 'top1'].mean():.2f} at {int(low.sum())} low in both; difference "
-        f"{number(found)}; no object touches {bare:.0%} of the high ones; {found.clusters} scenes.",
+        f"{number(found)};{bare} {found.clusters} scenes.",
         "Finding 1",
     )
 
@@ -411,7 +422,7 @@ class Familiarity:
         usual: the largest such median among the reference scenes.
         outside: whether share or median is above its bound.
         alarms: of the reference scenes, how many would be called outside.
-        reference: number of reference scenes.
+        reference: number of reference images.
     """
 
     distance: np.ndarray
@@ -435,14 +446,14 @@ class Familiarity:
         )
 
 
-def familiarity(vlm: VLM, subject: Subject, *, references: int = REFERENCE_SCENES) -> Familiarity:
-    """Whether an image lies outside the world of the tabletop scenes.
+def familiarity(vlm: VLM, subject: Subject, reference: Sequence[Scene | Picture]) -> Familiarity:
+    """Whether an image lies outside the world that a model knows, given images of that world.
 
-    The reference are test scenes that no other analysis uses. The nearest neighbour of one of its
-    own tokens is searched in the other scenes, as it must be for a new image.
+    reference: images that no other analysis uses. The nearest neighbour of one of their own tokens
+    is searched in the others, as it must be for a new image.
     """
-    drawn = scenes("test", references, start=REFERENCE_START)
-    tokens = vlm.encode([scene.image for scene in drawn]).tokens.float()  # (S, L, D)
+    references = len(reference)
+    tokens = vlm.encode([one.image for one in reference]).tokens.float()  # (S, L, D)
     tokens = torch.nn.functional.normalize(tokens, dim=-1)
     pool = tokens.flatten(0, 1)  # (S * L, D)
     own = []

@@ -37,7 +37,10 @@ from redlib.bench.letters import circular
 from redlib.bench.looking import NONE, UNPRUNED, Rule, look, reply
 from redlib.codebook import Codebook
 from redlib.data import prompts, single
-from redlib.data.hub import Picture
+from redlib.data.benchmarks import BENCHMARKS
+from redlib.data.benchmarks import CAPTIONED as DESCRIBED
+from redlib.data.benchmarks import FIVE as SINGLE
+from redlib.data.photo import Photo
 from redlib.errors import RedlibError
 from redlib.notebook import MEASURING, Session
 from redlib.params import family
@@ -55,7 +58,7 @@ from redlib.prune.context import MERGED
 from redlib.prune.scores import cosines
 from redlib.store import atomic, write_json
 from redlib.study import codebooks, scoring
-from redlib.study.asking import CAPTIONED, ask, calibration, described, exam, identity
+from redlib.study.asking import CAPTIONED, ask, described, exam, identity
 from redlib.study.patches import LEAST_IMAGES
 from redlib.study.verdict import Verdict
 from redlib.tabletop import Question, Scene, scenes
@@ -146,7 +149,7 @@ def thresholds(session: Session, codebook: Codebook) -> pd.DataFrame:
     Returns budget, r, calibration_mean (tokens kept there), images.
     """
     p, vlm = session.params, session.model
-    drawn = calibration(p)
+    drawn = session.images("calibration", p.n_calibration)
     scores = [redundancy(vlm.encode([scene.image]).tokens[0], codebook) for scene in drawn]
     rows = []
     for budget in p.budgets:
@@ -316,7 +319,7 @@ class Asking:
             place is below it.
     """
 
-    scene: Scene | Picture
+    scene: Scene | Photo
     setting: str
     asked: list[tuple[Question, int]]
 
@@ -324,12 +327,14 @@ class Asking:
 def to_ask(session: Session) -> dict[str, Asking]:
     """By image, all questions of all settings; test scenes from 0 on, captions on others."""
     p, found = session.params, {}
+    if p.data == "real":
+        session.asked += [BENCHMARKS[name].name for name in (*SINGLE, *DESCRIBED)]
     shown: list[tuple[str, int, int, int]] = [("base", 1, p.n_questions, p.n_captions)]
     if session.model.model.config.model_type == "llava_next":
         shown.append(("split", 2, p.n_tiled, min(p.n_tiled, p.n_captions)))
     for setting, scale, limit, n_described in shown:
-        drawn, about = exam(p, "test", limit, scale=scale)
-        few = set(exam(p, "test", min(p.n_further, limit), images=limit, scale=scale)[1])
+        drawn, about = exam(p, limit, scale=scale)
+        few = set(exam(p, min(p.n_further, limit), images=limit, scale=scale)[1])
         placed = [(question, 0 if question in few else p.n_further) for question in about]
         more, captioned = described(p, n_described, scale=scale)
         placed += [(question, 0) for question in captioned]
@@ -467,9 +472,9 @@ def answer_image(
     return pd.concat(frames, ignore_index=True)
 
 
-def _right(question: Question, said: str, scene: Scene | Picture) -> float:
+def _right(question: Question, said: str, scene: Scene | Photo) -> float:
     if question.task in CAPTIONED:
-        if isinstance(scene, Picture):
+        if isinstance(scene, Photo):
             return np.nan  # worth something only among others, see `_captions_judged`
         return captions.f1(*captions.counts(said, scene, question.task))
     return float(bench.is_correct(question.task, said, question.answer, question=question.text))
@@ -487,7 +492,7 @@ def _found(covered: np.ndarray, kept: Sequence[Kept]) -> float:
     return float(np.isin(told, stays).mean()) if len(stays) else np.nan
 
 
-def probed(session: Session, scene: Scene | Picture) -> dict[str, list[torch.Tensor]]:
+def probed(session: Session, scene: Scene | Photo) -> dict[str, list[torch.Tensor]]:
     """What the direct probe ranks by: top-1 probability and final JSD of every token. Dear: it
     probes and ablates each token of the image."""
     p, vlm = session.params, session.model

@@ -23,6 +23,9 @@ from PIL import Image
 from redlib.bench import is_correct
 from redlib.bench.looking import Rule, look, reply
 from redlib.codebook import Codebook
+from redlib.data import prompts, single
+from redlib.data.benchmarks import BENCHMARKS
+from redlib.data.photo import Photo
 from redlib.notebook import Session
 from redlib.tabletop import Question, Scene, questions, scenes
 
@@ -42,6 +45,9 @@ ASKED = {"text-rich": (("word", "", 1), ("mme", "", 1)), "plain": (("mme", "exis
 """Per sort the questions of a scene: task, its category if only one will do, and the first how
 many. MME's come in pairs, the first to be answered with yes and the second with no."""
 
+CATEGORIES = {"text-rich": "OCR", "plain": "existence"}
+"""The category of MME whose pictures and pairs of questions are either sort of photographs."""
+
 
 @dataclass(frozen=True, eq=False)
 class Example:
@@ -54,10 +60,10 @@ class Example:
         answers: question, gold, method, tokens (kept), answer, correct; a row per method and
             question.
         informative: method -> share of the kept patches of which an object or the card with the
-            word covers half or more.
+            word covers half or more; empty where nobody knows.
     """
 
-    scene: Scene
+    scene: Scene | Photo
     view: Image.Image
     kept: Mapping[str, np.ndarray]
     answers: pd.DataFrame
@@ -80,8 +86,15 @@ def asked(scene: Scene, sort: str) -> list[Question]:
 
 def shown(session: Session, codebook: Codebook) -> dict[str, list[Example]]:
     """The first SHOWN scenes of each sort of which all of ASKED is asked, with `example_tokens`
-    visual tokens."""
+    visual tokens; of photographs the first of either of CATEGORIES."""
     found = {}
+    if session.source.real:
+        session.asked.append(BENCHMARKS["mme"].name)
+        for sort, category in CATEGORIES.items():
+            photos, about = single.ask("mme", 2 * SHOWN, session.params, group=category)
+            pairs = [(one, [q for q in about if q.image == one.id]) for one in photos]
+            found[sort] = [example(session, codebook, *pair) for pair in pairs]
+        return found
     for sort, wanted in ASKED.items():
         whole = sum(n for *_, n in wanted)
         with_questions = ((scene, asked(scene, sort)) for scene in _of_sort(sort))
@@ -90,14 +103,22 @@ def shown(session: Session, codebook: Codebook) -> dict[str, list[Example]]:
     return found
 
 
-def example(session: Session, codebook: Codebook, scene: Scene, chosen: list[Question]) -> Example:
-    """One scene, its questions asked under every method of METHODS."""
+def example(
+    session: Session, codebook: Codebook, scene: Scene | Photo, chosen: list[Question]
+) -> Example:
+    """One image, its questions asked under every method of METHODS."""
     vlm, tokens = session.model, session.params.example_tokens
     looked = look(vlm, [scene.image])
-    informative = scene.coverage(vlm.sight).sum(axis=0) + scene.word_coverage(vlm.sight) >= 0.5
+    informative = None
+    if isinstance(scene, Scene):
+        informative = scene.coverage(vlm.sight).sum(axis=0) + scene.word_coverage(vlm.sight) >= 0.5
+    longest = prompts.LONGEST if informative is None else 8
     rows, masks = [], {}
     for method in METHODS:
-        told = reply(vlm, looked, Rule(method, tokens), [q.text for q in chosen], codebook=codebook)
+        told = reply(
+            vlm, looked, Rule(method, tokens), [q.text for q in chosen], codebook=codebook,
+            max_new_tokens=longest,
+        )  # fmt: skip
         (first,), *_ = told.chosen
         masks[method] = mask(first.kept.tolist(), first.before)
         rows += [
@@ -117,7 +138,9 @@ def example(session: Session, codebook: Codebook, scene: Scene, chosen: list[Que
         vlm.view(scene.image),
         masks,
         pd.DataFrame(rows),
-        {method: float(informative[kept].mean()) for method, kept in masks.items()},
+        {}
+        if informative is None
+        else {method: float(informative[kept].mean()) for method, kept in masks.items()},
     )
 
 

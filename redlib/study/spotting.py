@@ -15,17 +15,21 @@ The game is LLaVA-OneVision's, as in the paper; the base tile shows the whole im
 """
 
 import hashlib
+from collections.abc import Mapping
 
+import numpy as np
 import pandas as pd
 
 from redlib.bench import difference, interval
 from redlib.bench.looking import UNPRUNED, Rule, look, reply
 from redlib.codebook import Codebook
+from redlib.data.folder import Own, own
+from redlib.data.prompts import LONGEST_DETAIL
 from redlib.notebook import MEASURING, Session
 from redlib.study.describing import FULL, LONGEST, PRUNED, SIDES
 from redlib.study.patches import LEAST_IMAGES
 from redlib.study.qualitative import START
-from redlib.study.verdict import Verdict
+from redlib.study.verdict import Verdict, untold
 from redlib.tabletop.pairs import SPOT_THE_DIFFERENCE, Composite, composites, differences_named
 
 FOUND, INVENTED = KINDS = ("found", "invented")
@@ -44,7 +48,8 @@ CLAIMS = (
 
 def play(session: Session, codebook: Codebook) -> pd.DataFrame | None:
     """`n_games` composites with all visual tokens and with `game_tokens`; None where the model is
-    no LLaVA-OneVision.
+    no LLaVA-OneVision. With photographs, the pictures of `games_dir`, and None without one; what is
+    planted in them nobody says, so that planted, found and invented are NaN.
 
     Returns image, side (full or pruned), tokens, kept (numbers of the tokens that stay, as text),
     answer, planted, found and invented (differences); a row per image and side.
@@ -52,13 +57,19 @@ def play(session: Session, codebook: Codebook) -> pd.DataFrame | None:
     p, vlm = session.params, session.model
     if vlm.model.config.model_type != "llava_onevision":
         return None
-    games = {game.id: game for game in composites("test", p.n_games, start=START)}
+    games: dict[str, Composite | Own] = own_pictures(session)
+    if session.source.real and not games:
+        return None
+    if not games:
+        games = {game.id: game for game in composites("test", p.n_games, start=START)}
     store = session.store(
         "games",
         code=CODE,
         codebook=hashlib.sha256(codebook.vectors.numpy().tobytes()).hexdigest()[:12],
         tokens=p.game_tokens,
+        **_identity(games),
     )
+    longest = LONGEST_DETAIL if session.source.real else LONGEST
 
     def measure(name: str) -> pd.DataFrame:
         game = games[name]
@@ -67,15 +78,44 @@ def play(session: Session, codebook: Codebook) -> pd.DataFrame | None:
         rules = {FULL: Rule(UNPRUNED, 0), PRUNED: Rule("codebook", p.game_tokens)}
         for side, rule in rules.items():
             told = reply(
-                vlm, looked, rule, [SPOT_THE_DIFFERENCE], codebook=codebook, max_new_tokens=LONGEST
+                vlm, looked, rule, [SPOT_THE_DIFFERENCE], codebook=codebook, max_new_tokens=longest
             )
             kept = " ".join(map(str, told.chosen[0][0].kept.tolist()))
             (text,) = told.texts
-            rows.append((name, side, told.kept, kept, text, *counted(text, game)))
+            counts = counted(text, game) if isinstance(game, Composite) else [np.nan] * 3
+            rows.append((name, side, told.kept, kept, text, *counts))
         columns = ["image", "side", "tokens", "kept", "answer", "planted", *KINDS]
         return pd.DataFrame(rows, columns=columns)
 
     return store.compute(games, measure, describe="images")
+
+
+def own_pictures(session: Session) -> dict[str, Own]:
+    """The first `n_games` pictures of `games_dir`, by name; none with scenes or no folder."""
+    p = session.params
+    if not session.source.real or p.games_dir is None:
+        return {}
+    return {one.id: one for one in own(p.games_dir)[: p.n_games]}
+
+
+def _identity(games: Mapping[str, Composite | Own]) -> dict[str, object]:
+    """What tells files apart for a table's key; scenes' names say all."""
+    files = {n: g.path.read_bytes() for n, g in games.items() if isinstance(g, Own)}
+    return (
+        {"files": {n: hashlib.sha256(b).hexdigest()[:12] for n, b in files.items()}}
+        if files
+        else {}
+    )
+
+
+def not_run(session: Session) -> str:
+    """Why there is no game."""
+    if session.source.real and session.model.model.config.model_type == "llava_onevision":
+        return (
+            "**Not run: needs pictures of the game.** The paper's are from web sites and in no "
+            "data set; let `games_dir` name a folder with some of your own."
+        )
+    return NOT_RUN
 
 
 def counted(text: str, game: Composite) -> tuple[int, int, int]:
@@ -107,8 +147,11 @@ def changes(table: pd.DataFrame, *, resamples: int, seed: int) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def verdicts(changed: pd.DataFrame) -> list[Verdict]:
-    """The paper's two claims about the game, each with what became of it."""
+def verdicts(changed: pd.DataFrame | None) -> list[Verdict]:
+    """The paper's two claims about the game, each with what became of it; None: it was played with
+    pictures whose differences nobody listed."""
+    if changed is None:
+        return [untold(statement, "Figure 14") for _, statement in CLAIMS]
     found = []
     for kind, statement in CLAIMS:
         row = changed.set_index("kind").loc[kind]

@@ -29,7 +29,6 @@ from redlib.prune import keep_lowest, random_scores, redundancy
 from redlib.study import codebooks
 from redlib.study.ablation import Shares, gap, kept_tokens, share
 from redlib.study.patches import sample, spearman
-from redlib.tabletop import scenes
 
 SAMPLES = 5
 """Disjoint samples of the training images."""
@@ -125,9 +124,9 @@ def jaccard(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def calibration_tokens(session: Session) -> dict[str, Tensor]:
-    """(L, D) visual tokens of the calibration scenes, by name."""
+    """(L, D) visual tokens of the calibration images, by name."""
     vlm = session.model
-    drawn = scenes("calibration", session.params.n_calibration)
+    drawn = session.images("calibration", session.params.n_calibration)
     return {scene.id: vlm.encode([scene.image]).tokens[0] for scene in drawn}
 
 
@@ -135,10 +134,10 @@ def replacements(session: Session) -> pd.DataFrame:
     """The final divergence (eq. 11) of some patches under every replacement.
 
     Returns image, patch and a column per name of REPLACED, for PATCHES patches (fewer on a smaller
-    grid) of `stability_images` calibration scenes.
+    grid) of `stability_images` calibration images.
     """
     p, vlm = session.params, session.model
-    drawn = scenes("calibration", p.stability_images + 1)
+    drawn = session.images("calibration", p.stability_images + 1)
     following = {a.id: b for a, b in zip(drawn, drawn[1:], strict=False)}
     own = {scene.id: scene for scene in drawn[:-1]}
     at = sample(vlm.grid, min(PATCHES, min(vlm.grid.height, vlm.grid.width) ** 2))
@@ -160,6 +159,7 @@ def replacements(session: Session) -> pd.DataFrame:
     store = session.store(
         "replacements", code=_CODE, prompt=p.prompt, top=p.top_jsd, seed=p.seed,
         definition=p.jsd_definition, weights=[p.k_region, p.k_global], patches=len(at),
+        **session.of_images("calibration"),
     )  # fmt: skip
     return store.compute(own, measure, describe="images")
 
@@ -184,7 +184,7 @@ def paraphrases(session: Session, table: pd.DataFrame) -> pd.DataFrame:
 
     store = session.store(
         "paraphrases", code=_CODE, texts=list(PARAPHRASES), prompt=p.prompt, top=p.top_prob,
-        repeats=vlm.repeats, images=p.codebook_images,
+        repeats=vlm.repeats, images=p.codebook_images, **session.of_images("training"),
     )  # fmt: skip
     return store.compute(own, measure, describe="images")
 

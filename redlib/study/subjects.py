@@ -4,14 +4,15 @@
     measure    the same at 64 patches, with what their removal changes (eq. 7-11)
 
 Where the image is a scene, its truth stands beside the numbers: which object covers the patch, how
-much of it, and whether the decoded word is that object's noun.
+much of it, and whether the decoded word is that object's noun. Of a photograph, or of a reader's
+own file, nobody knows that.
 
-    subject = scene_subject(vlm, 0)
+    subject = subject_of(vlm, scenes("test", 1)[0])
     table = describe(vlm, subject, prompt=ONE_WORD, top_prob=50)
     table[table["coverage"] > 0.5]["right"].mean()      # how often the word is the object's noun
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,10 @@ from PIL import Image
 from torch import Tensor
 
 from redlib import leave_one_out, probe, states
+from redlib.data.photographs import Picture
+from redlib.data.sources import captioned
 from redlib.models import VLM, open_image
+from redlib.notebook import Session
 from redlib.params import Params
 from redlib.tabletop import Scene, questions, scenes
 from redlib.tabletop.questions import DESCRIBE
@@ -64,43 +68,65 @@ class Subject:
     """One image under study.
 
     Attributes:
-        name: id of the scene, or the file's name.
+        name: id of the scene or photograph, or the file's name.
         picture: the square that the model sees.
         tokens: (L, D) visual tokens.
         cls_similarity: (L,) cosine with [cls] at the feature layer.
-        scene: the tabletop scene, or None for a file.
+        shown: the scene or photograph, or None for a file.
     """
 
     name: str
     picture: Image.Image
     tokens: Tensor
     cls_similarity: np.ndarray
-    scene: Scene | None
+    shown: Scene | Picture | None
+
+    @property
+    def scene(self) -> Scene | None:
+        """The scene, where it is one: then the truth is known."""
+        return self.shown if isinstance(self.shown, Scene) else None
+
+    @property
+    def kind(self) -> str:
+        """What the picture is, in a word."""
+        kinds = {Scene: "Scene", Picture: "Photograph", type(None): "File"}
+        return kinds[type(self.shown)]
 
     @property
     def text(self) -> str:
         """What the picture shows, as far as it is known."""
-        return self.scene.caption if self.scene else f"the file {self.name}"
+        return self.shown.caption if self.shown else f"the file {self.name}"
 
 
-def scene_subject(vlm: VLM, index: int) -> Subject:
-    """The held-out test scene of an index."""
-    scene = scenes("test", 1, start=index)[0]
-    return _subject(vlm, scene.id, scene.image, scene)
+def looked_at(session: Session) -> dict[Hashable, Scene | Picture]:
+    """The `probe_scenes` images of notebooks 01 to 03, by the name of their rows in a table: scenes
+    by their number, photographs by their id."""
+    p = session.params
+    return _named(session, session.images("probed", p.probe_scenes, start=p.scene))
 
 
-def subject(vlm: VLM, *, image: str | None, scene: int) -> Subject:
-    """The reader's own image file if one is named, else the test scene."""
+def subject_of(vlm: VLM, shown: Scene | Picture) -> Subject:
+    """A scene or photograph as the model sees it."""
+    return _subject(vlm, shown.id, shown.image, shown)
+
+
+def subject(vlm: VLM, *, image: str | None, shown: Scene | Picture) -> Subject:
+    """The reader's own image file if one is named, else what would be shown."""
     if image is None:
-        return scene_subject(vlm, scene)
+        return subject_of(vlm, shown)
     picture = open_image(image)
     return _subject(vlm, str(image).replace("\\", "/").rsplit("/", 1)[-1], picture, None)
 
 
-def _subject(vlm: VLM, name: str, image: Image.Image, scene: Scene | None) -> Subject:
+def _subject(vlm: VLM, name: str, image: Image.Image, shown: Scene | Picture | None) -> Subject:
     encoded = vlm.encode([image])
     similarity = encoded.cls_similarity[0].cpu().numpy()
-    return Subject(name, vlm.view(image), encoded.tokens[0], similarity, scene)
+    return Subject(name, vlm.view(image), encoded.tokens[0], similarity, shown)
+
+
+def _named(session: Session, shown: Sequence[Scene | Picture]) -> dict[Hashable, Scene | Picture]:
+    first = session.params.scene
+    return {one.id if isinstance(one, Picture) else first + n: one for n, one in enumerate(shown)}
 
 
 def describe(
@@ -215,22 +241,26 @@ def single_candidates(
     )  # fmt: skip
 
 
-def article_question(index: int) -> str:
-    """The first question, from test scene `index` on, whose answer begins with an article."""
+def article_question(session: Session) -> str:
+    """A question whose answer begins with an article: of the generators' the first from test scene
+    `scene` on, and about photographs the request to describe them."""
+    index = session.params.scene
+    if session.source.real:
+        return DESCRIBE
     while not (asked := questions(scenes("test", 1, start=index), "article")):
         index += 1
     return asked[0].text
 
 
-def caption_ranks(vlm: VLM, index: int) -> pd.DataFrame:
-    """`states.token_ranks` over the caption of a test scene, told to the model as its own answer.
+def caption_ranks(vlm: VLM, shown: Scene | Picture) -> pd.DataFrame:
+    """`states.token_ranks` over the caption of an image, told to the model as its own answer.
 
     Only positions whose next token belongs to the caption are kept: at those the model has
     something to predict. Adds a column image.
     """
-    subject = scene_subject(vlm, index)
+    subject = subject_of(vlm, shown)
     before, after = vlm.prompt(DESCRIBE)
-    caption = torch.tensor(_caption_ids(vlm, subject.scene), device=vlm.device)
+    caption = torch.tensor(_caption_ids(vlm, shown), device=vlm.device)
     image = torch.tensor([vlm.model.config.image_token_id], device=vlm.device)
     ids = torch.cat([before, image, after, caption])
     ranks = states.token_ranks(vlm, ids, tokens=subject.tokens)
@@ -238,18 +268,22 @@ def caption_ranks(vlm: VLM, index: int) -> pd.DataFrame:
     return ranks.assign(image=subject.name).reset_index(drop=True)
 
 
-def scenes_with_positions(vlm: VLM, positions: int, *, start: int) -> list[int]:
-    """Indices of as many test scenes, from `start` on, as hold that many caption positions."""
-    indices: list[int] = []
-    while positions > 0:
-        index = start + len(indices)
-        positions -= len(_caption_ids(vlm, scenes("test", 1, start=index)[0]))
-        indices.append(index)
-    return indices
+def with_captions(session: Session) -> dict[Hashable, Scene | Picture]:
+    """As many images with captions, from `scene` on, as have `attention_positions` positions in
+    them; by the name of their rows, as `looked_at`."""
+    p, missing = session.params, session.params.attention_positions
+    shown = _named(session, session.images("captioned", captioned(p), start=p.scene))
+    found: dict[Hashable, Scene | Picture] = {}
+    for name, one in shown.items():
+        if missing <= 0:
+            break
+        found[name] = one
+        missing -= len(_caption_ids(session.model, one))
+    return found
 
 
-def _caption_ids(vlm: VLM, scene: Scene) -> list[int]:
-    return vlm.processor.tokenizer(scene.caption, add_special_tokens=False)["input_ids"]
+def _caption_ids(vlm: VLM, shown: Scene | Picture) -> list[int]:
+    return vlm.processor.tokenizer(shown.caption, add_special_tokens=False)["input_ids"]
 
 
 def is_named(word: str, noun: str) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 from redlib.bench.intervals import Interval
 
 LEAST_CLUSTERS = 3
+NEEDS_TRUTH = "needs known truth: of photographs nobody knows which object covers a patch."
 WORDS = {True: "holds", False: "does not hold", None: "not decided by these data"}
 
 
@@ -43,6 +44,14 @@ class Verdict:
 
     def _repr_markdown_(self) -> str:
         return f"> **{self.statement}**  \n> *{WORDS[self.holds]}*: {self.evidence}"
+
+
+def untold(statement: str, paper_item: str = "") -> Verdict:
+    """The verdict on a claim that only scenes with masks can decide, where photographs are shown.
+
+    It stands in the ledger like any other, undecided, so that nothing is passed over in silence.
+    """
+    return Verdict(statement, None, NEEDS_TRUTH, paper_item)
 
 
 def above(found: Interval, bound: float) -> bool | None:

@@ -1,0 +1,282 @@
+"""VQAv2 and COCO as one kind of thing: images by number, each with what was said about it.
+
+    photos = vqav2(data_dir, seed=0)             # or coco(data_dir)
+    photos.numbers                               # of all its images
+    photos.read(262148)                          # -> Picture; raises Unreadable
+
+A *picture* is the record that every notebook sees: its id, the image, and what belongs to it, a
+question with ten people's answers or five captions. It keeps the file's bytes, a tenth of what the
+pixels weigh, because some hundred pictures travel to every worker.
+
+The same sample must come from the hub and from a folder, so both forms list the same numbers,
+COCO's own, and `digest` is a hash of that list. It goes into the key of every table: rows measured
+on another edition of a data set are not taken for these.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.request import urlopen
+
+from PIL import Image
+
+from redlib.data.reading import Unreadable, column, decode, encoded, row, table, texts
+from redlib.data.sources import COCO, VQAV2, Source
+from redlib.errors import RedlibError
+from redlib.store import atomic
+
+QUESTIONS = "v2_OpenEnded_mscoco_val2014_questions.json"
+ANNOTATIONS = "v2_mscoco_val2014_annotations.json"
+KARPATHY = "dataset_coco.json"
+"""Files of the folder form, by the names that their makers gave them."""
+
+PATIENCE = 60
+"""Seconds to wait for one image of COCO."""
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """One photograph and what was said about it.
+
+    Attributes:
+        id: the data set and COCO's number, "vqav2-262148".
+        data: the image file's bytes.
+        question: one of VQAv2's about it, "" elsewhere.
+        answers: what ten people answered to that; the most frequent first.
+        captions: COCO's, () elsewhere.
+    """
+
+    id: str
+    data: bytes = field(repr=False)
+    question: str = ""
+    answers: tuple[str, ...] = ()
+    captions: tuple[str, ...] = ()
+
+    @property
+    def image(self) -> Image.Image:
+        """As the model may see it; decoded anew each time."""
+        return decode(self.data, self.id)
+
+    @property
+    def caption(self) -> str:
+        """What people say that it shows: the first caption, else the answer to its question."""
+        if self.captions:
+            return self.captions[0]
+        said = f", people say “{self.answers[0]}”" if self.answers else ""
+        return f"asked “{self.question}”{said}."
+
+
+@dataclass(frozen=True)
+class Photographs:
+    """A data set of pictures.
+
+    Attributes:
+        name: as the paper calls it.
+        place: where it was read from.
+        digest: twelve letters that tell lists of images (and questions) apart.
+        numbers: COCO's number of every image, ascending.
+        read: the picture of a number; raises Unreadable.
+    """
+
+    name: str
+    place: str
+    digest: str
+    numbers: tuple[int, ...]
+    read: Callable[[int], Picture] = field(repr=False)
+
+
+def lot(seed: int, *words: Hashable) -> bytes:
+    """A draw that depends on nothing but its arguments: sorting by it is a random order, which is
+    the same in every form of a data set and from one version of a library to the next."""
+    return hashlib.sha256("/".join(map(str, (seed, *words))).encode()).digest()
+
+
+# --- VQAv2 ---------------------------------------------------------------------------------------
+
+
+def vqav2(data_dir: str | None, *, seed: int) -> Photographs:
+    """VQAv2 validation; of an image's several questions the seed draws one.
+
+    Raises RedlibError, one line, naming the folder, file or column that is missing or wrong.
+    """
+    folder = _folder(VQAV2, data_dir)
+    if folder is not None and (folder / QUESTIONS).is_file():
+        questions = _records(folder / QUESTIONS, "questions", ("image_id", "question_id"))
+        answered = _records(folder / ANNOTATIONS, "annotations", ("question_id", "answers"))
+        about = {entry["question_id"]: entry for entry in answered}
+        name = "COCO_val2014_{:012d}.jpg"
+
+        def entry(at: int) -> tuple[dict[str, Any], Any]:
+            asked = questions[at]
+            path = _image_file(folder, "val2014", name.format(asked["image_id"]), VQAV2)
+            return about.get(asked["question_id"], {}) | asked, path
+
+        images, ids = ([one[key] for one in questions] for key in ("image_id", "question_id"))
+    else:
+        found = table(VQAV2, data_dir, columns=("image", "image_id", "question_id", "question"))
+
+        def entry(at: int) -> tuple[dict[str, Any], Any]:
+            stored = row(found, at)
+            return stored, stored["image"]
+
+        images, ids = column(found, "image_id"), column(found, "question_id")
+    asked: dict[int, list[int]] = {}
+    for at, image in enumerate(_numbers(images, "image_id", VQAV2)):
+        asked.setdefault(image, []).append(at)
+
+    def read(number: int) -> Picture:
+        at = min(asked[number], key=lambda at: lot(seed, "question", ids[at]))
+        stored, image = entry(at)
+        name = f"vqav2-{number}"
+        answers = texts(stored.get("answers"), field="answer")
+        first = stored.get("multiple_choice_answer")
+        return _picture(
+            name,
+            encoded(image, name),
+            question=stored["question"],
+            answers=((first,) if first else ()) + answers,
+        )
+
+    digest = _digest(f"{image} {question}" for image, question in zip(images, ids, strict=True))
+    return _photographs(VQAV2, data_dir, digest, asked, read)
+
+
+# --- COCO ----------------------------------------------------------------------------------------
+
+
+def coco(data_dir: str | None) -> Photographs:
+    """COCO Karpathy train, with its captions.
+
+    The hub's form holds the address of each image, not the image: without `data_dir` the pictures
+    that are read are fetched one by one, into the cache of `datasets`; with it, they are taken from
+    a folder train2014/.
+
+    Raises RedlibError, one line, naming the folder, file or column that is missing or wrong.
+    """
+    folder = _folder(COCO, data_dir)
+    if folder is not None and (folder / KARPATHY).is_file():
+        listed = _records(
+            folder / KARPATHY, "images", ("cocoid", "split", "filepath", "filename", "sentences")
+        )
+        listed = [one for one in listed if one["split"] == COCO.split]
+        if not listed:
+            raise RedlibError(f"{folder / KARPATHY}: holds no image of the split 'train'")
+        at_hand = listed.__getitem__
+        numbers = [one["cocoid"] for one in listed]
+    else:
+        needed = ("cocoid", "filepath", "filename", "sentences", "url")
+        found = table(COCO, data_dir, columns=needed)
+
+        def at_hand(at: int) -> dict[str, Any]:
+            return row(found, at)
+
+        numbers = column(found, "cocoid")
+    at = {number: n for n, number in enumerate(_numbers(numbers, "cocoid", COCO))}
+
+    def read(number: int) -> Picture:
+        one, name = at_hand(at[number]), f"coco-{number}"
+        if folder is not None:
+            path = _image_file(folder, one["filepath"], one["filename"], COCO)
+        else:
+            path = _fetched(one["url"])
+        return _picture(name, encoded(path, name), captions=texts(one["sentences"], field="raw"))
+
+    return _photographs(COCO, data_dir, _digest(map(str, sorted(at))), at, read)
+
+
+def _fetched(url: str) -> Path:
+    """The image behind an address, in the cache of `datasets`, where it stays."""
+    from datasets import config
+
+    path = Path(config.HF_DATASETS_CACHE) / "coco" / url.rsplit("/", 1)[1]
+    if path.is_file():
+        return path
+    remedy = "fetch it while there is a connection, or set data_dir to a folder with train2014/"
+    if config.HF_HUB_OFFLINE:
+        raise RedlibError(f"{COCO.name}: offline, and {url} is not in {path.parent}; {remedy}")
+    try:
+        with urlopen(url, timeout=PATIENCE) as answer, atomic(path) as temporary:
+            temporary.write_bytes(answer.read())
+    except HTTPError as error:
+        raise Unreadable(f"{url}: {error}") from None
+    except (URLError, OSError) as error:
+        raise RedlibError(f"{COCO.name}: {url} cannot be fetched ({error}); {remedy}") from None
+    return path
+
+
+# --- both ----------------------------------------------------------------------------------------
+
+
+def _photographs(
+    source: Source,
+    data_dir: str | None,
+    digest: str,
+    numbers: Iterable[int],
+    read: Callable[[int], Picture],
+) -> Photographs:
+    place = source.ids[0] if data_dir is None else str(data_dir)
+    return Photographs(source.name, place, digest, tuple(sorted(numbers)), read)
+
+
+def _picture(name: str, data: bytes, **said: Any) -> Picture:
+    """A picture that is known to decode."""
+    decode(data, name)
+    return Picture(name, data, **said)
+
+
+def _numbers(found: Iterable[Any], field: str, source: Source) -> list[int]:
+    """COCO's numbers, which some copies hold as text."""
+    try:
+        return [int(number) for number in found]
+    except (TypeError, ValueError) as error:
+        raise RedlibError(f"{source.name}: {field} must hold COCO's number ({error})") from None
+
+
+def _digest(lines: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:12]
+
+
+def _folder(source: Source, data_dir: str | None) -> Path | None:
+    """The data set's folder below `data_dir`; None without one."""
+    if data_dir is None:
+        return None
+    folder = Path(data_dir).expanduser() / source.folder
+    files = {VQAV2: f"{QUESTIONS}, {ANNOTATIONS} and val2014/", COCO: f"{KARPATHY} and train2014/"}
+    if not folder.is_dir():
+        raise RedlibError(
+            f"data_dir: no folder {str(folder)!r} for {source.name}; it should hold "
+            f"{files[source]}, or be a copy of the repository {source.ids[0]}"
+        )
+    return folder
+
+
+def _records(path: Path, key: str, fields: Iterable[str]) -> list[Mapping[str, Any]]:
+    """The list under `key` of a JSON file, whose entries have at least `fields`."""
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))[key]
+    except FileNotFoundError:
+        raise RedlibError(f"{path}: no such file; it belongs beside the other of VQAv2") from None
+    except (OSError, ValueError):
+        raise RedlibError(f"{path}: damaged or half downloaded, no JSON; fetch it again") from None
+    except (KeyError, TypeError):
+        raise RedlibError(f"{path}: another file, without a list {key!r}") from None
+    for name in fields:
+        if not all(name in entry for entry in entries):
+            raise RedlibError(f"{path}: an entry of {key!r} has no field {name!r}")
+    return entries
+
+
+def _image_file(folder: Path, below: str, name: str, source: Source) -> Path:
+    """An image of the folder form: below the data set's folder, or beside it for several sets."""
+    places = [folder / below, folder / "images" / below, folder.parent / below]
+    there = next((place for place in places if place.is_dir()), None)
+    if there is None:
+        raise RedlibError(
+            f"data_dir: no folder {below!r} with the images of {source.name}; it belongs to "
+            f"{str(folder)!r}"
+        )
+    return there / name

@@ -1,0 +1,27 @@
+"""An image with the patches that go covered, for the figures that show what stays (notebook 07)."""
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
+from matplotlib.patches import Rectangle
+from PIL import Image
+
+from redlib.figures import style
+from redlib.geometry import Grid
+from redlib.study.qualitative import mask
+
+_VEIL = "#C7D0DA"  # no colour of a ground or an object
+
+
+def kept_patches(numbers: str, grid: Grid) -> np.ndarray:
+    return mask([int(number) for number in numbers.split()], grid.size)
+
+
+def veiled(ax: Axes, image: Image.Image, stays: np.ndarray, grid: Grid) -> None:
+    """The image with the patches that go covered."""
+    style.image_panel(ax, image, grid)
+    veil = np.tile(to_rgba(_VEIL), (grid.height, grid.width, 1))
+    veil[..., 3] = 0.9 * ~stays.reshape(grid.height, grid.width)
+    ax.imshow(veil, extent=(0, grid.width, grid.height, 0))
+    grey = style.COLOURS["grey"]
+    ax.add_patch(Rectangle((0, 0), grid.width, grid.height, fill=False, edgecolor=grey, lw=1))

@@ -1,0 +1,112 @@
+"""Costs against what the engine really runs, what torch counts, and the real configurations."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import real
+import torch
+from conftest import PROMPT
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig, AutoModelForImageTextToText
+
+from redlib import costs, leave_one_out, params, probe
+from redlib.engine import Pieces, run
+from redlib.models import load
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("name", real.NAMES)
+def test_parameters_are_those_of_the_real_configuration(name):
+    """Counted on a model that has shapes and no weights, made from the hub's config.json."""
+    config = AutoConfig.for_model(**real.CONFIGS[name])
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config)
+    shape = costs.SHAPES[name]
+    layers = model.model.language_model.layers
+    assert shape.layers == len(layers)
+    assert shape.layer == sum(weight.numel() for weight in layers[0].parameters())
+    tower = model.model.vision_tower.encoder.layers
+    assert (shape.tower[0], shape.tower_layer) == (
+        len(tower), sum(weight.numel() for weight in tower[0].parameters())
+    )  # fmt: skip
+    total = sum(weight.numel() for weight in model.parameters())
+    assert shape.parameters == pytest.approx(total, rel=5e-4)
+    assert costs.shape_of(name) == shape
+
+
+@pytest.mark.parametrize("name", real.NAMES)
+def test_a_shape_is_read_from_config_json(tmp_path, name):
+    vlm = load(str(real.save(tmp_path / name, name)), device="cpu")
+    shape = costs.shape_of(str(tmp_path / name))
+    layers = vlm.decoder.layers
+    assert shape.layer == sum(weight.numel() for weight in layers[0].parameters())
+    found = (shape.layers, shape.width, shape.grid, shape.newline, shape.cls)
+    assert found == (len(layers), vlm.width, vlm.grid, vlm.newline is not None, vlm.has_cls)
+
+
+def test_tokens_are_those_that_the_engine_runs(tiny_vlm, tiny_folder, tiny_tokens):
+    before, after = (len(ids) for ids in tiny_vlm.prompt(PROMPT))
+    shape = replace(costs.shape_of(str(tiny_folder)), before=before, after=after)
+    planner = costs._Planner(params.Params(repeats=1), shape)
+    pieces = Pieces(tiny_vlm, tiny_tokens, PROMPT)
+    patches = [0, 6, 12, 24]
+    for levels in ((), ("region",), ("global",), ("region", "global", "token")):
+        work = costs.Work(shape)
+        if levels:
+            planner._ablated(work, patches, levels)
+            made, _ = leave_one_out.ablation_plan(tiny_vlm, pieces, patches, levels)
+        else:
+            planner._single(work, patches)
+            made = probe.single_plan(tiny_vlm, pieces, patches)
+        assert work.tokens == run(tiny_vlm, made, pieces.table).tokens
+
+
+def test_operations_are_those_that_torch_counts(tiny_vlm, tiny_folder):
+    """torch counts attention over all pairs; here only those are counted that causality leaves."""
+    shape = costs.shape_of(str(tiny_folder))
+    work, length = costs.Work(shape), 21
+    work.forward(2, 0, length, read=2)
+    before = tiny_vlm.decoder.config._attn_implementation
+    tiny_vlm.model.set_attn_implementation("eager")  # the fused kernel is not counted
+    try:
+        with FlopCounterMode(display=False) as counted, torch.no_grad():
+            rows = torch.zeros(2, length, tiny_vlm.width)
+            tiny_vlm.model(inputs_embeds=rows, use_cache=False, logits_to_keep=1)
+    finally:
+        tiny_vlm.model.set_attn_implementation(before)
+    spared = 2 * 4 * shape.heads * shape.head * (length**2 - length * (length + 1) / 2)
+    norms = 2 * length * shape.layers * 2 * 2 * shape.width  # torch counts no norms
+    assert work.operations == counted.get_total_flops() - shape.layers * spared + norms
+    longer = costs.Work(shape)
+    longer.forward(2, 0, 10)
+    longer.forward(2, 10, length, read=2)
+    assert longer.operations == work.operations
+    assert longer.tokens == work.tokens == 42
+
+
+def test_time_is_bounded_by_memory_for_single_words():
+    shape = costs.SHAPES[real.LLAVA]
+    word, image = costs.Work(shape), costs.Work(shape)
+    word.forward(1, 600, 601, read=1)
+    image.forward(1, 0, 600)
+    read = 2 * shape.layers * shape.layer / (costs.GIGABYTES * 1e9)
+    assert word.seconds == pytest.approx(read)
+    assert image.seconds == pytest.approx(image.operations / (costs.TERAFLOPS * 1e12))
+    assert image.seconds > read
+
+
+@pytest.mark.parametrize("name", ["llava-1.5-7b", "llava-next-8b", "llava-onevision-7b"])
+def test_the_plan_of_a_real_run(name):
+    one = params.load_file(ROOT / "params" / f"{name}.yaml")
+    plan = costs.plan(one)
+    assert set(plan["notebook"]) == {"01", "02", "04", "05", "06", "07", "08"}
+    assert (plan[["images", "forwards", "tokens", "pflop", "hours"]] > 0).all(axis=None)
+    study = plan[plan["stage"].str.startswith("leave-one-out, global")].iloc[0]
+    assert (study["images"], study["forwards"]) == (100, 100 * 65)
+    double = costs.plan(one.model_copy(update={"codebook_images": 1000}))
+    of = plan["stage"].str.startswith("Algorithm 1")
+    assert double["tokens"][of].sum() == 2 * plan["tokens"][of].sum()
+    assert double["tokens"][~of].sum() == plan["tokens"][~of].sum()
+    assert 13 < costs.memory(one) < 17

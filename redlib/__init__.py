@@ -11,8 +11,10 @@ The library behind the notebooks of this repository. Imports point only downward
     probe, leave_one_out, states,       what a token says alone, what its absence changes, what
     clustering, codebook, stages        attention says of it; prototypes of redundant tokens, lazily
     prune, bench                        which tokens to keep; what the answers are then worth
+    data                                the paper's data sets; where a notebook's images come from
     notebook, report, answers, batch    one run, its figures, its page, and what every number counts
-    costs                               what a run will cost, before it begins
+    costs, forecast                     what a run will fetch and cost, before it begins
+    released, harness                   the authors' own codebooks; pruned models inside lmms-eval
 
 Letters of shapes: B batch, T sequence, L visual tokens, D width, V vocabulary, N prototypes.
 A *patch* is a square of the image, a *visual token* its vector at the language model's input.
@@ -34,9 +36,9 @@ _HOME = {
     "pruned": "prune.install",
 }
 _MODULES = (
-    "answers", "batch", "bench", "clustering", "codebook", "costs", "engine", "errors", "geometry",
-    "layouts", "leave_one_out", "models", "notebook", "params", "planner", "probe", "prune",
-    "report", "scale", "stages", "states", "store", "tabletop",
+    "answers", "batch", "bench", "clustering", "codebook", "costs", "data", "engine", "errors",
+    "forecast", "geometry", "layouts", "leave_one_out", "models", "notebook", "params", "planner",
+    "probe", "prune", "released", "report", "scale", "stages", "states", "store", "tabletop",
 )  # fmt: skip
 
 __all__ = ["__version__", *_HOME, *_MODULES]

@@ -118,8 +118,10 @@ class Images:
         names say all."""
         if not self.real:
             return {}
-        photos = self._photographs(ROLES[role].source)
-        return {"photographs": f"{photos.name} {photos.digest}, seed {self.params.seed}"}
+        source = ROLES[role].source
+        found = f"{source.name} {self._photographs(source).digest}"
+        # The seed draws one of VQAv2's questions about each image.
+        return {"photographs": f"{found}, seed {self.params.seed}" if source is VQAV2 else found}
 
     def _order(self, role: str, photos: Photographs) -> list[int]:
         if role not in self._orders:

@@ -23,7 +23,8 @@ from redlib.data.sources import Source
 from redlib.errors import RedlibError
 
 MOST_UNREADABLE = 0.01
-"""Share of the pictures read that may be damaged: with more, what is left is another data set."""
+"""Share of the pictures read that may be damaged: with more, what is left is another data set. A
+single one may be bad luck and never stops a run."""
 
 
 class Unreadable(Exception):
@@ -48,12 +49,12 @@ class Skipped:
         self.reasons[which] = why
 
     def check(self) -> None:
-        """Raises RedlibError if more than one in a hundred pictures is damaged, naming them."""
+        """Raises RedlibError if several pictures, and over 1 % of those read, are damaged."""
         seen = self.read + len(self.reasons)
-        if len(self.reasons) > MOST_UNREADABLE * seen:
+        if len(self.reasons) > max(1, MOST_UNREADABLE * seen):
             raise RedlibError(
-                f"{self.name}: {self}; more than {MOST_UNREADABLE:.0%} is too much to go on, so "
-                "fetch the data set again"
+                f"{self.name}: {self}; over {MOST_UNREADABLE:.0%} means a damaged copy: delete it "
+                "and fetch it again"
             )
 
     def __str__(self) -> str:

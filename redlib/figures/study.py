@@ -360,10 +360,10 @@ def example(image: Image.Image, rows: pd.DataFrame, grid: Grid) -> Figure:
         "attention": "attention, 3 layers",
         "cls_similarity": "[cls] similarity",
     }
-    for ax, (name, label) in zip(axes.flat[1:], panels.items(), strict=True):
-        if rows[name].isna().all():
-            ax.axis("off")
-            continue
+    panels = {name: label for name, label in panels.items() if rows[name].notna().any()}
+    for ax in axes.flat[1 + len(panels) :]:
+        ax.axis("off")
+    for ax, (name, label) in zip(axes.flat[1:], panels.items(), strict=False):
         log = name in ("jsd_final", "attention") and bool((rows[name] > 0).all())
         bar = style.patch_map(ax, image, _spread(rows, name, grid), grid, log=log)
         if not log:

@@ -46,6 +46,9 @@ COLUMNS = (
 
 MORE = "more images or questions: the interval leaves it open"
 
+TRUTH = "needs known truth"
+"""How the evidence begins where photographs were shown (`redlib.study.verdict.untold`)."""
+
 LEAST_IMAGES = 10
 """As `redlib.study.patches`, which needs torch: an interval over fewer images decides nothing."""
 
@@ -92,7 +95,8 @@ def _row(claim: Any, found: _Found | None, texts: pd.DataFrame) -> dict[str, str
     decided = claim.statement or claim.rule
     if found is not None:
         verdict = {True: HOLDS, False: FAILS, None: OPEN}[found.holds]
-        needs = claim.needs or MORE if verdict == OPEN else ""
+        missing = TRUTH if found.measured.startswith(TRUTH) else claim.needs or MORE
+        needs = missing if verdict == OPEN else ""
     elif decided:
         verdict = NOT_RUN
         table = f"table {claim.table} of notebook {claim.notebook}"

@@ -87,15 +87,16 @@ class Subject:
         return self.shown if isinstance(self.shown, Scene) else None
 
     @property
-    def kind(self) -> str:
-        """What the picture is, in a word."""
-        kinds = {Scene: "Scene", Picture: "Photograph", type(None): "File"}
-        return kinds[type(self.shown)]
-
-    @property
     def text(self) -> str:
         """What the picture shows, as far as it is known."""
         return self.shown.caption if self.shown else f"the file {self.name}"
+
+    @property
+    def told(self) -> str:
+        """The same in a sentence, for a notebook."""
+        if self.scene is not None:
+            return f"Scene `{self.name}` truly shows: {self.text}"
+        return f"Photograph `{self.name}`: {self.text}"
 
 
 def looked_at(session: Session) -> dict[Hashable, Scene | Picture]:

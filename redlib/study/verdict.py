@@ -14,7 +14,7 @@ from typing import Any
 from redlib.bench.intervals import Interval
 
 LEAST_CLUSTERS = 3
-NEEDS_TRUTH = "needs known truth: of photographs nobody knows which object covers a patch."
+NEEDS_TRUTH = "needs known truth: nobody knows which object covers a patch of a photograph."
 WORDS = {True: "holds", False: "does not hold", None: "not decided by these data"}
 
 

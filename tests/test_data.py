@@ -1,0 +1,350 @@
+"""VQAv2 and COCO, in every form that they come in; and what is wrong with them, said in a line."""
+
+import hashlib
+import json
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import datasets
+import numpy as np
+import photos
+import pytest
+from datasets import ClassLabel, Features, List, Value
+
+from redlib.data import fetches, images, photographs
+from redlib.data.images import Images
+from redlib.errors import RedlibError
+from redlib.notebook import Session
+from redlib.params import Params, check
+
+MANY = photos.jpegs(24)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    """What `datasets` keeps, kept apart from the user's."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder)
+    return folder
+
+
+def real(folder, **parameters):
+    return Params(data="real", data_dir=str(folder), preset="paper", **parameters)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_both_forms_of_vqav2_are_one_data_set(tmp_path, kind):
+    photos.vqav2(tmp_path / "hub", MANY, kind=kind)
+    photos.vqav2_folder(tmp_path / "folder", MANY)
+    one, two = (photographs.vqav2(str(tmp_path / form), seed=3) for form in ("hub", "folder"))
+    assert one.numbers == two.numbers == tuple(sorted(MANY)) and one.digest == two.digest
+    asked = set()
+    for number, data in MANY.items():
+        first, second = one.read(number), two.read(number)
+        assert first.id == second.id == f"vqav2-{number}"
+        assert first.data == second.data == data
+        assert first.question == second.question and str(number) in first.question
+        assert first.answers == second.answers == ("cup", *("cup", "star") * 5)
+        asked.add(first.question.split()[0])
+    assert asked == {"what", "how"}, "the questions of an image are drawn by lot"
+    assert first.image.mode == "RGB" and "people say “cup”" in first.caption
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_both_forms_of_coco_are_one_data_set(tmp_path, kind):
+    photos.coco(tmp_path / "hub", MANY, kind=kind)
+    photos.coco_folder(tmp_path / "folder", MANY)
+    one, two = (photographs.coco(str(tmp_path / form)) for form in ("hub", "folder"))
+    assert one.numbers == two.numbers == tuple(sorted(MANY)) and one.digest == two.digest
+    for number, data in MANY.items():
+        first, second = one.read(number), two.read(number)
+        assert first.id == second.id == f"coco-{number}"
+        assert first.data == second.data == data and first.captions == second.captions
+        assert len(first.captions) == 2 and first.caption.startswith(f"a cup number {number} ")
+
+
+def _text(name):
+    return lambda columns: columns.update({name: [str(value) for value in columns[name]]})
+
+
+VARIANTS = {
+    "numbers as text": ({"image_id": photos.TEXT}, _text("image_id")),
+    "a class": ({"answer_type": ClassLabel(names=["number", "other"])}, None),
+    "a struct of lists": (
+        {"answers": {name: List(kind) for name, kind in photos.ANSWER.items()}},
+        lambda columns: columns.update(
+            answers=[
+                {name: [one[name] for one in said] for name in photos.ANSWER}
+                for said in columns["answers"]
+            ]
+        ),
+    ),
+    "plain answers": (
+        {"answers": List(photos.TEXT)},
+        lambda columns: columns.update(
+            answers=[[one["answer"] for one in said] for said in columns["answers"]]
+        ),
+    ),
+    "bytes without a type": (
+        {"image": Value("binary")},
+        lambda columns: columns.update(image=[one["bytes"] for one in columns["image"]]),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_variants_of_the_features_read_alike(tmp_path, name):
+    types, change = VARIANTS[name]
+    photos.vqav2(tmp_path / "usual", MANY)
+    photos.vqav2(tmp_path / "other", MANY, types=types, change=change)
+    one, two = (photographs.vqav2(str(tmp_path / form), seed=0) for form in ("usual", "other"))
+    assert one.digest == two.digest
+    first, second = one.read(42), two.read(42)
+    assert (first.data, first.question, first.answers) == (
+        second.data, second.question, second.answers,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("empty", [None, "column"])
+def test_answers_are_optional(tmp_path, empty):
+    def change(columns):
+        for name in ("answers", "multiple_choice_answer"):
+            columns[name] = [None] * len(columns[name])
+            if empty == "column":
+                del columns[name]
+
+    photos.vqav2(tmp_path, MANY, change=change)
+    found = photographs.vqav2(str(tmp_path), seed=0).read(42)
+    assert found.answers == () and found.caption == f"asked “{found.question}”."
+
+
+def test_captions_with_their_tokens_read_like_plain_ones(tmp_path):
+    plain = {one["cocoid"]: [s["raw"] for s in one["sentences"]] for one in photos.listed(MANY)}
+    photos.coco(
+        tmp_path, MANY, types={"sentences": List(Features({"raw": photos.TEXT}))},
+        change=lambda c: c.update(sentences=[[{"raw": t} for t in s] for s in c["sentences"]]),
+    )  # fmt: skip
+    found = photographs.coco(str(tmp_path))
+    assert {number: list(found.read(number).captions) for number in MANY} == plain
+
+
+def test_the_sample_is_the_lot_of_seed_role_and_number(tmp_path):
+    photos.vqav2(tmp_path, MANY)
+    of = {seed: Images(real(tmp_path, seed=seed)) for seed in (0, 1)}
+
+    def numbers(seed, role, n, start=0):
+        return [int(one.id.split("-")[1]) for one in of[seed].take(role, n, start=start)]
+
+    literal = sorted(MANY, key=lambda n: hashlib.sha256(f"1/study/{n}".encode()).hexdigest())
+    assert numbers(1, "study", 9) == literal[:9]
+    assert numbers(1, "study", 4, start=3) == literal[3:7]
+    assert len({tuple(numbers(*which, 9)) for which in ((0, "study"), (1, "study"), (1, "maps"))})
+    drawn = of[1].drawn
+    study = drawn[drawn["role"] == "study"]
+    assert study["image"].tolist() == literal[:9] and study["place"].tolist() == list(range(9))
+    assert (study["seed"] == 1).all() and (study["skipped"] == "").all()
+
+
+def damaged(pictures, *numbers):
+    return pictures | {n: pictures[n][: len(pictures[n]) // 2] for n in numbers}
+
+
+@pytest.mark.parametrize("write", [photos.vqav2, photos.vqav2_folder])
+def test_a_damaged_picture_is_left_out_and_named(tmp_path, capsys, write):
+    (wanted,) = {n: n for n in sorted(MANY, key=lambda n: photographs.lot(0, "study", n))[:1]}
+    write(tmp_path, damaged(MANY, wanted))
+    album = Images(real(tmp_path))
+    found = [one.id for one in album.take("study", 5)]
+    assert len(found) == 5 and f"vqav2-{wanted}" not in found
+    out = capsys.readouterr().out
+    assert "1 of 6 pictures cannot be read" in out and f"vqav2-{wanted}" in out
+    assert "truncated" in album.drawn.set_index("image").loc[wanted, "skipped"]
+
+
+def test_over_one_per_cent_of_damaged_pictures_stops_the_run(tmp_path):
+    first, second, *_ = sorted(MANY, key=lambda n: photographs.lot(0, "study", n))
+    photos.vqav2_folder(tmp_path, damaged(MANY, first, second))
+    with pytest.raises(RedlibError, match=rf"2 of 7 pictures .*{first}.*{second}.*fetch it again"):
+        Images(real(tmp_path)).take("study", 5)
+
+
+def test_a_row_without_a_picture_is_a_damaged_one(tmp_path, capsys):
+    first = min(MANY, key=lambda n: photographs.lot(0, "study", n))
+
+    def change(columns):
+        for at, number in enumerate(columns["image_id"]):
+            if number == first:
+                columns["image"][at] = None
+
+    photos.vqav2(tmp_path, MANY, change=change)
+    assert len(Images(real(tmp_path)).take("study", 3)) == 3
+    assert f"vqav2-{first}: no picture is stored" in capsys.readouterr().out
+
+
+def _no_questions(folder):
+    (folder / "VQAv2" / photographs.QUESTIONS).write_text('{"questions": [{"image_id": 1}]}')
+
+
+def _half_json(folder):
+    (folder / "VQAv2" / photographs.ANNOTATIONS).write_text('{"annotations": [')
+
+
+def _another_json(folder):
+    (folder / "VQAv2" / photographs.QUESTIONS).write_text('{"captions": []}')
+
+
+def _no_annotations(folder):
+    (folder / "VQAv2" / photographs.ANNOTATIONS).unlink()
+
+
+def _no_pictures(folder):
+    (folder / "VQAv2" / "val2014").rename(folder / "VQAv2" / "pictures")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (_no_questions, "questions.json: an entry of 'questions' has no field 'question_id'"),
+        (_half_json, "annotations.json: damaged or half downloaded, no JSON; fetch it again"),
+        (_another_json, "questions.json: another file, without a list 'questions'"),
+        (_no_annotations, "annotations.json: no such file"),
+        (_no_pictures, "data_dir: no folder 'val2014' with the images of VQAv2 validation"),
+    ],
+)
+def test_what_is_wrong_with_a_folder(tmp_path, spoil, words):
+    photos.vqav2_folder(tmp_path, MANY)
+    spoil(tmp_path)
+    _complains(tmp_path, words)
+
+
+def _half(folder):
+    (file,) = (folder / "VQAv2" / "data").glob("validation*")
+    file.write_bytes(file.read_bytes()[:500])
+
+
+def _another_split(folder):
+    (file,) = (folder / "VQAv2" / "data").glob("validation*")
+    file.rename(file.with_name("train-00000-of-00001.parquet"))
+
+
+def _nothing(folder):
+    (folder / "VQAv2").rename(folder / "vqa")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (_half, "is damaged or half downloaded"),
+        (_another_split, "holds no data/validation-*"),
+        (_nothing, "VQAv2' for VQAv2 validation; it should hold v2_OpenEnded"),
+    ],
+)
+def test_what_is_wrong_with_a_copy(tmp_path, spoil, words):
+    photos.vqav2(tmp_path, MANY)
+    spoil(tmp_path)
+    _complains(tmp_path, words)
+
+
+@pytest.mark.parametrize("name", ["image", "image_id", "question_id", "question"])
+def test_a_missing_column_is_named(tmp_path, name):
+    photos.vqav2(tmp_path, MANY, change=lambda columns: columns.pop(name))
+    _complains(tmp_path, f"VQAv2 validation: no column '{name}'; there are ")
+
+
+def test_numbers_have_to_be_numbers(tmp_path):
+    photos.vqav2(tmp_path, MANY, types={"image_id": photos.TEXT},
+                 change=lambda c: c.update(image_id=[f"x{n}" for n in c["image_id"]]))  # fmt: skip
+    _complains(tmp_path, "VQAv2 validation: image_id must hold COCO's number")
+
+
+def test_too_small_a_data_set_names_the_parameter(tmp_path):
+    photos.vqav2(tmp_path, MANY)
+    with pytest.raises(RedlibError, match="study_images: asks for 25 images .* there are 24"):
+        Images(real(tmp_path)).take("study", 25)
+
+
+def _complains(folder, words):
+    with pytest.raises(RedlibError) as caught:
+        Images(real(folder)).take("study", 2)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_hub_offline_and_without_a_cache(monkeypatch, capsys):
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    with pytest.raises(RedlibError, match="lmms-lab-encoder/VQAv2 cannot be loaded .*data_dir"):
+        Images(Params(data="real", preset="paper")).take("study", 1)
+    assert "up to 6.9 GB from the Hugging Face hub" in capsys.readouterr().out
+
+
+def test_images_of_coco_are_fetched_one_by_one_and_kept(tmp_path, cache, monkeypatch):
+    """From a server of this machine, through the loader's own call."""
+    server_of = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    monkeypatch.setattr(SimpleHTTPRequestHandler, "log_message", lambda *_: None)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    with ThreadingHTTPServer(("127.0.0.1", 0), server_of) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        host = f"http://127.0.0.1:{server.server_port}"
+        photos.coco(tmp_path, MANY, host=host)
+        url = f"{host}/train2014/COCO_train2014_{42:012d}.jpg"
+        path = photographs._fetched(url)
+        assert path.read_bytes() == MANY[42] and cache in path.parents
+        with pytest.raises(photographs.Unreadable, match="404"):
+            photographs._fetched(url.replace("42.jpg", "43.jpg"))
+        server.shutdown()
+    assert photographs._fetched(url) == path, "what was fetched needs no connection"
+    missing = url.replace("42.jpg", "73.jpg")
+    with pytest.raises(RedlibError, match="cannot be fetched .* set data_dir"):
+        photographs._fetched(missing)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    with pytest.raises(RedlibError, match="offline, and .*73.jpg is not in"):
+        photographs._fetched(missing)
+
+
+def test_a_table_of_other_photographs_is_not_taken_for_these(tmp_path, monkeypatch, tiny_vlm):
+    monkeypatch.setenv("REDLIB_RUNS", str(tmp_path / "runs"))
+    photos.vqav2(tmp_path / "a", MANY)
+    photos.vqav2(tmp_path / "b", dict(list(MANY.items())[:20]))
+    rows = {}
+    for name, seed in (("a", 0), ("b", 0), ("a", 1)):
+        session = Session("04", real(tmp_path / name, seed=seed))
+        session._model = tiny_vlm
+        rows[name, seed] = session.of_images("study")
+        if rows[name, seed] == rows["a", 0]:
+            store = session.store("patches", **session.of_images("study"))
+            store.compute(["x"], lambda _: photos_table())
+        else:
+            with pytest.raises(RedlibError, match="photographs"):
+                session.store("patches", **session.of_images("study"))
+    assert len({json.dumps(key) for key in rows.values()}) == 3
+    assert Session("04", Params()).of_images("study") == {}, "scenes keep their tables"
+    session.images("study", 3)
+    written = session.file("photographs-study.csv").read_text().splitlines()
+    assert len(written) == 4 and written[0] == ",".join(images._COLUMNS)
+
+
+def photos_table():
+    import pandas as pd
+
+    return pd.DataFrame({"value": [1.0]})
+
+
+def test_fetches_says_what_and_how_much(tmp_path):
+    assert fetches(Params()).empty
+    params = Params(data="real", preset="paper", codebook_images=500, attention_positions=1000)
+    found = fetches(params, notebooks=["04", "05"]).set_index("name")
+    assert found["id"].tolist() == ["lmms-lab-encoder/VQAv2", "yerevann/coco-karpathy"]
+    assert found["split"].tolist() == ["validation", "train"]
+    np.testing.assert_allclose(found["gigabytes"], [6.9, 0.017 + 500 * 13 / 82_783], atol=1e-3)
+    assert list(fetches(params, notebooks=["02"])["name"]) == ["VQAv2 validation"]
+    assert list(fetches(params, notebooks=["06"])["name"]) == ["COCO Karpathy train"]
+    photos.vqav2(tmp_path, MANY)
+    held = fetches(real(tmp_path))
+    assert (held["gigabytes"] == 0).all() and (held["source"] == f"folder {tmp_path}").all()
+    assert held["disk"].tolist() == [33.9, 0.0], "a copy of the hub's files is unpacked once more"
+
+
+def test_thresholds_are_not_calibrated_on_photographs():
+    with pytest.raises(RedlibError, match="tau_prob cannot be calibrated with data: real.*preset"):
+        check({"data": "real"})
+    assert check({"data": "real", "preset": "paper"}).tau_prob == 0.1

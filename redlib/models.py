@@ -524,18 +524,6 @@ def _loaded(name: str, how: tuple, revision: str) -> VLM:
     )
 
 
-def identify(name: str, revision: str | None = None) -> tuple[transformers.PretrainedConfig, str]:
-    """The configuration of a model and the revision that `load` would report, without its weights
-    in memory; of a Hugging Face id only config.json is downloaded.
-
-    Raises:
-        RedlibError: nothing of that name, or no such LLaVA.
-    """
-    source = locate(name)
-    config = _config(name, source, revision)
-    return config, _revision(source, config)
-
-
 def check_folder(name: str) -> None:
     """Find in a second what `load` would find in a folder's files after reading all weights.
 
@@ -701,6 +689,13 @@ def read_config(name: str, revision: str | None = None) -> transformers.Pretrain
         RedlibError: nothing of that name, no such LLaVA, or an unreadable config.json.
     """
     return _config(name, locate(name), revision)
+
+
+def revision_of(name: str, revision: str | None = None) -> str:
+    """What `load` would report as `VLM.revision`, without weights in memory; `read_config` comes
+    first, since the commit is that of the config.json at hand."""
+    source = locate(name)
+    return _revision(source, _commit(source, revision))
 
 
 def _config(name: str, source: str, revision: str | None) -> transformers.PretrainedConfig:

@@ -34,7 +34,7 @@ from scipy.sparse.csgraph import connected_components
 
 from redlib.codebook import Codebook, Criteria
 from redlib.errors import RedlibError
-from redlib.models import identify
+from redlib.models import read_config, revision_of
 from redlib.params import KINDS
 
 UNTOLD = -1
@@ -75,15 +75,21 @@ def bring(
             f"{str(file)!r} holds {len(vectors)} prototypes, but {len(named)} images are named "
             "beside it: take the .json of the same codebook (--images)"
         )
-    config, commit = identify(model, revision)
+    config = read_config(model, revision)
     width = config.text_config.hidden_size
     if vectors.shape[1] != width:
         raise RedlibError(
             f"{str(file)!r} has width {vectors.shape[1]}, model {model!r} has {width}: it belongs "
             "to another model"
         )
-    criteria = Criteria.released(KINDS[config.model_type])
-    return Codebook(vectors, named, [UNTOLD] * len(vectors), model, commit, criteria)
+    return Codebook(
+        vectors,
+        named,
+        [UNTOLD] * len(vectors),
+        model,
+        revision_of(model, revision),
+        Criteria.released(KINDS[config.model_type]),
+    )
 
 
 def clusters(file: str | Path) -> list[tuple[str, ...]]:

@@ -108,6 +108,7 @@ def test_a_dry_run_runs_nothing(home, capsys):
 @pytest.mark.parametrize("data", ["real", "tabletop"])
 def test_a_run_on_real_data_says_first_what_it_will_cost(home, capsys, data):
     values = {"model": "tiny-llava-1.5", "data": data, "data_dir": str(home), "n_described": 7}
+    values["preset"] = "paper"
     file = home / "params" / "one.yaml"
     file.write_text(yaml.safe_dump(values))
     assert main(["run", str(file), "--only", "02"]) == 0

@@ -259,7 +259,7 @@ def _check_inputs(one: Params) -> None:
         raise RedlibError(
             f"model: no folder, Hugging Face id or embedded model {one.model!r} (embedded: {names})"
         )
-    if one.image is not None or one.device != "auto" or Path(one.model).is_dir():
+    if one.image is not None or one.device != "auto" or one.model not in embedded:
         from redlib import models  # torch and transformers, only where there is something to check
 
         models.choose_device(one.device)
@@ -267,6 +267,8 @@ def _check_inputs(one: Params) -> None:
             models.open_image(one.image)
         if Path(one.model).is_dir():
             models.check_folder(one.model)
+        elif not known:
+            models.read_config(one.model, one.revision)
 
 
 def _checkpoints() -> dict[str, Path]:

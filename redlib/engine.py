@@ -236,7 +236,7 @@ def run(
         warnings.warn(
             f"memory of {vlm.device} ended within one forward of {size} inputs; going on with "
             "half as many at a time",
-            stacklevel=2,
+            stacklevel=3,  # behind the decorator
         )
         todo = work.remaining(limit)
     return work.readings()

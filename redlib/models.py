@@ -795,8 +795,10 @@ def _trouble(name: str, source: str, revision: str | None, error: Exception) -> 
         )
     folder = _folder(source, revision)
     if folder is not None and (wrong := _wrong_weights(folder)):
-        again = "copy it" if Path(source).is_dir() else f"delete it and `hf download {name}`"
-        return f"cannot load model {name!r}: {wrong}; {again} again"
+        again = (
+            "copy it again" if Path(source).is_dir() else f"`hf download {name} --force-download`"
+        )
+        return f"cannot load model {name!r}: {wrong}; {again}"
     return (
         f"cannot load model {name!r}: {_first_line(error)} (are config.json, the"
         " tokenizer's files and the safetensors there, and whole?)"

@@ -202,7 +202,7 @@ def config(name: str, words: PreTrainedTokenizerFast) -> dict:
     return made
 
 
-def save(folder: Path, name: str, *, seed: int = 0, scale: float = 0.15) -> Path:
+def save(folder: Path, name: str, *, seed: int = 0, scale: float = 0.06) -> Path:
     """Write the miniature checkpoint to a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     words = tokenizer(name)

@@ -1,5 +1,6 @@
 """Costs against what the engine really runs, what torch counts, and the real configurations."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -110,3 +111,13 @@ def test_the_plan_of_a_real_run(name):
     assert double["tokens"][of].sum() == 2 * plan["tokens"][of].sum()
     assert double["tokens"][~of].sum() == plan["tokens"][~of].sum()
     assert 13 < costs.memory(one) < 17
+
+
+@pytest.mark.parametrize("name", ["llava-1.5-7b", "llava-next-8b", "llava-onevision-7b"])
+def test_the_file_says_what_the_plan_says(name):
+    file = ROOT / "params" / f"{name}.yaml"
+    one, text = params.load_file(file), file.read_text(encoding="utf-8")
+    weights = float(re.search(r"Weights: ([\d.]+) GB", text)[1])
+    hours = float(re.search(rf"about (\d+) hours on an {costs.CARD}", text)[1])
+    assert weights == pytest.approx(costs.memory(one), abs=0.06)
+    assert hours == pytest.approx(costs.plan(one)["hours"].sum(), abs=1)

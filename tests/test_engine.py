@@ -219,7 +219,8 @@ def test_batches_are_halved_until_they_fit(
         return decode(vlm, prefix, rows, **options)
 
     monkeypatch.setattr(engine, "_decode", small)
-    found = leave_one_out.cascade(tiny_vlm, tiny_tokens, range(25), prompt=PROMPT)
+    with pytest.warns(UserWarning, match="memory of cpu ended within one forward of 8 inputs"):
+        found = leave_one_out.cascade(tiny_vlm, tiny_tokens, range(25), prompt=PROMPT)
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-9)
     failed = [size for size in tried if size > 60]
     assert 1 <= len(failed) <= 6, "what did not fit once is not tried again"

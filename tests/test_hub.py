@@ -1,0 +1,174 @@
+"""Checkpoints of the Hugging Face hub: from the cache of a download, and all that can go wrong.
+
+The hub here is a server of this test that answers as the real one does where it refuses; what asks
+it is the real client.
+"""
+
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import real
+from huggingface_hub import constants
+
+from redlib import batch
+from redlib.errors import RedlibError
+from redlib.models import load, read_config
+from redlib.notebook import Session
+from redlib.params import Params
+from redlib.store import Store
+
+COMMIT, OTHER = "0123456789abcdef0123456789abcdef01234567", "f" * 40
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    """A cache in which LLaVA-1.5 lies, on a machine that is offline."""
+    folder = tmp_path / "cache"
+    real.publish(folder, real.LLAVA, commit=COMMIT)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return folder
+
+
+def refused(**arguments) -> str:
+    with pytest.raises(RedlibError) as error:
+        load(arguments.pop("name", real.LLAVA), device="cpu", **arguments)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_the_commit_is_the_revision(cache):
+    for asked in (None, "main", COMMIT):
+        vlm = load(real.LLAVA, device="cpu", revision=asked)
+        assert (vlm.name, vlm.revision) == (real.LLAVA, COMMIT)
+    assert vlm.__reduce__()[1][0] == real.LLAVA
+    assert f"hf download {real.LLAVA} --revision {OTHER}" in refused(revision=OTHER)
+
+
+def test_the_revision_is_part_of_every_table(cache, tmp_path, monkeypatch):
+    monkeypatch.setenv("REDLIB_RUNS", str(tmp_path / "runs"))
+    session = Session("02", Params(model=real.LLAVA, device="cpu", dtype="float16"))
+    store = session.store("words")
+    assert (store.key["revision"], store.key["dtype"]) == (COMMIT, "float16")
+    assert "quantization" not in store.key
+    store.compute(["one"], lambda name: __import__("pandas").DataFrame({"image": [name]}))
+    with pytest.raises(RedlibError, match=f"made with revision = '?{COMMIT[:8]}") as error:
+        Store(store.folder, store.key | {"revision": OTHER})
+    assert "\n" not in str(error.value)
+    assert session._versions()["checkpoint"] == COMMIT[:12]
+
+
+def test_nothing_in_the_cache_and_no_network(cache):
+    told = refused(name=real.NEXT)
+    assert "is not, or not whole, in this machine's cache, and HF_HUB_OFFLINE is set" in told
+    assert f"hf download {real.NEXT}" in told
+    with pytest.raises(RedlibError, match="HF_HUB_OFFLINE is set"):
+        read_config(real.NEXT)
+    with pytest.raises(RedlibError, match="HF_HUB_OFFLINE is set"):
+        batch._check_inputs(Params(model=real.NEXT))
+
+
+def test_a_download_that_broke_off(cache):
+    files = cache / "models--llava-hf--llava-1.5-7b-hf" / "snapshots" / COMMIT
+    whole = (files / "model-00002-of-00007.safetensors").read_bytes()
+    (files / "model-00002-of-00007.safetensors").write_bytes(whole[: len(whole) // 2])
+    told = refused()
+    assert "model-00002-of-00007.safetensors' is truncated or damaged" in told
+    assert f"`hf download {real.LLAVA} --force-download`" in told
+    (files / "model-00002-of-00007.safetensors").unlink()
+    assert "model-00002-of-00007.safetensors' is missing, one of 7 files" in refused()
+
+
+def test_a_copied_folder_that_lacks_a_file(tmp_path):
+    folder = real.save(tmp_path / "model", real.LLAVA)
+    (folder / "model-00003-of-00007.safetensors").unlink()
+    with pytest.raises(RedlibError, match="00003-of-00007.safetensors' is missing, one of 7 files"):
+        batch._check_inputs(Params(model=str(folder)))
+    assert "model-00003-of-00007.safetensors' is missing" in refused(name=str(folder))
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Refuses by the name that is asked for, as the hub does."""
+
+    def do_GET(self):
+        for word, (status, code) in {
+            "gated": (403, "GatedRepo"),
+            "private": (401, "RepoNotFound"),
+            "branch": (404, "RevisionNotFound"),
+        }.items():
+            if word in self.path:
+                self.send_response(status)
+                self.send_header("X-Error-Code", code)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+    do_HEAD = do_GET
+
+    def log_message(self, *arguments):
+        pass
+
+
+ASK = """
+from redlib.errors import RedlibError
+from redlib.models import load
+for name, revision in (("some/gated", None), ("some/private", None), ("some/model", "branch")):
+    try:
+        load(name, device="cpu", revision=revision)
+    except RedlibError as error:
+        print(error)
+"""
+
+
+def test_what_the_hub_refuses(tmp_path):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    environment = dict(os.environ) | {
+        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+        "HF_HOME": str(tmp_path),
+        "HF_HUB_OFFLINE": "0",
+    }
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", ASK],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=900,
+        )
+    finally:
+        server.shutdown()
+        server.server_close()
+    gated, private, branch = done.stdout.splitlines()
+    assert "'some/gated' is gated: accept its licence at https://huggingface.co/some/gated" in gated
+    assert "`hf auth login`" in gated
+    assert "the Hugging Face hub knows no such id, or it is private" in private
+    assert branch == "revision: 'branch' is no commit, branch or tag of model 'some/model'"
+
+
+def test_a_hub_out_of_reach(tmp_path):
+    environment = dict(os.environ) | {
+        "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", ASK], env=environment, capture_output=True, text=True, timeout=900
+    )
+    first = done.stdout.splitlines()[0]
+    assert "cache, and the Hugging Face hub is out of reach: run `hf download some/gated`" in first
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"device_map": "balanced"}, "device_map must be auto or null; got 'balanced'"),
+        ({"quantization": "3bit"}, "quantization must be 8bit, 4bit or null; got '3bit'"),
+    ],
+)
+def test_wrong_placing_is_named(changes, words):
+    assert refused(name="tiny-llava-1.5", **changes) == words

@@ -1,0 +1,98 @@
+"""The three real parameter files from end to end, on the real checkpoints in miniature.
+
+The model is named by its id of the hub and comes, at the commit that the file names, from the cache
+of a download; only the counts and the images are others than in the file. Random weights say
+nothing, so what is looked at is that every notebook reaches its end, for each family's own figures,
+and that the results say what made them.
+"""
+
+import json
+from pathlib import Path
+
+import matplotlib
+import pytest
+import real
+import unrendered
+import yaml
+from huggingface_hub import constants
+
+from redlib import batch, params
+from redlib.codebook import Codebook
+from redlib.store import read_json
+
+ROOT = Path(__file__).parents[1]
+FILES = dict(zip(real.NAMES, ("llava-1.5-7b", "llava-next-8b", "llava-onevision-7b"), strict=True))
+IMAGES = 2
+COUNTS = {
+    "probe_scenes": 2, "attention_positions": 200, "study_images": 2, "study_patches": 16,
+    "bootstrap": 100, "codebook_images": IMAGES, "codebook_ranks": "release", "tsne_images": 1,
+    "ablation_images": 2, "ablation_questions": 1, "control_seeds": 1, "control_questions": 1,
+    "stability_images": 1, "curve": [8, 144], "random_seeds": 1, "n_questions": 2,
+    "n_further": 1, "n_captions": 1, "n_tiled": 1, "n_calibration": 1, "n_described": 2,
+    "n_several": 1, "n_games": 2,
+    "tau_in": 64 * IMAGES / 500,  # of 500 images
+}  # fmt: skip
+OWN = {
+    real.LLAVA: set(),
+    real.NEXT: set(),
+    real.ONEVISION: {"table-2", "game", "spot-the-difference"},
+}
+"""Figures that one family alone has."""
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of all runs, and the set file."""
+    matplotlib.use("agg")
+    folder = tmp_path_factory.mktemp("real")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REDLIB_ROOT", str(ROOT))
+        patch.setenv("REDLIB_RUNS", str(folder / "runs"))
+        patch.setattr(constants, "HF_HUB_CACHE", str(folder / "cache"))
+        patch.setattr(constants, "HF_HUB_OFFLINE", True)
+        for model, name in FILES.items():
+            values = yaml.safe_load((ROOT / "params" / f"{name}.yaml").read_text(encoding="utf-8"))
+            assert values["model"] == model
+            real.publish(folder / "cache", model, commit=values["revision"])
+            file = folder / f"{name}.yaml"
+            file.write_text(yaml.safe_dump(values | COUNTS))
+            batch._check_inputs(params.load_file(file))
+            unrendered.run(file, list(params.NOTEBOOKS), patch)
+        every = folder / "7b.yaml"
+        every.write_text((ROOT / "params" / "7b.yaml").read_text(encoding="utf-8"))
+        yield folder / "runs", batch.draw_pages(every)
+
+
+@pytest.mark.parametrize("model", FILES)
+def test_every_notebook_reaches_its_end(finished, model):
+    folder, name = finished[0], FILES[model]
+    done = sorted(path.stem for path in (folder / name / "results").glob("0?.json"))
+    assert done == sorted(params.NOTEBOOKS)
+    one = params.load_file(ROOT / "params" / f"{name}.yaml")
+    notes = [read_json(path) for path in (folder / name / "figures").glob("*.json")]
+    notes = [note for note in notes if isinstance(note, dict)]
+    names = {note["name"] for note in notes}
+    assert {"words", "contrast", "by-rank", "prototypes", "accuracy", "costs", "controls"} <= names
+    assert OWN[model] <= names
+    assert not names & set().union(*(own for other, own in OWN.items() if other != model))
+    for note in notes:
+        assert note["versions"]["checkpoint"] == one.revision[:12], note["name"]
+        assert note["parameters"]["revision"] == one.revision
+        assert note["parameters"]["model"] == model
+
+
+@pytest.mark.parametrize("model", FILES)
+def test_every_table_is_of_the_commit_in_half_precision(finished, model):
+    folder, name = finished[0], FILES[model]
+    revision = params.load_file(ROOT / "params" / f"{name}.yaml").revision
+    keys = [json.loads(path.read_text()) for path in (folder / name / "store").rglob("key.json")]
+    assert len(keys) >= 10
+    for key in keys:
+        assert (key["model"], key["revision"], key["dtype"]) == (model, revision, "float16")
+    book = Codebook.load(folder / name / "codebook.safetensors")
+    assert (book.model, book.revision) == (model, revision) and len(book) > 0
+
+
+def test_the_page_of_the_set_has_all_three(finished):
+    page = finished[1].read_text(encoding="utf-8")
+    assert all(name in page for name in FILES.values())

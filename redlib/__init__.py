@@ -12,8 +12,8 @@ The library behind the notebooks of this repository. Imports point only downward
     clustering, codebook, stages        attention says of it; prototypes of redundant tokens, lazily
     prune, bench                        which tokens to keep; what the answers are then worth
     data                                the paper's data sets; where a notebook's images come from
-    notebook, report, answers, batch    one run, its figures, its page, and what every number counts
-    costs, forecast                     what a run will fetch and cost, before it begins
+    notebook, report, answers           a notebook at work, its figures, what every number counts
+    costs, forecast, batch              what a run will fetch and cost; the run, and its page
     released, harness                   the authors' own codebooks; pruned models inside lmms-eval
 
 Letters of shapes: B batch, T sequence, L visual tokens, D width, V vocabulary, N prototypes.

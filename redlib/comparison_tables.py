@@ -39,10 +39,10 @@ def table1(frame: pd.DataFrame, link: Link) -> str:
     few = len(runs) == 1
     caption = (
         "Score in percent, with 95 % intervals from resampling images; a number leads to its "
-        "answers, where the run has kept them. The columns are the tabletop tasks that stand in "
-        "for these benchmarks, each with its own score as notebook 06 has it. Five tasks: mean of "
-        "the first five. n: questions. Below the thicker line: methods that the paper's table has "
-        "not."
+        "answers, where the run has kept them. The columns are these benchmarks, or with drawn "
+        "scenes the tabletop tasks that stand in for them, each with its own score as notebook 06 "
+        "has it. Five tasks: mean of the first five. n: questions. Below the thicker line: methods "
+        "that the paper's table has not."
     )
     heading = f"Table 1 of {'run ' + runs[0] if few else 'all models'}"
     return (

@@ -12,8 +12,10 @@ import numpy as np
 import yaml
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
 
+from redlib.bench.letters import NUMBER_WORDS, options_in
 from redlib.data.several import FOLDERS
 from redlib.tabletop import questions, scenes
+from redlib.tabletop.questions import DETAIL
 
 TEXT = Value("string")
 MME = ("question_id", "image", "question", "answer", "category")
@@ -75,21 +77,22 @@ def pope(root):
 
 
 def mmbench(root, *, index="int64", nothing=None):
-    """Questions of two and of four options in all rotations. index: its type, which is a text in
-    one of the published variants; nothing: how a missing option is written."""
-    rows = []
-    for number, shown in enumerate(pictures(PICTURES), start=241):
-        options = ["a cup", "a star"] if number % 2 else ["a cup", "a star", "a moon", "a key"]
-        for turn in range(len(options)):
-            turned = options[turn:] + options[:turn]
-            row = dict(zip("ABCD", turned + [nothing] * (4 - len(turned)), strict=True))
-            row |= {
-                "index": number + turn * 1_000_000,
-                "question": "What is it?",
-                "hint": nothing if number % 3 else "It is on a table.",
-                "answer": "ABCD"[turned.index("a cup")],
-                "category": "object_localization", "image": shown, "source": "x",
-                "L2-category": "finegrained_perception", "comment": nothing, "split": "dev",
+    """The drawn world's MMBench in the schema of MMBench: all rotations of a question. nothing:
+    what stands where there is no hint, comment or option. index: its type, which is a text
+    in one of the published variants."""
+    shown, rows, number = pictures(PICTURES), [], 240
+    turns = {}
+    for image, q in asked("mmb"):
+        turns.setdefault((image, q.group), []).append(q)
+    for (image, group), rotations in turns.items():
+        number += 1
+        for turn, q in enumerate(rotations):
+            options = options_in(q.text)
+            row = {letter: options.get(letter, nothing) for letter in "ABCD"} | {
+                "index": number + turn * 1_000_000, "question": q.text.splitlines()[0],
+                "hint": nothing if number % 3 else "Look at the table.", "answer": q.answer.upper(),
+                "category": group, "image": shown[image], "source": "drawn",
+                "L2-category": "perception", "comment": nothing, "split": "dev",
             }  # fmt: skip
             rows.append(row)
     columns = {name: [row[name] for row in rows] for name in rows[0]}
@@ -100,20 +103,23 @@ def mmbench(root, *, index="int64", nothing=None):
 
 
 def seed(root, *, label=False):
-    """A list of one image a row, and films among them, whose rows have eight. label: the answer as
-    a class label, as some copies have it."""
+    """The drawn world's SEED in the schema of SEED: a list of one image a row, and one film, whose
+    rows have eight. label: the answer as a class label, as some copies have it."""
     shown = pictures(PICTURES)
-    films = [n % 5 == 4 for n in range(PICTURES)]
+    drawn = [(n, q.text.splitlines()[0], options_in(q.text), q.answer.upper(), q.group)
+             for n, q in asked("seed")]  # fmt: skip
+    film = drawn[:2]
+    rows = [(n, 1, *rest) for n, *rest in drawn] + [(n, 8, *rest) for n, *rest in film]
     columns = {
-        "answer": ["ABCD"[n % 4] for n in range(PICTURES)],
-        **{f"choice_{c}": [f"{c}{n}" for n in range(PICTURES)] for c in "abcd"},
-        "data_id": [[f"{n}_1"] * (8 if film else 1) for n, film in enumerate(films)],
-        "data_type": ["video" if film else "image" for film in films],
-        "question": ["What is in the picture?"] * PICTURES,
-        "question_id": [str(n) for n in range(PICTURES)],
-        "question_type_id": [n % 3 for n in range(PICTURES)],
-        "image": [[shown[n]] * (8 if film else 1) for n, film in enumerate(films)],
-        "segment": [[1, 2] if film else None for film in films],
+        "answer": [row[4] for row in rows],
+        **{f"choice_{c.lower()}": [row[3][c] for row in rows] for c in "ABCD"},
+        "data_id": [[f"{row[0]}_{row[1]}"] * row[1] for row in rows],
+        "data_type": ["image" if row[1] == 1 else "video" for row in rows],
+        "question": [row[2] for row in rows],
+        "question_id": [str(n) for n in range(len(rows))],
+        "question_type_id": [len(row[5]) for row in rows],
+        "image": [[shown[row[0]]] * row[1] for row in rows],
+        "segment": [None if row[1] == 1 else [1, 2] for row in rows],
     }
     features = dict.fromkeys(columns, TEXT) | {
         "data_id": List(TEXT), "image": List(Image()), "question_type_id": Value("int16"),
@@ -139,17 +145,21 @@ def mme(root):
 
 
 def realworldqa(root):
-    shown = pictures(PICTURES)
-    choice = (
-        "Which way?\n\nA. Left\nB. Right\nPlease answer directly with only the letter of the "
-        "correct option and nothing else."
-    )
-    number = "How many cups?\nPlease answer directly with a single word or number."
+    """The drawn world's RealWorldQA, about images of another shape; numbers as digits."""
+    drawn = scenes("test", PICTURES, start=START, width=504, height=336)
+    rows = [(scene.image, q) for scene in drawn for q in questions([scene], "rwqa")]
     columns = {
-        "image": shown,
-        "question": [choice if n % 2 else number for n in range(PICTURES)],
-        "answer": ["B" if n % 2 else "2" for n in range(PICTURES)],
-        "image_path": [f"{n}.webp" for n in range(PICTURES)],
+        "image": [image for image, _ in rows],
+        "question": [q.text for _, q in rows],
+        "answer": [
+            q.answer.upper()
+            if len(q.answer) == 1
+            else str(NUMBER_WORDS.index(q.answer))
+            if q.answer in NUMBER_WORDS
+            else q.answer
+            for _, q in rows
+        ],
+        "image_path": [f"{n}.webp" for n in range(len(rows))],
     }
     features = dict.fromkeys(columns, TEXT) | {"image": Image()}
     return write(root, "RealWorldQA", columns, features, "data/test-*")
@@ -189,7 +199,7 @@ def image_dc(root):
     columns = {
         "image": pictures(PICTURES),
         "question_id": [str(n) for n in range(PICTURES)],
-        "question": ["Please describe this image in detail."] * PICTURES,
+        "question": [DETAIL] * PICTURES,
         "category": ["en"] * PICTURES,
     }
     features = dict.fromkeys(columns, TEXT) | {"image": Image()}

@@ -105,6 +105,11 @@ SEVERAL = ("mantis", "muir", "film")
 """What Table 1 averages, what it describes, and what only LLaVA-OneVision is asked (Table 2)."""
 
 
+def named(params: Params, *, kinds: Sequence[str] = FIVE) -> list[str]:
+    """What these benchmarks are called where photographs are asked about; nothing with scenes."""
+    return [BENCHMARKS[name].name for name in kinds] if params.data == "real" else []
+
+
 def needed(params: Params, notebooks: Sequence[str]) -> list[str]:
     """Names of the benchmarks that these notebooks read for the model of `params`."""
     names: list[str] = []

@@ -76,7 +76,7 @@ class Photographs:
 
     Attributes:
         name: as the paper calls it.
-        place: where it was read from.
+        place: "Hugging Face hub" or "data_dir", whatever that folder is called here.
         digest: twelve letters that tell lists of images (and questions) apart.
         numbers: COCO's number of every image, ascending.
         read: the picture of a number; raises Unreadable.
@@ -218,7 +218,7 @@ def _photographs(
     numbers: Iterable[int],
     read: Callable[[int], Picture],
 ) -> Photographs:
-    place = source.ids[0] if data_dir is None else str(data_dir)
+    place = "Hugging Face hub" if data_dir is None else "data_dir"
     return Photographs(source.name, place, digest, tuple(sorted(numbers)), read)
 
 

@@ -5,15 +5,20 @@
     bad = Skipped("VQAv2 validation")
     bad.add("row 0", "is truncated")                   # counted and named; over 1 % stops the run
 
-Two habits of `load_dataset` decide how it is called. Asked for one split, it still fetches the
-files of all; so the files of the split are named. And it decodes pictures when a row is read, so
-that a single damaged one would end the run; so rows are read as they are stored, a picture being
+Three habits of `load_dataset` decide how it is called. Asked for one split, it still fetches the
+files of all; so the files of the split are named. When they are, it does not find them again in its
+own cache without a connection; so the hub's cache is asked for them, and `load_dataset` is given
+that folder, or the reader's, in one and the same way. And it decodes pictures when a row is read,
+so that a single damaged one would end the run; so rows are read as they are stored, a picture being
 the bytes of its file.
 """
 
 import io
 import os
+import re
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +88,9 @@ def table(source: Source, data_dir: str | None, *, columns: Sequence[str]) -> An
                 f"data_dir: no folder {str(folder)!r} for {source.name}; copy it there with `hf "
                 f"download --repo-type dataset {source.ids[0]} --local-dir {folder}`"
             )
-        found = _load(str(folder), source)
     else:
-        found = _from_hub(source)
+        folder = _on_hub(source)
+    found = _load(folder, source)
     missing = [name for name in columns if name not in found.column_names]
     if missing:
         raise RedlibError(
@@ -112,61 +117,99 @@ def column(found: Any, name: str) -> list[Any]:
     return found.select_columns([name])[:].column(name).to_pylist()
 
 
-def _from_hub(source: Source) -> Any:
-    """Under the first of its names that is there; the complaint about the first is told."""
-    print(
-        f"{source.name}: up to {source.gigabytes:g} GB from the Hugging Face hub and "
-        f"{source.disk:g} GB of disk for its copy, nothing of it where it is cached"
-    )
+def _on_hub(source: Source) -> Path:
+    """The folder in which the hub's cache keeps the split, fetched if need be.
+
+    Its names are tried in turn. Of several complaints the one is told that a reader can act on: a
+    licence to accept, else that about the first name.
+    """
     complaints = []
     for name in source.ids:
         try:
-            return _load(name, source)
+            return _snapshot(name, source)
         except RedlibError as error:
             complaints.append(error)
-    raise complaints[0]
+    raise min(complaints, key=lambda error: "is gated" not in str(error))
 
 
-def _load(path: str, source: Source) -> Any:
+def _snapshot(name: str, source: Source) -> Path:
+    from datasets import config  # either of HF_DATASETS_OFFLINE and HF_HUB_OFFLINE
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import DryRunError, GatedRepoError, RepositoryNotFoundError
+
+    fetch = partial(
+        snapshot_download,
+        name,
+        repo_type="dataset",
+        revision=getattr(source, "revision", None),
+        allow_patterns=[source.files, "README.md"],
+        local_files_only=config.HF_HUB_OFFLINE,
+    )
+    try:
+        if not config.HF_HUB_OFFLINE:
+            with suppress(DryRunError):  # no connection; it may be cached all the same
+                _announce(source, name, fetch(dry_run=True))
+        return Path(fetch())
+    except GatedRepoError:
+        raise RedlibError(
+            f"{source.name}: {name} is gated: accept its terms at "
+            f"https://huggingface.co/datasets/{name}, then log in with `hf auth login`"
+        ) from None
+    except RepositoryNotFoundError:
+        raise RedlibError(
+            f"{source.name}: the hub has no data set {name} that you may read; set data_dir to a "
+            "folder that holds it"
+        ) from None
+    except OSError as error:
+        raise RedlibError(
+            f"{source.name}: {name} is not cached and cannot be fetched ({_first_line(error)}); "
+            "connect once, or set data_dir to a folder that holds it"
+        ) from None
+
+
+def _announce(source: Source, name: str, files: Sequence[Any]) -> None:
+    """Say what is about to be fetched, if anything is."""
+    wanted = [file for file in files if file.will_download]
+    if wanted:
+        size = sum(file.file_size for file in wanted) / 1e9
+        print(
+            f"{source.name}: fetching {size:.3g} GB in {len(wanted)} files from {name}; datasets "
+            f"unpacks them into {source.disk:g} GB more"
+        )
+
+
+def _load(folder: Path, source: Source) -> Any:
     from datasets import load_dataset  # costs a second, and only `data: real` needs it
-    from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+    from datasets.exceptions import DatasetGenerationError
     from pyarrow import ArrowInvalid
 
+    _check_complete(folder, source)
     try:
         return load_dataset(
-            path,
-            source.config,
-            revision=getattr(source, "revision", None),
-            data_files={source.split: source.files},
-            split=source.split,
+            str(folder), data_files={source.split: source.files}, split=source.split
         )
-    except DatasetNotFoundError as error:
-        raise RedlibError(f"{source.name}: {_gated(path, error)}") from None
     except (ArrowInvalid, DatasetGenerationError) as error:
         raise RedlibError(
-            f"{source.name}: a file of {path} is damaged or half downloaded "
+            f"{source.name}: a file in {folder} is damaged or half downloaded "
             f"({_first_line(error.__cause__ or error)}); delete it and fetch it again"
         ) from None
-    except FileNotFoundError as error:
+    except (FileNotFoundError, ValueError) as error:
         raise RedlibError(
-            f"{source.name}: {path} holds no {source.files} ({_first_line(error)}); expected is a "
-            f"copy of {source.ids[0]}"
-        ) from None
-    except (ConnectionError, ValueError) as error:
-        raise RedlibError(
-            f"{source.name}: {path} cannot be loaded ({_first_line(error)}); without a connection "
-            "nothing can be fetched, so set data_dir to a folder that holds it"
+            f"{source.name}: {folder} holds no data set in {source.files} ({_first_line(error)}); "
+            f"expected is a copy of {source.ids[0]}"
         ) from None
 
 
-def _gated(path: str, error: Exception) -> str:
-    text = _first_line(error)
-    if "gated" not in text:
-        return f"{text}; check the connection, or set data_dir to a folder that holds it"
-    return (
-        f"{path} is gated: accept its terms at https://huggingface.co/datasets/{path}, then log in "
-        "with `hf auth login`"
-    )
+def _check_complete(folder: Path, source: Source) -> None:
+    """Of a split in numbered files, "-00003-of-00068.parquet", all have to be there: fewer would
+    make another sample, and nobody would notice."""
+    found = [re.search(r"-\d+-of-(\d+)\.", path.name) for path in folder.glob(source.files)]
+    wanted = {int(match[1]) for match in found if match}
+    if wanted and len(found) != max(wanted):
+        raise RedlibError(
+            f"{source.name}: {folder} holds {len(found)} of the {max(wanted)} files "
+            f"{source.files}; fetch the others too"
+        )
 
 
 def decode(stored: Any, which: str) -> Image.Image:

@@ -204,11 +204,15 @@ def _film(path: str, params: Params) -> str:
         if not file.is_file():
             raise RedlibError(f"{file} is not there")
         return str(file)
+    from datasets import config  # either of HF_DATASETS_OFFLINE and HF_HUB_OFFLINE
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return hf_hub_download(of.ids[0], path, repo_type="dataset", revision=of.revision)
+        return hf_hub_download(
+            of.ids[0], path, repo_type="dataset", revision=of.revision,
+            local_files_only=config.HF_HUB_OFFLINE,
+        )  # fmt: skip
     except (HfHubHTTPError, LocalEntryNotFoundError) as error:
         raise RedlibError(f"{path} cannot be fetched ({type(error).__name__})") from None
 

@@ -36,10 +36,9 @@ class Source:
         name: as the paper calls it.
         ids: names of its repository on the hub, the present one first.
         split: of that repository.
-        files: which of its files hold the split; without them `load_dataset` fetches every split.
+        files: which of its files hold the split.
         gigabytes: to fetch.
         disk: gigabytes more that `datasets` takes for its own uncompressed copy.
-        config: of that repository, where it has several.
         per_image: gigabytes of each image that is used, where images are fetched one by one.
     """
 
@@ -49,7 +48,6 @@ class Source:
     files: str
     gigabytes: float
     disk: float
-    config: str | None = None
     per_image: float = 0.0
 
     @property

@@ -25,7 +25,7 @@ import torch
 from redlib import stages
 from redlib.bench import Interval, evaluate, keep_all
 from redlib.codebook import Codebook
-from redlib.data import prompts
+from redlib.data import benchmarks, prompts
 from redlib.models import VLM
 from redlib.notebook import Session
 from redlib.prune import keep_lowest, random_scores, redundancy
@@ -98,6 +98,7 @@ def judge(
     """
     p, vlm = session.params, session.model
     found, questions = exam(p, limit)
+    session.asked += benchmarks.named(p)
     drawn = {scene.id: scene for scene in found}
     about: dict[str, list] = {}
     for question in questions:

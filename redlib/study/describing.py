@@ -26,8 +26,7 @@ from redlib.bench import captions, difference, interval
 from redlib.bench.captions import CAPTIONS
 from redlib.bench.looking import UNPRUNED, Rule, look, reply
 from redlib.codebook import Codebook
-from redlib.data import single
-from redlib.data.benchmarks import BENCHMARKS
+from redlib.data import benchmarks, single
 from redlib.data.photo import Photo
 from redlib.data.prompts import LONGEST_DETAIL
 from redlib.notebook import MEASURING, Session
@@ -115,7 +114,7 @@ def photographs(session: Session) -> dict[str, Photo]:
 
 def _described_photographs(session: Session, codebook: Codebook) -> pd.DataFrame:
     p, vlm = session.params, session.model
-    session.asked.append(BENCHMARKS["image-dc"].name)
+    session.asked += benchmarks.named(p, kinds=("image-dc",))
     photos, questions = single.ask("image-dc", p.n_described, p)
     about = {photo.id: (photo, q.text) for photo, q in zip(photos, questions, strict=True)}
     store = session.store(

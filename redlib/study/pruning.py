@@ -36,10 +36,7 @@ from redlib.bench import captions, coco
 from redlib.bench.letters import circular
 from redlib.bench.looking import NONE, UNPRUNED, Rule, look, reply
 from redlib.codebook import Codebook
-from redlib.data import prompts, single
-from redlib.data.benchmarks import BENCHMARKS
-from redlib.data.benchmarks import CAPTIONED as DESCRIBED
-from redlib.data.benchmarks import FIVE as SINGLE
+from redlib.data import benchmarks, prompts, single
 from redlib.data.photo import Photo
 from redlib.errors import RedlibError
 from redlib.notebook import MEASURING, Session
@@ -189,6 +186,7 @@ def show(session: Session, codebook: Codebook, *, keep: int) -> Shown:
         scene = scenes("test", 1)[0]
         chosen = [q for task in SHOWN for q in ask([scene], (task,), 1)[:1]]
     else:
+        session.asked += benchmarks.named(p, kinds=("pope",))
         (scene, *_), chosen = single.ask("pope", 1, p)
         chosen = [q for q in chosen if q.image == scene.id]
     tokens = vlm.encode([scene.image]).tokens[0]
@@ -327,8 +325,7 @@ class Asking:
 def to_ask(session: Session) -> dict[str, Asking]:
     """By image, all questions of all settings; test scenes from 0 on, captions on others."""
     p, found = session.params, {}
-    if p.data == "real":
-        session.asked += [BENCHMARKS[name].name for name in (*SINGLE, *DESCRIBED)]
+    session.asked += benchmarks.named(p, kinds=benchmarks.FIVE + benchmarks.CAPTIONED)
     shown: list[tuple[str, int, int, int]] = [("base", 1, p.n_questions, p.n_captions)]
     if session.model.model.config.model_type == "llava_next":
         shown.append(("split", 2, p.n_tiled, min(p.n_tiled, p.n_captions)))

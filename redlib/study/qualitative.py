@@ -23,8 +23,7 @@ from PIL import Image
 from redlib.bench import is_correct
 from redlib.bench.looking import Rule, look, reply
 from redlib.codebook import Codebook
-from redlib.data import prompts, single
-from redlib.data.benchmarks import BENCHMARKS
+from redlib.data import benchmarks, prompts, single
 from redlib.data.photo import Photo
 from redlib.notebook import Session
 from redlib.tabletop import Question, Scene, questions, scenes
@@ -89,7 +88,7 @@ def shown(session: Session, codebook: Codebook) -> dict[str, list[Example]]:
     visual tokens; of photographs the first of either of CATEGORIES."""
     found = {}
     if session.source.real:
-        session.asked.append(BENCHMARKS["mme"].name)
+        session.asked += benchmarks.named(session.params, kinds=("mme",))
         for sort, category in CATEGORIES.items():
             photos, about = single.ask("mme", 2 * SHOWN, session.params, group=category)
             pairs = [(one, [q for q in about if q.image == one.id]) for one in photos]

@@ -290,6 +290,7 @@ def opened(answers: pd.DataFrame, value: str) -> pd.DataFrame:
     where the rule was not asked.
     """
     first = answers[answers["seed"] == 0]
+    first = first.assign(task=first["task"].replace(REAL))
     front = first["setting"].map(lambda name: "" if name == "base" else f"{name}:")
     rule = front + first["method"] + "@" + first["tokens"].astype(str)
     key = ["task", "image", "question", "gold"]

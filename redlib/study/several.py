@@ -32,9 +32,8 @@ from redlib.bench import is_correct
 from redlib.bench.intervals import Interval, difference, interval, ratio
 from redlib.bench.looking import UNPRUNED, Rule, leave, look, reply
 from redlib.codebook import Codebook
-from redlib.data import prompts
+from redlib.data import benchmarks, prompts
 from redlib.data import several as photographs
-from redlib.data.benchmarks import BENCHMARKS, SEVERAL
 from redlib.data.several import Asked, Shots
 from redlib.models import VLM
 from redlib.notebook import MEASURING, Session
@@ -208,8 +207,7 @@ def answer_samples(session: Session, codebook: Codebook) -> pd.DataFrame:
     p, vlm = session.params, session.model
     if not takes_several(vlm):
         return pd.DataFrame(columns=_ANSWERS)
-    if p.data == "real":
-        session.asked += [BENCHMARKS[name].name for name in SEVERAL]
+    session.asked += benchmarks.named(p, kinds=benchmarks.SEVERAL)
     limits = thresholds(session, codebook)
     drawn = {sample.id: sample for sample in samples(p, "test", p.n_several)}
     store = session.store(

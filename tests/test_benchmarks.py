@@ -1,0 +1,438 @@
+"""The benchmarks in miniature, through the call that reads the hub: every loader, what it is asked
+in either wording, what can be wrong with a file, and the official metrics on what comes out."""
+
+import io
+import pickle
+
+import miniature
+import numpy as np
+import pandas as pd
+import pytest
+from datasets import Dataset, Features, Image, List, Value, load_dataset
+from PIL import Image as Pillow
+
+from redlib.bench import is_correct, mme, pope
+from redlib.data import benchmarks, folder, photo, prompts, reading, several, single
+from redlib.errors import RedlibError
+from redlib.params import Params
+from redlib.study import scoring
+from redlib.tabletop import questions, scenes
+
+LETTER = "Answer with the option's letter from the given choices directly."
+NEXT = "llava-hf/llama3-llava-next-8b-hf"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+        yield
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return miniature.everything(tmp_path_factory.mktemp("sets"))
+
+
+def real(root, **more):
+    return Params(data="real", data_dir=str(root), **more)
+
+
+def drawn(task):
+    """The drawn world's own questions about the pictures."""
+    return questions(scenes("test", miniature.PICTURES, start=miniature.START), task)
+
+
+# --- what is asked -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", ["pope-random", "pope-popular", "pope-adversarial"])
+def test_pope_asks_what_was_written(root, task):
+    photos, asked = single.ask("pope", 10_000, real(root))
+    own = [q for q in asked if q.task == task]
+    assert sorted(q.text for q in own) == sorted(q.text for q in drawn(task))
+    for q in own:  # the same question about the same picture has the same answer
+        number = int(q.image[-12:])
+        scene = scenes("test", 1, start=miniature.START + number)[0]
+        assert q.answer == next(d.answer for d in questions([scene], task) if d.text == q.text)
+    (first,) = [p for p in photos if p.id == own[0].image]
+    number = int(own[0].image[-12:])
+    expected = scenes("test", 1, start=miniature.START + number)[0].image
+    assert np.array_equal(np.asarray(first.image), np.asarray(expected))
+
+
+def test_wording():
+    asked = prompts.yes_no("Is there a cup?", "release", "llava-1.5")
+    assert asked == "Is there a cup? Please answer this question with one word."
+    phrase = "Is there a cup?\nAnswer the question using a single word or phrase."
+    assert prompts.yes_no("Is there a cup?", "release", "llava-next") == phrase
+    assert prompts.yes_no(" Is there a cup? ", "lmms-eval", "llava-1.5") == phrase
+    own = "Is there a cup? Please answer yes or no."
+    assert prompts.mme(own, "release") == own
+    assert prompts.mme(own, "lmms-eval") == phrase
+    assert prompts.caption("lmms-eval") == "Provide a one-sentence caption for the provided image."
+    assert prompts.caption("release") == (
+        "Describe the provided image in one sentence.\nPlease provide detailed and specific "
+        "descriptions of the key information in the picture."
+    )
+    assert [prompts.longest_caption("release", f) for f in ("llava-1.5", "llava-next")] == [64, 256]
+    assert prompts.longest_caption("lmms-eval", "llava-next") == 64
+    assert prompts.mmbench("What?", "Look.", {"A": "a cup", "B": "a key"}) == (
+        f"Look. What? There are several options:\nA. a cup\nB. a key\n\n{LETTER}"
+    )
+    assert prompts.lettered("What?", ["x", "y"]) == f"What?\nA. x\nB. y\n{LETTER}"
+    assert prompts.mvbench("What?", ["x", "y"], "release") == (
+        "Question: What?\nOptions:\n(A) x\n(B) y\nOnly give the best option."
+    )
+    assert prompts.mvbench("What?", ["x"], "lmms-eval") == (
+        "Question:What?\nOption:\n(A) x\nOnly give the best option.\n"
+    )
+    options = ["(A) the first", "the second"]
+    assert prompts.mantis("Which?", options, "release") == (
+        f"Which?\n (A) the first\n (B) the second\n{LETTER}"
+    )
+    assert prompts.mantis("Which?", ["x", "y"], "lmms-eval") == f"Which?\n{LETTER}['x', 'y']"
+    short = prompts.mantis("How many?", [], "release")
+    assert short.splitlines()[:2] == [
+        "Given the images, answer the following short answer vqa question:", "Q: How many?"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["pope", "mmbench", "seed", "mme", "realworldqa"])
+def test_fewer_questions_are_the_first_of_more_and_see_many_images(root, name):
+    photos, many = single.ask(name, 6, real(root))
+    _, few = single.ask(name, 3, real(root))
+    for task in dict.fromkeys(q.task for q in many):
+        more, less = ([q for q in asked if q.task == task] for asked in (many, few))
+        assert less == more[: len(less)] and 0 < len(less) < len(more)
+        units = {(q.image, q.group) for q in more}
+        assert len({image for image, _ in units}) == len(units), "no image gave two before all one"
+    assert {photo.id for photo in photos} == {q.image for q in many}
+    other = single.ask(name, 6, real(root, seed=1))[1]
+    assert {q.image for q in other} != {q.image for q in many}
+
+
+def test_yes_and_no_are_asked_in_turn(root):
+    _, asked = single.ask("pope", 8, real(root))
+    for task in ("pope-random", "pope-popular", "pope-adversarial"):
+        answers = [q.answer for q in asked if q.task == task]
+        assert answers.count("yes") == answers.count("no") == 4
+
+
+def test_mme_comes_in_pairs_of_perception(root):
+    _, asked = single.ask("mme", 10_000, real(root))
+    assert {q.group for q in asked} == {"existence", "OCR"}
+    pairs = pd.DataFrame([(q.image, q.group, q.answer) for q in asked])
+    assert all(set(part[2]) == {"yes", "no"} for _, part in pairs.groupby([0, 1]))
+    _, ocr = single.ask("mme", 2, real(root), group="OCR")
+    assert [q.group for q in ocr] == ["OCR", "OCR"]
+
+
+def test_mmbench_keeps_rotations_together(root):
+    _, asked = single.ask("mmbench", 3, real(root))
+    groups = pd.Series([q.group for q in asked]).value_counts()
+    assert len(groups) == 3 and set(groups) == {4}
+    texts = {q.text for q in single.ask("mmbench", 10_000, real(root))[1]}
+    assert any(text.startswith("Look at the table. ") for text in texts)
+    assert all("nan" not in text and "None" not in text for text in texts)
+
+
+def test_seed_leaves_films_out(root):
+    _, asked = single.ask("seed", 10_000, real(root))
+    assert len(asked) == len(drawn("seed"))
+    assert sorted(q.text for q in asked) == sorted(q.text for q in drawn("seed"))
+
+
+@pytest.mark.parametrize(
+    ("name", "second"), [("nocaps", "Some things."), ("flickr", "On a table.")]
+)
+def test_captions_have_their_references(root, name, second):
+    photos, asked = single.ask(name, 4, real(root))
+    captions = [scene.caption for scene in
+                scenes("test", miniature.PICTURES, start=miniature.START)]  # fmt: skip
+    for p in photos:
+        assert p.references == (captions[int(p.id.split("/")[1])], second)
+    assert {q.text for q in asked} == {prompts.caption("release")}
+
+
+def test_image_dc_asks_its_own_question(root):
+    photos, asked = single.ask("image-dc", 5, real(root))
+    assert len(photos) == len(asked) == 5
+    assert {q.text for q in asked} == {miniature.DETAIL}
+
+
+def test_mantis_finds_its_options_in_both_wordings(root):
+    for wording in ("release", "lmms-eval"):
+        for shots in several.shots("mantis", 100, real(root, prompts=wording)):
+            (asked,) = shots.asked
+            assert "(image 1) or (image 2)" in asked.text and "<image>" not in asked.text
+            right = {"multi-choice": "(B)", "short-answer": "Final Answer: 2"}[asked.kind]
+            wrong = {"multi-choice": "A", "short-answer": "3"}[asked.kind]
+            judged = [
+                is_correct("mantis", said, asked.gold, question=asked.options, rule="mantis")
+                for said in (right, wrong)
+            ]
+            assert judged == [True, False], asked
+            assert asked.chance == {"multi-choice": 0.5, "short-answer": 0}[asked.kind]
+            assert len(shots.images) == 2
+
+
+def test_muir_shows_all_images_in_order(root):
+    shots = several.shots("muir", 3, real(root))
+    assert len(shots) == 3 and shots[0].asked[0].chance == 0.25
+    assert shots[0].asked[0].text.startswith("(image 1)(image 2)(image 3) Which is it?\nA. one\n")
+    number = int(shots[0].id.removeprefix("muir/"))
+    pictures = miniature.pictures(miniature.PICTURES)
+    for image, n in zip(shots[0].images, (number, number - 1, number - 2), strict=True):
+        assert np.array_equal(np.asarray(image), np.asarray(pictures[n]))
+
+
+def test_calibration_items_are_no_test_items(root):
+    for name in ("mantis", "muir"):
+        every = {p: {s.id for s in several.shots(name, 100, real(root), part=p)}
+                 for p in ("test", "calibration")}  # fmt: skip
+        assert every["calibration"] and not every["test"] & every["calibration"]
+
+
+def test_films_take_their_subtasks_in_turn(root, capsys):
+    shots = several.shots("film", 38, real(root))
+    kinds = [s.asked[0].kind for s in shots]
+    assert len(set(kinds[:19])) == 19 and kinds[:19] == kinds[19:]
+    assert "without its subtask fine_grained_pose" in capsys.readouterr().out
+    frames = shots[0].images
+    greys = [np.asarray(frame)[16, 16, 0] for frame in frames]
+    # Sixteen parts of 19/16 frames, each one's middle: frame n is grey of 10 n.
+    numbers = [int(19 / 32 + np.round(19 / 16 * n)) for n in range(16)]
+    assert len(frames) == 16 and frames[0].size == (32, 32)
+    assert np.abs(np.array(greys, int) - 10 * np.array(numbers)).max() <= 6
+    assert several.middles(2, 16) == [0] * 9 + [1] * 7 and len(several.frames(_short(root))) == 5
+
+
+def _short(root):
+    return str(miniature.film(root / "short.mp4", length=5))
+
+
+# --- variants of the files -----------------------------------------------------------------------
+
+
+def test_variants_of_the_features_read_alike(root, tmp_path):
+    expected = [single.ask(name, 5, real(root))[1] for name in ("mmbench", "seed")]
+    for nothing, index in ((None, "string"), ("nan", "int32")):
+        miniature.mmbench(tmp_path, index=index, nothing=nothing)
+        assert single.ask("mmbench", 5, real(tmp_path))[1] == expected[0]
+    miniature.seed(tmp_path, label=True)
+    assert single.ask("seed", 5, real(tmp_path))[1] == expected[1]
+
+
+@pytest.mark.parametrize("form", ["struct", "bytes", "path"])
+def test_images_that_the_file_does_not_call_so(root, tmp_path, form):
+    """A copy whose Parquet has lost the feature types."""
+    old = load_dataset(str(root / "RealWorldQA"), data_files={"test": "data/*"}, split="test")
+    files = []
+    for n, image in enumerate(old["image"]):
+        file = io.BytesIO()
+        image.save(file, "PNG")
+        (tmp_path / f"{n}.png").write_bytes(file.getvalue())
+        files.append(file.getvalue())
+    stored = {
+        "struct": ([{"bytes": f, "path": "x.png"} for f in files],
+                   {"bytes": Value("binary"), "path": Value("string")}),
+        "bytes": (files, Value("binary")),
+        "path": ([str(tmp_path / f"{n}.png") for n in range(len(files))], Value("string")),
+    }[form]  # fmt: skip
+    columns = {name: old[name][:] for name in ("question", "answer")} | {"image": stored[0]}
+    text = Value("string")
+    features = Features({"question": text, "answer": text, "image": stored[1]})
+    path = tmp_path / "RealWorldQA" / "data" / "test-00000-of-00001.parquet"
+    path.parent.mkdir(parents=True)
+    Dataset.from_dict(columns, features=features).to_parquet(path)
+    photos, asked = single.ask("realworldqa", 4, real(tmp_path))
+    before, same = single.ask("realworldqa", 4, real(root))
+    assert asked == same
+    assert np.array_equal(np.asarray(photos[0].image), np.asarray(before[0].image))
+
+
+# --- what can be wrong ---------------------------------------------------------------------------
+
+
+def _damaged(tmp_path, images, damaged, *, empty=()):
+    """RealWorldQA of plain pictures, some cut short, some not there."""
+    file = io.BytesIO()
+    Pillow.new("RGB", (8, 8), "red").save(file, "PNG")
+    whole = file.getvalue()
+    cells = [
+        None if n in empty else {"bytes": whole[:40] if n in damaged else whole, "path": None}
+        for n in range(images)
+    ]
+    columns = {"image": cells, "question": ["How many?"] * images, "answer": ["2"] * images}
+    features = {"image": Image(), "question": Value("string"), "answer": Value("string")}
+    miniature.write(tmp_path, "RealWorldQA", columns, features, "data/test-*")
+    return real(tmp_path)
+
+
+def test_a_damaged_image_is_left_out_and_named(tmp_path, capsys):
+    photos, asked = single.ask("realworldqa", 1000, _damaged(tmp_path, 250, {7}, empty={9}))
+    assert len(photos) == len(asked) == 248
+    told = capsys.readouterr().out
+    assert "2 of 250 pictures" in told and "realworldqa/7" in told and "realworldqa/9" in told
+
+
+def test_over_one_per_cent_stops_the_run(tmp_path):
+    with pytest.raises(RedlibError, match="RealWorldQA: 3 of 250 .* 1%"):
+        single.ask("realworldqa", 1000, _damaged(tmp_path, 250, {3, 5, 8}))
+
+
+@pytest.mark.parametrize("name", sorted(set(benchmarks.BENCHMARKS) - {"film"}))
+def test_a_missing_column_is_one_line(root, tmp_path, name):
+    of = benchmarks.BENCHMARKS[name]
+    files = {of.split: of.files}
+    old = load_dataset(str(root / of.folder), data_files=files, split=of.split)
+    for column in of.columns:
+        path = tmp_path / column / of.folder / of.files.replace("*", "0.parquet")
+        path.parent.mkdir(parents=True)
+        old.remove_columns([column]).to_parquet(path)
+        params = real(tmp_path / column)
+        with pytest.raises(RedlibError, match=f"{of.name}.* {column!r}") as caught:
+            several.shots(name, 1, params) if name in benchmarks.SEVERAL else single.ask(
+                name, 1, params
+            )
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "value", "words"),
+    [
+        ("pope", "category", "hard", "category.*'hard'"),
+        ("pope", "answer", "maybe", "yes or no.*'maybe'"),
+        ("mme", "answer", "2", "yes or no"),
+        ("mme", "question_id", "one", "not a pair"),
+        ("mmbench", "answer", "E", "letter of one of 4 options.*'E'"),
+        ("seed", "answer", "x", "letter of one of 4 options"),
+        ("nocaps", "annotations_captions", [], "no caption"),
+        ("mantis", "options", ["one"], "1 options"),
+        ("muir", "image_list", [], "0 images"),
+    ],
+)
+def test_values_that_make_no_question(root, tmp_path, name, column, value, words):
+    of = benchmarks.BENCHMARKS[name]
+    old = load_dataset(str(root / of.folder), data_files={of.split: of.files}, split=of.split)
+    values = [value] * len(old)
+    new = old.remove_columns([column]).add_column(column, values, feature=old.features[column])
+    path = tmp_path / of.folder / of.files.replace("*", "0.parquet")
+    path.parent.mkdir(parents=True)
+    new.to_parquet(path)
+    with pytest.raises(RedlibError, match=words):
+        several.shots(name, 20, real(tmp_path)) if name in benchmarks.SEVERAL else single.ask(
+            name, 1, real(tmp_path)
+        )
+
+
+def test_an_answer_that_is_no_candidate(tmp_path):
+    where = miniature.mvbench(tmp_path, each=1)
+    file = where / "json" / "action_antonym.json"
+    file.write_text(file.read_text().replace('"answer": "it stays"', '"answer": "none"'))
+    with pytest.raises(RedlibError, match="action_antonym.*no candidate"):
+        several.shots("film", 1, real(tmp_path))
+
+
+def test_a_film_that_is_none(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(b"no film")
+    with pytest.raises(RedlibError, match=r"a\.mp4: no film"):
+        several.frames(str(tmp_path / "a.mp4"))
+
+
+def test_no_folder_for_a_benchmark(tmp_path):
+    with pytest.raises(RedlibError, match="POPE"):
+        single.ask("pope", 1, real(tmp_path))
+
+
+def test_pictures_of_a_folder(tmp_path):
+    for name in ("b.png", "a.JPG"):
+        Pillow.new("RGB", (8, 8)).save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no picture")
+    assert [one.id for one in folder.own(tmp_path)] == ["a.JPG", "b.png"]
+    assert folder.own(tmp_path)[0].image.size == (8, 8)
+    (tmp_path / "a.JPG").write_bytes(b"cut")
+    with pytest.raises(RedlibError, match=r"a\.JPG"):
+        _ = folder.own(tmp_path)[0].image
+    with pytest.raises(RedlibError, match="games_dir: no folder"):
+        folder.own(tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RedlibError, match="games_dir: no image"):
+        folder.own(tmp_path / "empty")
+
+
+def test_a_photo_travels_to_a_worker_as_a_reference(root):
+    (first, *_), _ = single.ask("pope", 1, real(root))
+    sent = pickle.dumps(first)
+    assert len(sent) < 20_000
+    assert np.array_equal(np.asarray(pickle.loads(sent).image), np.asarray(first.image))
+
+
+def test_rows_and_photos_are_read_as_stored(root):
+    of = benchmarks.BENCHMARKS["muir"]
+    found = reading.table(of, str(root), columns=of.columns)
+    assert photo.rows(found, ("idx", "options"))[3]["idx"] == "3"
+    with pytest.raises(reading.Unreadable, match="3 images"):
+        _ = photo.Photo("muir/0", found, 0, "image_list", 3).image
+    assert isinstance(found.features["image_list"], List)
+
+
+# --- what a run fetches --------------------------------------------------------------------------
+
+
+def test_fetches():
+    assert benchmarks.fetches(Params()).empty
+    first = benchmarks.fetches(Params(data="real"))
+    assert "MVBench" not in set(first["name"]) and first["gigabytes"].sum() > 30
+    several_too = benchmarks.fetches(
+        Params(data="real", model="llava-hf/llava-onevision-qwen2-7b-ov-hf")
+    )
+    assert {"Mantis-Eval", "MuirBench", "MVBench"} <= set(several_too["name"])
+    only = benchmarks.fetches(Params(data="real", data_dir="sets"), notebooks=["07"])
+    assert list(only["name"]) == ["MME", "Image-DC"] and only["gigabytes"].sum() == 0
+    assert set(only["source"]) == {"folder sets"}
+    for of in benchmarks.BENCHMARKS.values():
+        names = of.ids if len(of.ids) == 1 else [i.split("/")[0] for i in of.ids]
+        assert len(names) == 1 or names == ["lmms-lab-encoder", "lmms-lab"]
+
+
+# --- the official metrics ------------------------------------------------------------------------
+
+
+def _answered(root, rights):
+    """Answers to all five benchmarks, right where `rights` draws so, as `pruning` writes them."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for name in benchmarks.FIVE:
+        for q in single.ask(name, 10_000, real(root))[1]:
+            wrong = {"yes": "no", "no": "yes"}.get(q.answer, "Z")
+            said = q.answer if rng.random() < rights else wrong
+            right = is_correct(q.task, said, q.answer, question=q.text)
+            rows.append((q.task, q.image, q.group, -1, q.text, q.answer, said, float(right)))
+    columns = ["task", "image", "group", "asked", "question", "gold", "answer", "correct"]
+    frame = pd.DataFrame(rows, columns=columns)
+    return frame.assign(setting="base", method="unpruned", tokens=576, seed=0, kept=576)
+
+
+def test_scores_are_the_official_ones(root):
+    frame = _answered(root, 0.8)
+    together = frame.groupby(["task", "image", "group"])["correct"].transform("min")
+    frame["correct"] = frame["correct"].where(frame["task"] != "mmbench", together)
+    told = scoring.scores(frame, resamples=50).set_index("task")["accuracy"]
+    assert told["pope"] == pytest.approx(pope(frame).set_index("subset")["accuracy"]["mean"])
+    table = mme(frame).set_index("category")
+    categories = table.drop("perception")
+    assert told["mme"] == pytest.approx(categories["score"].mean() / 200)
+    units = frame[frame["task"] == "mmbench"].groupby("group")["correct"].min()
+    assert (
+        told["mmb"]
+        == pytest.approx(frame.loc[frame["task"] == "mmbench", "correct"].mean())
+        == pytest.approx(units.mean())
+    )
+    for task, name in (("seed", "seed"), ("rwqa", "realworldqa")):
+        part = frame[frame["task"] == name]
+        assert told[task] == pytest.approx((part["gold"] == part["answer"]).mean())
+    five = told[["pope", "mme", "mmb", "seed", "rwqa"]]
+    assert told["mean"] == pytest.approx(five.mean())
+    assert 0.3 < told["mean"] < 0.95

@@ -413,7 +413,7 @@ def load(
         revision: commit, branch or tag of a Hugging Face id.
         device_map: "auto" loads shard by shard onto the device that accelerate chooses, without a
             copy in this machine's memory. The engine needs all layers on one device.
-        quantization: "8bit" or "4bit" stores the weights of the layers so, by bitsandbytes.
+        quantization: "8bit" or "4bit" stores the decoder's layers so, by bitsandbytes.
         pad_token_id: the token whose embedding replaces ablated tokens; by default the one the
             checkpoint names. (The authors used id 0 of the original LLaVA-1.5.)
 
@@ -767,10 +767,16 @@ def _placing(
 
 
 def _bits(quantization: str, dtype: torch.dtype) -> transformers.BitsAndBytesConfig:
+    """The decoder's layers in fewer bits. What the model sees stays as it is: the tower is small,
+    and a codebook compares its tokens."""
+    whole = ["lm_head", "model.vision_tower", "model.multi_modal_projector"]
     if quantization == "8bit":
-        return transformers.BitsAndBytesConfig(load_in_8bit=True)
+        return transformers.BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=whole)
     return transformers.BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=whole,
     )
 
 

@@ -185,8 +185,19 @@ def _attend(
     moved = weights[..., None] * value[0, :, visual]  # (heads, L, head width)
     moved = moved.transpose(0, 1).flatten(1)  # (L, heads * head width)
     # The bias of the output projection, if there is one, belongs to no token.
-    added = functional.linear(moved, module.o_proj.weight.to(precise))  # (L, D)
+    added = functional.linear(moved, _weight(module.o_proj).to(precise))  # (L, D)
     return weights.mean(dim=0), added.norm(dim=-1)
+
+
+def _weight(linear: nn.Module) -> Tensor:
+    """(out, in) the weight of a linear layer, also of one that stores it in fewer bits: what it
+    makes of each unit vector."""
+    weight = linear.weight
+    if weight.is_floating_point():
+        return weight
+    unit = torch.eye(linear.in_features, dtype=torch.float16, device=weight.device)
+    made = linear(unit)
+    return (made if linear.bias is None else made - linear.bias).T
 
 
 def _rank(logits: Tensor, ids: Tensor) -> Tensor:

@@ -161,14 +161,3 @@ def test_a_hub_out_of_reach(tmp_path):
     )
     first = done.stdout.splitlines()[0]
     assert "cache, and the Hugging Face hub is out of reach: run `hf download some/gated`" in first
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"device_map": "balanced"}, "device_map must be auto or null; got 'balanced'"),
-        ({"quantization": "3bit"}, "quantization must be 8bit, 4bit or null; got '3bit'"),
-    ],
-)
-def test_wrong_placing_is_named(changes, words):
-    assert refused(name="tiny-llava-1.5", **changes) == words

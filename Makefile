@@ -65,13 +65,15 @@ bench-gpu: $(READY)
 torture: $(READY)
 	@OMP_NUM_THREADS=1 $(VENV)/bin/python tests/torture.py
 
-# lmms-eval asks for some hundred packages more, and lives apart. Where torch is a CPU build, the
-# torchvision that it asks for cannot load; only OneVision's stock processor needs it.
+# lmms-eval asks for some hundred packages more, and lives apart, with everything of the lock but
+# PyAV, of which it wants an older one. Where torch is a CPU build, the torchvision that it asks for
+# cannot load; only OneVision's stock processor needs it.
 $(LMMS)/ready: requirements.lock pyproject.toml
 	@echo "setting up $(LMMS): 3 GB and some minutes, once"
 	@$(PYTHON) -m venv $(LMMS)
+	@sed '/^av==/d' requirements.lock > $(LMMS)/requirements.txt
 	@$(LMMS)/bin/python -m pip install -qq --disable-pip-version-check \
-	  -r requirements.lock lmms-eval==0.7.3
+	  -r $(LMMS)/requirements.txt lmms-eval==0.7.3
 	@$(LMMS)/bin/python -c 'import torchvision' 2> /dev/null \
 	  || $(LMMS)/bin/python -m pip uninstall -qq -y torchvision
 	@$(LMMS)/bin/python -m pip install -qq --disable-pip-version-check \

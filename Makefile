@@ -6,9 +6,10 @@ VENV := .venv
 RUN := $(VENV)/bin/python -m redlib
 PIP := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check
 READY := $(VENV)/ready
+LMMS := .venv-lmms-eval
 
 .DEFAULT_GOAL := help
-.PHONY: help setup figures smoke test test-page torture bench bench-gpu lab
+.PHONY: help setup figures smoke test test-page torture bench bench-gpu lmms-eval lab
 
 help: ## show this list
 	@echo "make figures   run every notebook and draw every figure; ends with the page to open"
@@ -18,6 +19,7 @@ help: ## show this list
 	@echo "make bench     time and exactness of the engine against stock transformers"
 	@echo "make bench-gpu the same for random 7B and 8B models, needs a GPU"
 	@echo "make torture   kill a run at 20 random moments and see that its table stays the same"
+	@echo "make lmms-eval make an environment with lmms-eval and score a pruned model by its task"
 	@echo "make lab       open the notebooks in JupyterLab"
 	@echo "make setup     make .venv from requirements.lock (the others do it by themselves)"
 
@@ -62,6 +64,25 @@ bench-gpu: $(READY)
 
 torture: $(READY)
 	@OMP_NUM_THREADS=1 $(VENV)/bin/python tests/torture.py
+
+# lmms-eval asks for some hundred packages more, and lives apart, with everything of the lock but
+# PyAV, of which it wants an older one. Where torch is a CPU build, the torchvision that it asks for
+# cannot load; only OneVision's stock processor needs it.
+$(LMMS)/ready: requirements.lock pyproject.toml
+	@echo "setting up $(LMMS): 3 GB and some minutes, once"
+	@$(PYTHON) -m venv $(LMMS)
+	@sed '/^av==/d' requirements.lock > $(LMMS)/requirements.txt
+	@$(LMMS)/bin/python -m pip install -qq --disable-pip-version-check \
+	  -r $(LMMS)/requirements.txt lmms-eval==0.7.3
+	@$(LMMS)/bin/python -c 'import torchvision' 2> /dev/null \
+	  || $(LMMS)/bin/python -m pip uninstall -qq -y torchvision
+	@$(LMMS)/bin/python -m pip install -qq --disable-pip-version-check \
+	  --no-deps --no-build-isolation --no-index --editable .
+	@touch $(LMMS)/ready
+
+lmms-eval: export HF_HUB_OFFLINE = 1
+lmms-eval: $(LMMS)/ready
+	@$(LMMS)/bin/python -m pytest -rP tests/harness.py -p no:cacheprovider
 
 lab: $(READY)
 	@$(VENV)/bin/python -m jupyter lab --notebook-dir notebooks

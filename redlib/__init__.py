@@ -12,8 +12,9 @@ The library behind the notebooks of this repository. Imports point only downward
     clustering, codebook, stages        attention says of it; prototypes of redundant tokens, lazily
     prune, bench                        which tokens to keep; what the answers are then worth
     data                                the paper's data sets; where a notebook's images come from
-    notebook, report, answers, batch    one run, its figures, its page, and what every number counts
-    costs                               what a run will cost, before it begins
+    notebook, report, answers           a notebook at work, its figures, what every number counts
+    costs, forecast, batch              what a run will fetch and cost; the run, and its page
+    released, harness                   the authors' own codebooks; pruned models inside lmms-eval
 
 Letters of shapes: B batch, T sequence, L visual tokens, D width, V vocabulary, N prototypes.
 A *patch* is a square of the image, a *visual token* its vector at the language model's input.
@@ -36,9 +37,8 @@ _HOME = {
 }
 _MODULES = (
     "answers", "batch", "bench", "clustering", "codebook", "costs", "data", "engine", "errors",
-    "geometry",
-    "layouts", "leave_one_out", "models", "notebook", "params", "planner", "probe", "prune",
-    "report", "scale", "stages", "states", "store", "tabletop",
+    "forecast", "geometry", "layouts", "leave_one_out", "models", "notebook", "params", "planner",
+    "probe", "prune", "released", "report", "scale", "stages", "states", "store", "tabletop",
 )  # fmt: skip
 
 __all__ = ["__version__", *_HOME, *_MODULES]

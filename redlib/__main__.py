@@ -2,8 +2,11 @@
 
     redlib run params/tiny.yaml             all notebooks, then the page of figures
     redlib run params/tiny.yaml --only 05,06 --force
+    redlib run params/7b.yaml --dry-run     what that would fetch and cost, and nothing else
     redlib page params/tiny.yaml            the page again, from results that are there; no model
     redlib params 04                        what can be set in notebook 04
+    redlib codebook import FILE.pt --model llava-hf/llava-1.5-7b-hf    the authors' codebook as ours
+    redlib codebook show FILE.safetensors   how many prototypes, how alike, of which images
     redlib train tiny-llava-1.5             make the embedded model again, from nothing
     redlib evaluate tiny-llava-1.5 --quick  measure what its model card says
     redlib bench                            how much the engine saves, and that it is exact
@@ -17,6 +20,7 @@ import os
 import sys
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 
 try:
     from redlib import batch, params
@@ -55,6 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(chosen: argparse.Namespace) -> None:
     only = [part.strip() for part in chosen.only.split(",")] if chosen.only is not None else None
+    if chosen.dry_run:
+        print("\n".join(batch.forecast_lines(chosen.file, only)))
+        return
     rows, page = batch.run(
         chosen.file,
         only=only,
@@ -101,6 +108,28 @@ def _explained(name: str) -> str:
     return f"{name}\n" + textwrap.indent(textwrap.fill(text, 92, break_on_hyphens=False), "    ")
 
 
+def _import_codebook(chosen: argparse.Namespace) -> None:
+    from redlib import released  # torch, only for who needs it
+
+    out = Path(chosen.out or Path(chosen.file).with_suffix(".safetensors"))
+    if out.exists():
+        raise RedlibError(f"{str(out)!r} exists: name another file with --out, or remove it")
+    codebook = released.bring(
+        chosen.file, model=chosen.model, revision=chosen.revision, images=chosen.images
+    )
+    if chosen.clusters is not None:
+        print(released.check_clusters(codebook, chosen.clusters))
+    print(released.describe(codebook))
+    print(codebook.save(out))
+
+
+def _show_codebook(chosen: argparse.Namespace) -> None:
+    from redlib import released
+    from redlib.codebook import Codebook  # torch, only for who needs it
+
+    print(released.describe(Codebook.load(chosen.file)))
+
+
 def _train(chosen: argparse.Namespace) -> int | None:
     from redlib.tabletop import training  # torch, only for who needs it
 
@@ -135,6 +164,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("file", metavar="FILE", help="e.g. params/smoke.yaml")
     run.add_argument("--only", metavar="02,03", help="numbers of the notebooks to run")
     run.add_argument("--force", action="store_true", help="run even what has not changed")
+    run.add_argument("--dry-run", action="store_true", help="only say what it would fetch and cost")
     run.add_argument("--jobs", type=int, metavar="N", help="how many notebooks at a time")
     run.set_defaults(command=_run)
     page = commands.add_parser("page", help="write the page and the ledger of claims again")
@@ -143,6 +173,19 @@ def _parser() -> argparse.ArgumentParser:
     show = commands.add_parser("params", help="names, types, defaults and meaning of parameters")
     show.add_argument("notebook", metavar="NN", nargs="?", help="number of a notebook")
     show.set_defaults(command=_params)
+    codebook = commands.add_parser("codebook", help="import or look at a codebook")
+    verbs = codebook.add_subparsers(metavar="VERB", required=True, parser_class=_Parser)
+    bring = verbs.add_parser("import", help="make one of ours from the authors' released files")
+    bring.add_argument("file", metavar="FILE.pt", help="the prototypes, a tensor (N, D)")
+    bring.add_argument("--model", required=True, help="whose they are: name, folder or hub id")
+    bring.add_argument("--revision", help="commit of the model on the hub; default: the newest")
+    bring.add_argument("--images", metavar="FILE.json", help="default: of the same name beside it")
+    bring.add_argument("--clusters", metavar="FILE.txt", help="hold the released log against it")
+    bring.add_argument("--out", metavar="FILE", help="default: FILE.safetensors beside it")
+    bring.set_defaults(command=_import_codebook)
+    look = verbs.add_parser("show", help="how many prototypes, how alike, of which images")
+    look.add_argument("file", metavar="FILE", help="a codebook that was imported or made by 05")
+    look.set_defaults(command=_show_codebook)
     train = commands.add_parser("train", help="train an embedded model from nothing")
     train.add_argument("name", metavar="NAME", help="e.g. tiny-llava-1.5")
     train.add_argument("--plain", action="store_true", help="a tower without labels of patches")

@@ -39,7 +39,7 @@ import nbformat
 import numpy as np
 import yaml
 
-from redlib import answers, params, report
+from redlib import answers, forecast, params, report
 from redlib.errors import RedlibError
 from redlib.notebook import figures_folder, root, runs_folder
 from redlib.params import NOTEBOOKS, PLACES, Params
@@ -140,6 +140,9 @@ def run(
     for number in chosen:
         if not (folder / NOTEBOOKS[number]).is_file():
             raise RedlibError(f"{folder / NOTEBOOKS[number]}: no such notebook")
+    if any(one.data == "real" for one in runs):
+        for line in [*forecast.lines(runs, chosen), ""]:
+            say(line)
     first = LONGEST if jobs > 1 else ()
     order = [number for number in first if number in chosen]
     order += [number for number in chosen if number not in first]
@@ -152,6 +155,11 @@ def run(
     _run_all(waiting, jobs, threads, force, say)
     rows = [row for one in runs for row in _rows(one)]
     return rows, draw_pages(file)
+
+
+def forecast_lines(file: str | Path, only: Sequence[str] | None = None) -> list[str]:
+    """What `run` would fetch and cost, and nothing is run; see `redlib.forecast`."""
+    return forecast.lines(params.load_set(file), _choose(only))
 
 
 def draw_pages(file: str | Path) -> Path:

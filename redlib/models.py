@@ -691,6 +691,13 @@ def read_config(name: str, revision: str | None = None) -> transformers.Pretrain
     return _config(name, locate(name), revision)
 
 
+def revision_of(name: str, revision: str | None = None) -> str:
+    """What `load` would report as `VLM.revision`, without weights in memory; `read_config` comes
+    first, since the commit is that of the config.json at hand."""
+    source = locate(name)
+    return _revision(source, _commit(source, revision))
+
+
 def _config(name: str, source: str, revision: str | None) -> transformers.PretrainedConfig:
     try:
         config = transformers.AutoConfig.from_pretrained(source, revision=revision)

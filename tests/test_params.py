@@ -1,11 +1,13 @@
 """Parameters: what is accepted, what is refused, and the line that says so."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
 from redlib import params
+from redlib.codebook import Criteria
 from redlib.errors import RedlibError
 from redlib.params import (
     FAMILIES,
@@ -54,63 +56,66 @@ def test_every_parameter_says_what_it_means():
         assert describe(name)
 
 
-@pytest.mark.parametrize(
-    ("name", "model", "expected"),
-    [
-        ("tau_prob", "tiny-llava-1.5", 0.1),
-        ("tau_prob", "tiny-llava-onevision", 0.08),
-        ("tau_out", "tiny-llava-next", 8),
-        ("tau_out", "llava-hf/llava-onevision-qwen2-7b-ov-hf", 3),
-        ("tau_in", "llava-hf/llava-1.5-7b-hf", 64),
-        ("tau_in", "tiny-llava-onevision", 16),
-        ("tau_jsd", "llava-hf/llama3-llava-next-8b-hf", 2e-3),
-        ("tau_jsd", "tiny-llava-onevision", 1.5e-3),
-        ("top_prob", "tiny-llava-1.5", 50),
-        ("top_jsd", "tiny-llava-1.5", 20),
-        ("k_region", "tiny-llava-1.5", 1),
-        ("k_global", "tiny-llava-1.5", 16),
-        ("repeats", "tiny-llava-1.5", 1),
-        ("repeats", "tiny-llava-next", 24),
-        ("repeats", "tiny-llava-onevision", 27),
-        ("codebook_images", "tiny-llava-1.5", 500),
-        ("study_images", "tiny-llava-1.5", 100),
-        ("study_patches", "tiny-llava-1.5", 64),
-        ("r_threshold", "tiny-llava-1.5", 0.5),
-        ("rule_keep", "tiny-llava-1.5", "at-most"),
-        ("random_seeds", "tiny-llava-1.5", 3),
-        ("rule_in", "tiny-llava-1.5", "size"),
-        ("rule_out", "tiny-llava-1.5", "below"),
-        ("dpc_neighbours_image", "tiny-llava-1.5", 16),
-        ("dpc_neighbours_candidates", "tiny-llava-onevision", 24),
-    ],
+# What the paper says (section 9.1, Algorithm 1 and 2, eq. 11) and what its released code has, each
+# written down here once more: one value, or one each for LLaVA-1.5, Next and OneVision.
+PINNED = {
+    "paper": {
+        "top_prob": 50, "top_jsd": 20, "jsd_definition": "paper", "k_region": 1, "k_global": 16,
+        "repeats": (1, 24, 27), "tau_prob": (0.1, 0.1, 0.08), "tau_out": (8, 8, 3),
+        "tau_in": (64, 64, 16), "tau_jsd": (0.002, 0.002, 0.0015), "rule_out": "below",
+        "rule_in": "size", "dpc_neighbours_image": 16, "dpc_neighbours_candidates": (64, 64, 24),
+        "dpc_centres_image": 8, "dpc_centres_candidates": (64, 64, 24), "r_threshold": 0.5,
+        "rule_keep": "at-most", "codebook_images": 500, "codebook_ranks": "all",
+        "study_images": 100, "study_patches": 64, "random_seeds": 3,
+    },
+    "released": {
+        "top_prob": 50, "top_jsd": 10, "jsd_definition": "released", "k_region": 1, "k_global": 16,
+        "repeats": 1, "tau_prob": (0.15, 0.1, 0.08), "tau_out": (8, 8, 3),
+        "tau_in": (64, 64, 16), "tau_jsd": (0.002, 0.002, 0.0018), "rule_out": "at-most",
+        "rule_in": "images", "dpc_neighbours_image": 5, "dpc_neighbours_candidates": 5,
+        "dpc_centres_image": 8, "dpc_centres_candidates": (64, 64, 24),
+        "r_threshold": (0.45, 0.11, "calibrated"), "rule_keep": "below",
+        "codebook_images": (500, 338, 1200), "codebook_ranks": "release",
+        "study_images": 100, "study_patches": 64, "random_seeds": 3,
+    },
+}  # fmt: skip
+REAL = (
+    "llava-hf/llava-1.5-7b-hf",
+    "llava-hf/llama3-llava-next-8b-hf",
+    "llava-hf/llava-onevision-qwen2-7b-ov-hf",
 )
-def test_preset_paper(name, model, expected):
-    asked = {"model": model, "preset": "paper", name: None}
-    assert getattr(check(asked), name) == preset_value("paper", name, model) == expected
+TINY = ("tiny-llava-1.5", "tiny-llava-next", "tiny-llava-onevision")
 
 
-@pytest.mark.parametrize(
-    ("name", "model", "expected"),
-    [
-        ("tau_prob", "llava-1.5-7b-hf", 0.15),
-        ("tau_prob", "llama3-llava-next-8b-hf", 0.1),
-        ("tau_prob", "llava-onevision-qwen2-7b-ov-hf", 0.08),
-        ("tau_jsd", "llava-1.5-7b-hf", 2e-3),
-        ("tau_jsd", "llava-onevision-qwen2-7b-ov-hf", 1.8e-3),
-        ("top_jsd", "llava-1.5-7b-hf", 10),
-        ("jsd_definition", "llava-1.5-7b-hf", "released"),
-        ("repeats", "llava-onevision-qwen2-7b-ov-hf", 1),
-        ("rule_in", "llava-1.5-7b-hf", "images"),
-        ("rule_out", "llava-1.5-7b-hf", "at-most"),
-        ("rule_keep", "llava-1.5-7b-hf", "below"),
-        ("r_threshold", "llava-1.5-7b-hf", 0.45),
-        ("r_threshold", "llama3-llava-next-8b-hf", 0.11),
-        ("codebook_images", "llava-onevision-qwen2-7b-ov-hf", 1200),
-        ("codebook_ranks", "llava-1.5-7b-hf", "release"),
-    ],
-)
-def test_preset_released(name, model, expected):
-    assert getattr(check({"model": model, "preset": "released", name: None}), name) == expected
+@pytest.mark.parametrize("preset", PINNED)
+@pytest.mark.parametrize("models", [REAL, TINY])
+def test_presets_are_pinned_whole(preset, models):
+    pinned = PINNED[preset]
+    assert set(pinned) == set(PRESETS[preset]), "every definition of a preset is pinned here"
+    for place, model in enumerate(models):
+        given = check({"model": model, "preset": preset} | dict.fromkeys(pinned))
+        for name, value in pinned.items():
+            expected = value[place] if isinstance(value, tuple) else value
+            assert getattr(given, name) == preset_value(preset, name, model) == expected, name
+
+
+@pytest.mark.parametrize("preset", PINNED)
+def test_the_codebook_has_the_same_thresholds_as_the_parameters(preset):
+    for place, each in enumerate(FAMILIES):
+        criteria = asdict(getattr(Criteria, preset)(each))
+        for name, found in criteria.items():
+            value = PINNED[preset][name]
+            assert found == (value[place] if isinstance(value, tuple) else value), (each, name)
+
+
+@pytest.mark.parametrize("name", ["llava-1.5-7b", "llava-next-8b", "llava-onevision-7b"])
+def test_the_real_parameter_files_are_the_papers(name):
+    """Whatever preset `paper` defines, none of the three files says otherwise."""
+    one = load_file(SHIPPED / f"{name}.yaml")
+    assert one.preset == "paper" and one.model in REAL
+    same = check({"model": one.model, "preset": "paper"} | dict.fromkeys(PINNED["paper"]))
+    apart = {n for n in PINNED["paper"] if getattr(one, n) != getattr(same, n)}
+    assert apart <= {"r_threshold"}, "a budget decides the threshold, as in the paper's tables"
 
 
 def test_presets_hold_the_same_definitions_and_a_file_wins_over_them():

@@ -1,0 +1,186 @@
+"""The authors' codebooks: their files in the documented form, made here, become ours."""
+
+import json
+import pickle
+
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText, CLIPVisionConfig, LlamaConfig, LlavaConfig
+
+import redlib
+from redlib import released
+from redlib.__main__ import main
+from redlib.codebook import Codebook, Criteria
+
+WIDTH = 4096
+"""Of LLaVA-1.5-7B."""
+
+
+def log(sizes_and_images, leave_out=0):
+    """A log of clusters as it is released: of each cluster (members, distinct images)."""
+    total = sum(size for size, _ in sizes_and_images)
+    lines = [f"torch.Size([{total}, {WIDTH}])"]
+    members = [[str(1000 * n + k % distinct) for k in range(size)]
+               for n, (size, distinct) in enumerate(sizes_and_images)]  # fmt: skip
+    lines += [f"cluster: {n}, samples: {ids}" for n, ids in enumerate(members)]
+    return "\n".join(lines[: len(lines) - leave_out]) + "\n", members
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    """A random LLaVA-1.5 as wide as the 7B one, and nothing else of its size: (folder, model)."""
+    torch.manual_seed(0)
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(
+            hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=2,
+            image_size=336, patch_size=14, projection_dim=32,
+        ),
+        text_config=LlamaConfig(
+            vocab_size=8, hidden_size=WIDTH, intermediate_size=16, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2, head_dim=8,
+        ),
+        image_token_id=7,
+        image_seq_length=576,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("wide")
+    AutoModelForImageTextToText.from_config(config).save_pretrained(folder)
+    return folder, AutoModelForImageTextToText.from_pretrained(folder).eval()
+
+
+@pytest.fixture
+def files(tmp_path):
+    """book.pt, book.json and clusters.txt: 10 prototypes in half precision, as released."""
+    text, members = log([(70, 65), (70, 9), (3, 3)])
+    vectors = torch.randn(70, WIDTH, generator=torch.Generator().manual_seed(1)).half()
+    torch.save(torch.nn.Parameter(vectors), tmp_path / "book.pt")
+    (tmp_path / "book.json").write_text(json.dumps(members[0]))
+    (tmp_path / "clusters.txt").write_text(text)
+    return tmp_path, vectors, members[0]
+
+
+def test_the_two_rules_of_tau_in():
+    """A cluster of more than 64 candidates, or of candidates from more than 64 images."""
+    found = [("a",) * 65, tuple(map(str, range(65))), tuple(map(str, range(64))), ("b", "c")]
+    kept = {
+        rule: [len(c) for c in released.kept(found, Criteria(0.1, 8, 64, 2e-3, rule_in=rule))]
+        for rule in ("size", "images")
+    }
+    assert kept == {"size": [65, 65], "images": [65]}
+
+
+def test_an_imported_codebook_prunes_a_model_of_its_width(files, wide, capsys):
+    folder, vectors, images = files
+    place, model = wide
+    arguments = ["codebook", "import", str(folder / "book.pt"), "--model", str(place)]
+    assert main([*arguments, "--clusters", str(folder / "clusters.txt")]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(
+        "143 candidates in 3 clusters: 70 in 1 clusters of more than 64 distinct images, "
+        "140 in 2 clusters of more than 64 candidates\n"
+    )
+    codebook = Codebook.load(folder / "book.safetensors", width=WIDTH, model=str(place))
+    assert torch.equal(codebook.vectors, vectors.float())
+    assert codebook.image == tuple(images) and set(codebook.patch) == {released.UNTOLD}
+    assert codebook.criteria == Criteria(0.15, 8, 64, 2e-3, "images", "at-most")
+    # The pruner keeps the tokens least like any prototype (eq. 2), computed by hand here.
+    pixels = torch.randn(1, 3, 336, 336, generator=torch.Generator().manual_seed(2))
+    ids = torch.tensor([[1, *[7] * 576, 2]])
+    with torch.no_grad():
+        tokens = model.model.get_image_features(pixels).pooler_output[0]
+    cosine = torch.cosine_similarity(tokens[:, None], vectors.float()[None, :], dim=-1)
+    expected = cosine.max(1).values.argsort()[:64].sort().values
+    with redlib.pruned(model, "codebook", keep=64, codebook=codebook) as run, torch.no_grad():
+        logits = model(input_ids=ids, pixel_values=pixels).logits
+    assert logits.shape == (1, 66, 8)
+    assert run.last[0].kept.tolist() == expected.tolist()
+    assert run.report == "576 -> 64 visual tokens"
+
+
+def test_what_is_shown(tmp_path, capsys):
+    vectors = torch.tensor([[3.0, 0], [3, 0.1], [0, 4], [4, 4]])
+    book = Codebook(vectors, ("9", "9", "17", "4"), range(4), "any", "abc", Criteria.paper())
+    assert main(["codebook", "show", str(book.save(tmp_path / "book.safetensors"))]) == 0
+    told = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
+    told = {name: text.strip() for name, text in told.items()}
+    assert told["prototypes"] == "4 of width 2"
+    assert told["model"] == "any, revision abc"
+    # lengths 3, 3.0017, 4, 5.657
+    assert told["norms"] == "3.915 on average, sd 1.09, 3 to 5.657"
+    # six pairs: .999, 0, .707, .033, .730, .707
+    assert told["cosine of two"].startswith("0.53 on average; quantiles 5, 25, 50, 95 %: 0.01, 0.2")
+    assert told["groups"].startswith("3, ") and told["groups"].endswith("sizes 2, 1, 1")
+    assert told["images"] == "3; most prototypes from 9 (2), 17 (1), 4 (1)"
+    assert "patches" not in told
+
+
+def refused(capsys, *arguments):
+    assert main(["codebook", *map(str, arguments)]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and err.startswith("redlib: ")
+    return err
+
+
+class Harmful:
+    """A pickle that would run code."""
+
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('ran')",))
+
+
+def test_files_that_are_no_codebook(files, wide, capsys):
+    folder, vectors, images = files
+    model = ("--model", wide[0])
+
+    def written(name, thing):
+        torch.save(thing, folder / name)
+        return folder / name
+
+    (folder / "page.pt").write_text("<html>not found</html>")
+    (folder / "code.pt").write_bytes(pickle.dumps(Harmful(), protocol=2))
+    (folder / "log.pt").write_text(log([(70, 65)])[0])
+    half = (folder / "book.pt").read_bytes()
+    (folder / "half.pt").write_bytes(half[: len(half) // 2])
+    cases = {
+        folder / "none.pt": "no file",
+        folder / "page.pt": "is no .pt file of torch.save",
+        folder / "log.pt": "is no .pt file of torch.save",
+        folder / "half.pt": "not whole",
+        folder / "code.pt": "could run code and was not read",
+        written("modern.pt", Harmful()): "could run code and was not read",
+        written("dict.pt", {"a": vectors}): "one tensor (N, D) of floating-point numbers; got dict",
+        written("whole.pt", vectors.int()): "got Tensor shape (70, 4096), torch.int32",
+        written("alone.pt", vectors): "no file",
+    }
+    for file, words in cases.items():
+        assert words in refused(capsys, "import", file, *model), file
+    assert not list(folder.glob("*.safetensors"))
+
+
+def test_files_that_do_not_fit(files, wide, tiny_folder, capsys):
+    folder, vectors, images = files
+    book = folder / "book.pt"
+
+    def bad(*more, model=wide[0]):
+        return refused(capsys, "import", book, "--model", model, *more)
+
+    assert "has width 4096, model" in bad(model=tiny_folder) and not folder.joinpath("x").exists()
+    assert "no model 'llava-2'" in bad(model="llava-2")
+    (folder / "short.json").write_text(json.dumps(images[1:]))
+    assert "holds 70 prototypes, but 69 images" in bad("--images", folder / "short.json")
+    (folder / "text.json").write_text("[1,")
+    assert "is not JSON" in bad("--images", folder / "text.json")
+    (folder / "other.json").write_text('{"a": 1}')
+    assert "must be a list of image ids" in bad("--images", folder / "other.json")
+    (folder / "book.safetensors").write_text("mine")
+    assert "exists: name another file with --out" in bad()
+    assert (folder / "book.safetensors").read_text() == "mine"
+    assert "not a safetensors file" in refused(capsys, "show", folder / "book.safetensors")
+    out = ("--out", folder / "new.safetensors")
+    for text, words in {
+        "nothing": "is no log of clusters",
+        log([(70, 65), (70, 9), (3, 3)], leave_out=1)[0]: "lists 140 candidates of 143",
+        log([(70, 66), (70, 9)])[0]: "leaves 70 prototypes of other images than the 70 at hand",
+    }.items():
+        (folder / "log.txt").write_text(text)
+        assert words in bad("--clusters", folder / "log.txt", *out)
+    assert not (folder / "new.safetensors").exists()

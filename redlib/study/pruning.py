@@ -23,7 +23,7 @@ Rules are dear, so not all of them are asked everything: Ours, Random and PruMer
 import hashlib
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,7 +34,7 @@ from PIL import Image
 from redlib import bench, leave_one_out, probe, stages
 from redlib.bench import captions
 from redlib.bench.letters import circular
-from redlib.bench.looking import NONE, UNPRUNED, Rule, look, reply
+from redlib.bench.looking import NONE, UNPRUNED, Replies, Rule, look, replies
 from redlib.codebook import Codebook
 from redlib.errors import RedlibError
 from redlib.notebook import MEASURING, Session
@@ -50,6 +50,7 @@ from redlib.prune import (
 from redlib.prune.choose import Kept
 from redlib.prune.context import MERGED
 from redlib.prune.scores import cosines
+from redlib.prune.views import Seen
 from redlib.store import atomic, write_json
 from redlib.study import codebooks, scoring
 from redlib.study.asking import CAPTIONED, FIVE_TASKS, ask, asked_scenes, described_scenes
@@ -259,8 +260,8 @@ def rules(session: Session, limits: pd.DataFrame, setting: str = "base") -> list
     few = min(p.n_further, full)
     budgets = p.budgets if setting == "base" else TILE_BUDGETS
     names = ["ours", "random", *p.methods, "threshold"]
-    if setting == "split":  # Hugging Face's FastV would read 2,880 tokens for every question
-        names = [name for name in names if name in ASKED_ALL]
+    if setting == "split":
+        names = [name for name in names if name in PAPER]
     found = [Asked("unpruned", 0, Rule(UNPRUNED, size), full, True)]
     if setting == "base":
         found.append(Asked("none", 0, Rule(NONE, 0), full, False))
@@ -370,19 +371,7 @@ def answer_image(
             extra |= probed(session, scene)
     looked = look(vlm, [scene.image], setting=asking.setting, extra=extra)
     frames = []
-    for asked in plan:
-        chosen = [
-            q
-            for q, place in asking.asked
-            if (asked.captions if q.task in CAPTIONED else place < asked.limit)
-        ]
-        if not chosen:
-            continue
-        longest = LONGEST_CAPTION if any(q.task in CAPTIONED for q in chosen) else LONGEST
-        told = reply(
-            vlm, looked, asked.rule, [q.text for q in chosen], codebook=codebook,
-            max_new_tokens=longest,
-        )  # fmt: skip
+    for asked, chosen, told in _told(session, asking, plan, looked, codebook):
         frame = pd.DataFrame(
             {
                 "setting": asking.setting,
@@ -405,6 +394,35 @@ def answer_image(
         )
         frames.append(frame.assign(correct=circular(frame).astype(float)))
     return pd.concat(frames, ignore_index=True)
+
+
+def _told(
+    session: Session,
+    asking: Asking,
+    plan: Sequence[Asked],
+    looked: Sequence[Seen],
+    codebook: Codebook,
+) -> Iterator[tuple[Asked, list[Question], Replies]]:
+    """What each rule of the plan is asked about an image, and answers. Rules that are asked the
+    same are asked together, which spares FastV the ranking at every further budget."""
+    together: dict[tuple[Question, ...], list[Asked]] = {}
+    for asked in plan:
+        chosen = tuple(
+            q
+            for q, place in asking.asked
+            if (asked.captions if q.task in CAPTIONED else place < asked.limit)
+        )
+        if chosen:
+            together.setdefault(chosen, []).append(asked)
+    found = {}
+    for chosen, part in together.items():
+        longest = LONGEST_CAPTION if any(q.task in CAPTIONED for q in chosen) else LONGEST
+        told = replies(
+            session.model, looked, [asked.rule for asked in part], [q.text for q in chosen],
+            codebook=codebook, max_new_tokens=longest,
+        )  # fmt: skip
+        found |= {asked: (list(chosen), one) for asked, one in zip(part, told, strict=True)}
+    yield from ((asked, *found[asked]) for asked in plan if asked in found)
 
 
 def _right(question: Question, said: str, scene: Scene) -> float:

@@ -16,6 +16,7 @@ from redlib.params import (
     describe,
     family,
     is_set,
+    load_beside,
     load_file,
     load_set,
     preset_value,
@@ -41,7 +42,7 @@ def error_of(call, *arguments, **keywords):
 def test_defaults_are_complete_and_read_only():
     params = Params()
     unset = {name for name, value in params.model_dump().items() if value is None}
-    assert unset == {"image", "revision", "scheduler"}
+    assert unset == {"image", "notebooks", "revision", "scheduler"}
     with pytest.raises(ValidationError):
         params.seed = 1
 
@@ -169,6 +170,8 @@ def test_exponents_are_numbers_whatever_yaml_says(tmp_path, text):
         ("preset: papers", "preset", "'papers'"),
         ("preset: 3", "preset", "3"),
         ("publish: 1", "publish", "1"),
+        ("notebooks: []", "notebooks", "[]"),
+        ("notebooks: [6]", "notebooks", "[6]"),
         ("run_name: ../elsewhere", "run_name", "'../elsewhere'"),
         ("attention_positions: 199", "attention_positions", "199"),
         ("dtype: float8", "dtype", "'float8'"),
@@ -233,6 +236,10 @@ def test_sets(tmp_path):
     assert is_set(both)
     assert [p.run_name for p in load_set(tmp_path / "a.yaml")] == ["a"]
     assert not is_set(tmp_path / "a.yaml")
+    more = write(tmp_path, "set: [a]\nbeside: both\n", "more.yaml")
+    assert [p.run_name for p in load_set(more)] == ["a"]
+    assert [p.run_name for p in load_beside(more)] == ["a", "b"]
+    assert load_beside(both) == load_beside(tmp_path / "a.yaml") == []
 
 
 @pytest.mark.parametrize(
@@ -246,12 +253,15 @@ def test_sets(tmp_path):
         ("set: [a]\nseed: 1", "got also 'seed'"),
         ("set: [both]", "this is a set"),
         ("set: [same]", "occurs twice"),
+        ("set: [a]\nbeside: [a]", "must be the name of a set file"),
+        ("set: [a]\nbeside: b", "b.yaml: no such parameter file"),
     ],
 )
 def test_bad_sets(tmp_path, text, words):
     write(tmp_path, "seed: 1\n", "a.yaml")
     write(tmp_path, "run_name: both\n", "same.yaml")
-    assert words in error_of(load_set, write(tmp_path, text + "\n", "both.yaml"))
+    path = write(tmp_path, text + "\n", "both.yaml")
+    assert words in error_of(load_beside if "beside" in text else load_set, path)
 
 
 def test_shipped_files_load():

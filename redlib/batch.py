@@ -19,6 +19,10 @@ on. Executed notebooks, logs, tables and times lie under runs/<run_name>/. When 
 published and its model is the one that the notebooks name, a notebook's outputs are also copied
 into its source, so that a reader of the repository sees them; nothing else of the source changes,
 and the same outputs give the same bytes.
+
+A parameter file that names its `notebooks` runs a part of them at another scale. The sources keep
+the outputs that belong together, those of a run of all; and since hours of computing are not done
+again by whoever reads the numbers, such a run is published with its log, which begins with its id.
 """
 
 import hashlib
@@ -127,7 +131,7 @@ def run(
     """
     runs = params.load_set(file)
     folder = root() / "notebooks"
-    chosen = _choose(only)
+    chosen = {one.run_name: _choose(only, one) for one in runs}
     embedded = all(one.model in _checkpoints() for one in runs)
     threads = _threads(embedded)
     if jobs is None:
@@ -135,20 +139,20 @@ def run(
         jobs = max(1, min(MOST_JOBS, _cores() // each)) if embedded else 1
     if jobs < 1:
         raise RedlibError(f"--jobs: must be 1 or more; got {jobs}")
-    for one in runs:
+    for one in [*runs, *params.load_beside(file)]:
         _check_inputs(one)
-    for number in chosen:
+    for number in sorted({number for part in chosen.values() for number in part}):
         if not (folder / NOTEBOOKS[number]).is_file():
             raise RedlibError(f"{folder / NOTEBOOKS[number]}: no such notebook")
     if any(one.data == "real" for one in runs):
         for line in [*forecast.lines(runs, chosen), ""]:
             say(line)
     first = LONGEST if jobs > 1 else ()
-    order = [number for number in first if number in chosen]
-    order += [number for number in chosen if number not in first]
     waiting = []
     for one in runs:
-        for number in order:
+        part = chosen[one.run_name]
+        order = [number for number in first if number in part]
+        for number in [*order, *(number for number in part if number not in first)]:
             source = folder / NOTEBOOKS[number]
             label = f"{one.run_name}, {source.stem}" if len(runs) > 1 else source.stem
             waiting.append(_Job(one, number, source, label))
@@ -174,6 +178,8 @@ def draw_pages(file: str | Path) -> Path:
     for one in runs:
         name, place = one.run_name, pages[one.run_name]
         answers.write(place, run=name)
+        if one.publish and one.notebooks is not None:
+            _publish_log(one, place)
         table1 = comparison.table1({name: place})
         page = report.write(
             place / "index.html",
@@ -185,11 +191,13 @@ def draw_pages(file: str | Path) -> Path:
         name = Path(file).stem
         published = all(one.publish for one in runs)
         place = root() / "figures" / name if published else runs_folder(name) / "figures"
+        beside = {one.run_name: figures_folder(one) for one in params.load_beside(file)}
         page = report.write(
             place / "index.html",
             pages,
             title=f"Figures of the set {name}",
-            ledger=ledger.ledger(pages),
+            beside=beside,
+            ledger=ledger.ledger(pages | beside),
             percentages=printed.percentages(),
             table1=comparison.table1(pages),
         )
@@ -234,11 +242,16 @@ def calibration_seconds(size: int = 1024, repeats: int = 5) -> float:
     return min(times)
 
 
-def _choose(only: Sequence[str] | None) -> list[str]:
+def _choose(only: Sequence[str] | None, one: Params) -> list[str]:
+    """The notebooks to run for one parameter file."""
+    there = one.notebooks or list(NOTEBOOKS)
     for number in only or []:
-        if number not in NOTEBOOKS:
-            raise RedlibError(f"--only: no notebook {number!r}; there are {', '.join(NOTEBOOKS)}")
-    return [number for number in NOTEBOOKS if not only or number in only]
+        if number not in there:
+            where = f" in run {one.run_name!r}" if one.notebooks else ""
+            raise RedlibError(
+                f"--only: no notebook {number!r}{where}; there are {', '.join(there)}"
+            )
+    return [number for number in NOTEBOOKS if number in (only or there)]
 
 
 def _check_inputs(one: Params) -> None:
@@ -339,6 +352,7 @@ def _begin(job: _Job, threads: int, force: bool) -> bool:
     with writing(job.log):
         job.log.parent.mkdir(parents=True, exist_ok=True)
     job.calibration, job.threads = calibration_seconds(), threads
+    _note(job, f"began with inputs {job.inputs[:12]} on {threads} of {_cores()} cores")
     job.start = time.perf_counter()
     with job.log.open("wb") as output:
         job.process = subprocess.Popen(
@@ -356,9 +370,10 @@ def _command(job: _Job, given: Path) -> list[str]:
 def _finish(job: _Job) -> float:
     """Publish and note what a notebook that has ended made; returns the seconds it took."""
     seconds = time.perf_counter() - job.start
+    _note(job, f"{'stopped' if job.process.returncode else 'ended'} after {seconds:.0f} s")
     if job.process.returncode != 0:
         _explain(job.source, job.executed, job.log)
-    if job.one.publish and job.one.model == Params().model:
+    if job.one.publish and job.one.model == Params().model and job.one.notebooks is None:
         publish(job.executed, job.source)
     notes = report.items(figures_folder(job.one))
     made = [note["name"] for note in notes if note["notebook"] == job.number]
@@ -479,6 +494,33 @@ def _note_time(job: _Job, seconds: float) -> None:
         "threads": job.threads,
     }
     write_json(path, dict(sorted(times.items())))
+
+
+def _note(job: _Job, event: str) -> None:
+    """A line in the log of the run."""
+    with writing(job.base), (job.base / "log.txt").open("a", encoding="utf-8") as file:
+        file.write(f"{job.source.stem}: {event}\n")
+
+
+def _publish_log(one: Params, place: Path) -> None:
+    """Put the log of a finished run beside its figures, with the run's id in front; where its
+    working files are not, the one that lies there stays."""
+    base = runs_folder(one.run_name)
+    states = [base / "state" / f"{number}.json" for number in one.notebooks]
+    if all(path.is_file() for path in states):
+        inputs = "".join(read_json(path)["inputs"] for path in states)
+        times = {number: read_json(base / "timing.json")[number] for number in one.notebooks}
+        lines = [
+            f"run id {hashlib.sha256(inputs.encode()).hexdigest()[:12]}",
+            "It names what the results depend on: parameters, code, notebooks and checkpoint.",
+            *(
+                f"{time['notebook']}: a 1,024 x 1,024 fp32 product ran at "
+                f"{time['calibration_gflops']} GFLOP/s before it"
+                for time in times.values()
+            ),
+        ]
+        log = (base / "log.txt").read_text(encoding="utf-8")
+        write_text(place / "log.txt", "\n".join([*lines, log]))
 
 
 def _rows(one: Params) -> list[Row]:

@@ -174,12 +174,13 @@ _Pruner = Literal[
     "received-attention", "codebook-softmax", "grid", "downsample", "probe", "oracle",
     "oracle-inverse",
 ]  # fmt: skip
+_Notebook = Literal["01", "02", "03", "04", "05", "06", "07", "08"]
 _RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
 _Address = Annotated[str, Field(pattern=r"^(tcp|tls)://\S+:\d+$")]
 _Text = Annotated[str, Field(min_length=1)]
 
-PLACES = ("device_map", "workers", "scheduler")
-"""Parameters that say where a run is computed; no result depends on them."""
+PLACES = ("device_map", "workers", "scheduler", "notebooks")
+"""Parameters that say where a run is computed, and how much of it; no result depends on them."""
 
 
 class Params(BaseModel):
@@ -198,6 +199,11 @@ class Params(BaseModel):
     )
     publish: bool = Field(
         False, description="write figures to figures/ and outputs into notebooks/, to be committed"
+    )
+    notebooks: Annotated[list[_Notebook], Field(min_length=1)] | None = Field(
+        None,
+        description="the part of the notebooks that the file runs, publishing no outputs into "
+        "notebooks/ but its log; null: all",
     )
     model: _Text = Field(
         "tiny-llava-1.5", description="embedded name, folder, or Hugging Face id of the model"
@@ -477,9 +483,12 @@ def load_set(path: str | Path) -> list[Params]:
     if "set" not in values:
         return [load_file(path)]
     members = values.pop("set")
+    values.pop("beside", None)
     if values:
         extra = next(iter(values))
-        raise RedlibError(f"{path}: a set holds only the key 'set'; got also {extra!r}")
+        raise RedlibError(
+            f"{path}: a set holds only the keys 'set' and 'beside'; got also {extra!r}"
+        )
     if not isinstance(members, list) or {type(member) for member in members} != {str}:
         raise RedlibError(f"{path}: set must be a list of parameter files; got {members!r}")
     runs = []
@@ -493,6 +502,23 @@ def load_set(path: str | Path) -> list[Params]:
         if names.count(name) > 1:
             raise RedlibError(f"{path}: run_name {name!r} occurs twice; each run needs its own")
     return runs
+
+
+def load_beside(path: str | Path) -> list[Params]:
+    """The runs of the set that the set file `path` names with `beside: other`: what its own runs
+    leave out is read from their results. Empty without that key. Raises RedlibError like
+    `load_set`.
+    """
+    path = Path(path)
+    other = _read_yaml(path).get("beside")
+    if other is None:
+        return []
+    if not isinstance(other, str):
+        raise RedlibError(f"{path}: beside must be the name of a set file; got {other!r}")
+    try:
+        return load_set(path.parent / f"{other.removesuffix('.yaml')}.yaml")
+    except RedlibError as error:
+        raise RedlibError(f"{path}, beside {other!r}: {error}") from None
 
 
 def is_set(path: str | Path) -> bool:

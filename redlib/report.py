@@ -39,6 +39,7 @@ def write(
     folders: Mapping[str, str | Path],
     *,
     title: str,
+    beside: Mapping[str, str | Path] = {},
     ledger: pd.DataFrame | None = None,
     percentages: pd.DataFrame | None = None,
     table1: pd.DataFrame | None = None,
@@ -46,9 +47,10 @@ def write(
     """Write the page of one run, or of a set of runs.
 
     page: the HTML file to write. folders: run name -> folder with its figures and notes; links are
-    relative from the page to there. title: the page's heading. ledger, percentages: the paper's
-    claims (`redlib.study.ledger`) and its recomputed percentages (`redlib.study.printed`). table1:
-    its Table 1 over the runs (`redlib.study.comparison`), left out where nothing of it was run.
+    relative from the page to there. title: the page's heading. beside: further runs that the ledger
+    reads, with pages of their own. ledger, percentages: the paper's claims (`redlib.study.ledger`)
+    and its recomputed percentages (`redlib.study.printed`). table1: its Table 1 over the runs
+    (`redlib.study.comparison`), left out where nothing of it was run.
     Each is also written beside the page, as claims.csv, percentages.csv and table-1.csv.
     Returns the path of the page. Raises RedlibError for a damaged note or a folder that cannot be
     written.
@@ -56,8 +58,8 @@ def write(
     page = Path(page)
     if table1 is not None and table1["accuracy"].isna().all():
         table1 = None
-    links = _Links(page.parent, {name: Path(folder) for name, folder in folders.items()})
     runs = {name: (Path(folder), items(folder)) for name, folder in folders.items()}
+    links = _Links(page.parent, folders, beside)
     body = [
         '<a class="skip" href="#results">Skip to the results</a>',
         f"<header><h1>{text(title)}</h1>",
@@ -70,7 +72,7 @@ def write(
         body.append(comparison_tables.table1(table1, links.to))
         _write_csv(page.with_name("table-1.csv"), table1)
     if ledger is not None:
-        body.append(_ledger(ledger, runs, links))
+        body.append(_ledger(ledger, links))
         _write_csv(page.with_name("claims.csv"), ledger)
     if percentages is not None:
         body.append(_percentages(percentages))
@@ -78,6 +80,7 @@ def write(
     for run, (folder, notes) in runs.items():
         body.append(f'<section aria-labelledby="{_id(run)}">')
         body.append(f'<h2 id="{_id(run)}">Run {text(run)}{_model(run, notes)}</h2>')
+        body.append(_log(folder, run, links))
         body.append(_claims(claims(folder), run))
         for notebook in _notebooks(notes):
             body.append(f'<h3 id="{_id(run, notebook)}">{text(_heading(notebook))}</h3>')
@@ -157,22 +160,46 @@ def table(
 
 
 class _Links:
-    """Where the answers behind a number are, from the page at hand."""
+    """Where the answers behind a number are, and the figures, from the page at hand, which shows
+    the runs of `folders` and speaks of those of `beside`."""
 
-    def __init__(self, start: Path, folders: Mapping[str, Path]) -> None:
-        self._start, self._folders = start, folders
-        self._answers = {name: answers.read(folder) for name, folder in folders.items()}
+    def __init__(
+        self, start: Path, folders: Mapping[str, str | Path], beside: Mapping[str, str | Path]
+    ) -> None:
+        self._start, self._beside = start, beside
+        self._folders = {name: Path(folder) for name, folder in {**folders, **beside}.items()}
+        self._answers = {name: answers.read(folder) for name, folder in self._folders.items()}
+        self._items = {
+            (name, note["name"]) for name, folder in self._folders.items() for note in items(folder)
+        }
 
     def place(self, run: str) -> str:
         """The way to the run's folder, to be put in front of a file's name."""
         way = quote(Path(os.path.relpath(self._folders[run], self._start)).as_posix())
         return "" if way == "." else f"{way}/"
 
+    def item(self, run: str, name: str) -> str:
+        """The link to a figure or table of a run, "" if it has none of this name."""
+        if (run, name) not in self._items:
+            return ""
+        page = f"{self.place(run)}index.html" if run in self._beside else ""
+        return f"{page}#{_id(run, name)}"
+
     def to(self, run: str, where: str) -> str:
         """The link to answers named as `answers.address` does, "" if the run has none of them."""
         found = self._answers.get(run)
         link = found.link(where) if found else ""
         return self.place(run) + link if link else ""
+
+
+def _log(folder: Path, run: str, links: "_Links") -> str:
+    """The link to the log of a run that is published with it, named by the run's id."""
+    path = folder / "log.txt"
+    if not path.is_file():
+        return ""
+    with path.open(encoding="utf-8") as file:
+        id = file.readline().strip()
+    return f'<p><a href="{links.place(run)}log.txt">Log of {text(run)}, {text(id)}</a></p>'
 
 
 def _lead(runs: Mapping[str, tuple[Path, list[dict[str, Any]]]]) -> str:
@@ -259,19 +286,13 @@ def _claims(found: Iterable[Mapping[str, Any]], run: str) -> str:
     return f'<h3 id="{key}">Claims</h3>{region(key, cells)}'
 
 
-def _ledger(
-    frame: pd.DataFrame,
-    runs: Mapping[str, tuple[Path, list[dict[str, Any]]]],
-    links: "_Links",
-) -> str:
+def _ledger(frame: pd.DataFrame, links: "_Links") -> str:
     """The paper's claims one by one, each with a link to the figure or table that decides it, and
     one from what was measured to the answers behind it."""
-    there = {_id(run, note["name"]) for run, (_, notes) in runs.items() for note in notes}
     rows = []
     for claim in frame.itertuples():
         where = f"{claim.run}, notebook {claim.notebook}: {claim.table}"
-        key = _id(claim.run, claim.table)
-        where = linked(text(where), f"#{key}" if key in there else "") if claim.run else ""
+        where = linked(text(where), links.item(claim.run, claim.table)) if claim.run else ""
         needs = f"needs {text(claim.needs)}" if claim.needs else ""
         cells = [text(cell) for cell in (claim.paper, claim.paper_tables, claim.criterion)]
         cells.append(linked(text(claim.measured), links.to(claim.run, claim.answers)))

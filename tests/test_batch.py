@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -102,6 +103,30 @@ def test_notebooks_keep_the_outputs_of_their_own_model(tmp_path, monkeypatch):
     batch.run(file, only=["02"])
     assert (tmp_path / "figures" / "one" / "scores.csv").is_file()
     assert source.read_bytes() == before
+
+
+def test_a_run_of_some_notebooks_is_published_with_its_log_and_leaves_the_sources(home):
+    second = [PARAMETERS, TABLE, "session.finish(n=1)"]
+    project(home, {"01": [PARAMETERS], "02": second}, publish=True, model=Params().model)
+    one = (home / "params/one.yaml").read_text()
+    (home / "params/few.yaml").write_text(one + "notebooks: ['02']\nseed: 3\n")
+    (home / "params/long.yaml").write_text("set: [few]\nbeside: one\n")
+    source = home / "notebooks" / NOTEBOOKS["02"]
+    before = source.read_bytes()
+    batch.run(home / "params/long.yaml")
+    assert source.read_bytes() == before
+    assert not (home / "runs/few/state/01.json").exists()
+    log = (home / "figures/few/log.txt").read_text().splitlines()
+    assert re.fullmatch(r"run id [0-9a-f]{12}", log[0])
+    assert re.fullmatch(r"02_single_token_probe: ended after \d+ s", log[-1])
+    for page in ("few", "long"):
+        told = (home / "figures" / page / "index.html").read_text()
+        assert "log.txt" in told and log[0] in told
+    shutil.rmtree(home / "runs")
+    batch.draw_pages(home / "params/long.yaml")
+    assert (home / "figures/few/log.txt").read_text().splitlines() == log
+    with pytest.raises(RedlibError, match="no notebook '01' in run 'few'; there are 02"):
+        batch.run(home / "params/long.yaml", only=["01"])
 
 
 def test_working_files(finished):
@@ -320,7 +345,7 @@ def test_where_a_run_is_computed_is_no_input(home):
     file = project(home, {"01": ["seed = 0"]})
     (one,) = batch.params.load_set(file)
     before = batch._inputs(one, "01", home / "notebooks")
-    for update in ({"workers": 2}, {"scheduler": "tcp://node1:8786"}):
+    for update in ({"workers": 2}, {"scheduler": "tcp://node1:8786"}, {"notebooks": ["01"]}):
         moved = one.model_copy(update=update)
         assert batch._inputs(moved, "01", home / "notebooks") == before
 

@@ -8,7 +8,7 @@ from test_report import Page, item
 
 from redlib import batch, report
 from redlib.errors import RedlibError
-from redlib.params import FAMILIES, NOTEBOOKS, load_set
+from redlib.params import FAMILIES, NOTEBOOKS, load_beside, load_set
 from redlib.store import write_json
 from redlib.study import ledger as ledger_module
 from redlib.study import patches, printed
@@ -296,15 +296,18 @@ def test_notebooks_word_their_verdicts_as_the_claims_quote_them():
 
 
 def test_the_committed_ledger_is_that_of_the_committed_results():
-    """Where it fails: `redlib page params/tiny.yaml` writes it again."""
-    folder = ROOT / "figures" / "tiny"
-    names = [one.run_name for one in load_set(ROOT / "params" / "tiny.yaml")]
-    for name, frame in (
-        ("claims", ledger({name: ROOT / "figures" / name for name in names})),
-        ("percentages", printed.percentages()),
-    ):
-        text = frame.to_csv(index=False, lineterminator="\n")
-        assert (folder / f"{name}.csv").read_text(encoding="utf-8") == text
+    """Where it fails: `redlib page params/tiny.yaml` writes it again, or of another set's file."""
+    pages = sorted((ROOT / "figures").glob("*/claims.csv"))
+    assert "tiny" in [path.parent.name for path in pages]
+    for path in pages:
+        file = ROOT / "params" / f"{path.parent.name}.yaml"
+        names = [one.run_name for one in [*load_set(file), *load_beside(file)]]
+        for name, frame in (
+            ("claims", ledger({name: ROOT / "figures" / name for name in names})),
+            ("percentages", printed.percentages()),
+        ):
+            text = frame.to_csv(index=False, lineterminator="\n")
+            assert path.with_name(f"{name}.csv").read_text(encoding="utf-8") == text
 
 
 def test_the_page_of_a_set_shows_the_ledger(tmp_path, monkeypatch):
@@ -333,3 +336,12 @@ def test_the_page_of_a_set_shows_the_ledger(tmp_path, monkeypatch):
         assert claim.claim in text
     assert len(pd.read_csv(path.with_name("claims.csv"))) == len(CLAIMS)
     assert not (tmp_path / "figures" / "one" / "claims.csv").exists()
+    (tmp_path / "params" / "two.yaml").write_text(one.replace("name: one", "name: two"))
+    (tmp_path / "params" / "more.yaml").write_text("set: [two]\nbeside: both\n")
+    _run(tmp_path / "figures" / "two")
+    path = batch.draw_pages(tmp_path / "params" / "more.yaml")
+    page = Page(path.read_text(encoding="utf-8"))
+    assert "holds 1" in "".join(page.text)
+    links = [a["href"] for a in page.all("a")]
+    assert links.count("../one/index.html#r-one-costs") == 1, "what two has not, the run beside it"
+    assert 'id="r-one-costs"' in (tmp_path / "figures/one/index.html").read_text(encoding="utf-8")

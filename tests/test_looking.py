@@ -5,11 +5,12 @@ import torch
 from pruning import KINDS, Maker, codebook, picture, save
 
 import redlib
-from redlib.bench.looking import NONE, UNPRUNED, Rule, leave, look, reply
+from redlib.bench.looking import NONE, UNPRUNED, Rule, leave, look, replies, reply
 from redlib.errors import RedlibError
 from redlib.models import load
 
 TEXTS = ["what", "the cat is"]
+END = list(range(5, 12))  # ids of words that end an answer
 METHODS = ("codebook", "random", "prumerge", "divprune", "grid", "downsample", "oracle", "fastv")
 
 
@@ -87,6 +88,36 @@ def test_tiles_images_and_frames(made, method):
         stayed = [one.kept.tolist() for one in told.chosen[0]]
         assert (told.texts[0], told.kept, stayed) == expected
         assert told.kept == count
+
+
+def test_budgets_share_what_the_first_layers_read(made):
+    """Questions of several lengths, one of them twice; some answers end before the others."""
+    vlm, maker = made
+    texts = [*TEXTS, "on the left of a red plate in this picture ?", "what", "show the cup"]
+    rules = [Rule("fastv", 4), Rule("grid", 4), Rule("fastv", 1), Rule("fastv", 20)]
+    packing = "stock" if vlm.model.config.model_type == "llava" else "base"
+    end, vlm.model.generation_config.eos_token_id = vlm.model.generation_config.eos_token_id, END
+    looked, read = look(vlm, [picture(1)]), []
+    first = vlm.decoder.layers[0].register_forward_hook(lambda *of: read.append(of[2].shape[1]))
+    try:
+        told = replies(vlm, looked, rules, texts, max_new_tokens=4)
+        first.remove()
+        stocks = [[stock(vlm, maker, rule, text, [picture(1)], packing, None) for text in texts]
+                  for rule in rules]  # fmt: skip
+    finally:
+        first.remove()
+        vlm.model.generation_config.eos_token_id = end
+    ends = vlm.processor.tokenizer.convert_ids_to_tokens(END)
+    for one, expected in zip(told, stocks, strict=True):
+        said = [[word for word in text.split() if word not in ends] for text, *_ in expected]
+        assert [text.split() for text in one.texts] == said
+        stayed = [[kept.kept.tolist() for kept in each] for each in one.chosen]
+        assert stayed == [numbers for *_, numbers in expected]
+    lengths = {len(said.split()) for one in told for said in one.texts}
+    assert len(lengths) > 1 and told[0].texts != told[2].texts
+    apart = told[0].chosen[0][0].kept.tolist() != told[0].chosen[2][0].kept.tolist()
+    assert apart, "every question must have its own choice, or the test shows nothing"
+    assert sum(length >= 25 for length in read) == 1, "the image is read once"
 
 
 def test_the_two_ends(made):

@@ -18,6 +18,7 @@ from redlib.params import (
     describe,
     family,
     is_set,
+    load_beside,
     load_file,
     load_set,
     preset_value,
@@ -44,7 +45,8 @@ def test_defaults_are_complete_and_read_only():
     params = Params()
     unset = {name for name, value in params.model_dump().items() if value is None}
     assert unset == {
-        "data_dir", "device_map", "games_dir", "image", "quantization", "revision", "scheduler",
+        "data_dir", "device_map", "games_dir", "image", "notebooks", "quantization", "revision",
+        "scheduler",
     }  # fmt: skip
     with pytest.raises(ValidationError):
         params.seed = 1
@@ -176,6 +178,8 @@ def test_exponents_are_numbers_whatever_yaml_says(tmp_path, text):
         ("preset: papers", "preset", "'papers'"),
         ("preset: 3", "preset", "3"),
         ("publish: 1", "publish", "1"),
+        ("notebooks: []", "notebooks", "[]"),
+        ("notebooks: [6]", "notebooks", "[6]"),
         ("run_name: ../elsewhere", "run_name", "'../elsewhere'"),
         ("attention_positions: 199", "attention_positions", "199"),
         ("dtype: float8", "dtype", "'float8'"),
@@ -240,6 +244,10 @@ def test_sets(tmp_path):
     assert is_set(both)
     assert [p.run_name for p in load_set(tmp_path / "a.yaml")] == ["a"]
     assert not is_set(tmp_path / "a.yaml")
+    more = write(tmp_path, "set: [a]\nbeside: both\n", "more.yaml")
+    assert [p.run_name for p in load_set(more)] == ["a"]
+    assert [p.run_name for p in load_beside(more)] == ["a", "b"]
+    assert load_beside(both) == load_beside(tmp_path / "a.yaml") == []
 
 
 @pytest.mark.parametrize(
@@ -253,12 +261,15 @@ def test_sets(tmp_path):
         ("set: [a]\nseed: 1", "got also 'seed'"),
         ("set: [both]", "this is a set"),
         ("set: [same]", "occurs twice"),
+        ("set: [a]\nbeside: [a]", "must be the name of a set file"),
+        ("set: [a]\nbeside: b", "b.yaml: no such parameter file"),
     ],
 )
 def test_bad_sets(tmp_path, text, words):
     write(tmp_path, "seed: 1\n", "a.yaml")
     write(tmp_path, "run_name: both\n", "same.yaml")
-    assert words in error_of(load_set, write(tmp_path, text + "\n", "both.yaml"))
+    path = write(tmp_path, text + "\n", "both.yaml")
+    assert words in error_of(load_beside if "beside" in text else load_set, path)
 
 
 def test_shipped_files_load():

@@ -86,6 +86,61 @@ def answers(
     return found
 
 
+class Packed:
+    """The questions of a tree as one sequence, which grows by the words that are said.
+
+    Attributes:
+        ids: words that are read next.
+        place: where each of them stands in its own question.
+        last: which of them each open question goes on from.
+        cells: for each question the places in the sequence that it is made of, in order.
+        active: open questions.
+        found: words that each question has been answered with.
+    """
+
+    def __init__(self, tree: Tree) -> None:
+        self.ids: list[int] = []
+        self.place: list[int] = []
+        self.cells: list[np.ndarray] = []
+        for path, donor, start in zip(tree.paths, tree.donor, tree.start, strict=True):
+            own = np.arange(len(self.ids), len(self.ids) + len(path) - start)
+            shared = self.cells[donor][:start] if donor >= 0 else own[:0]
+            self.cells.append(np.concatenate([shared, own]))
+            self.ids += path[start:].tolist()
+            self.place += range(start, len(path))
+        self._visible = np.zeros((len(self.ids), len(self.ids)), dtype=bool)  # (q, Q)
+        for of in self.cells:
+            self._visible[np.ix_(of, of)] |= np.tri(len(of), dtype=bool)
+        self.active = list(range(len(self.cells)))
+        self.last = [int(of[-1]) for of in self.cells]
+        self.found: list[list[int]] = [[] for _ in self.cells]
+
+    def mask(self, base: int, dtype: torch.dtype) -> torch.Tensor:
+        """(1, 1, q, base + Q) what each word that is read next sees, behind a prefix of `base`."""
+        # Additive, since eager attention adds its mask and would read True as 1.
+        mask = torch.zeros(len(self.ids), base + self._visible.shape[1], dtype=dtype)
+        mask[:, base:].masked_fill_(torch.from_numpy(~self._visible), torch.finfo(dtype).min)
+        return mask[None, None]
+
+    def say(self, words: Sequence[int], ends: set[int]) -> list[int]:
+        """Give each open question its next word; those that it ends are closed.
+
+        Returns which of the open questions, counted in the order they had, stay open.
+        """
+        stay = [line for line, word in enumerate(words) if word not in ends]
+        self.active = [self.active[line] for line in stay]
+        self.ids = [words[line] for line in stay]
+        size = self._visible.shape[1]
+        self._visible = np.zeros((len(stay), size + len(stay)), dtype=bool)
+        for line, (row, word) in enumerate(zip(self.active, self.ids, strict=True)):
+            self.found[row].append(word)
+            self.cells[row] = np.append(self.cells[row], size + line)
+            self._visible[line, self.cells[row]] = True
+        self.place = [len(self.cells[row]) - 1 for row in self.active]
+        self.last = list(range(len(self.active)))
+        return stay
+
+
 def _continue(vlm: VLM, shared: Prefix | None, tree: Tree, max_new_tokens: int) -> list[list[int]]:
     """Greedy continuation of every path of a tree of questions from the shared prefix, as token ids
     without the end."""
@@ -95,52 +150,21 @@ def _continue(vlm: VLM, shared: Prefix | None, tree: Tree, max_new_tokens: int) 
         for layer, (keys, values) in enumerate(zip(shared.keys, shared.values, strict=True)):
             cache.update(keys, values, layer)
     base = cache.get_seq_length()
-    ends = _end_ids(vlm)
-
-    # The packed words: their ids, their places within their questions, and which of them each
-    # question is made of, in order.
-    ids: list[int] = []
-    place: list[int] = []
-    cells: list[np.ndarray] = []
-    for path, donor, start in zip(tree.paths, tree.donor, tree.start, strict=True):
-        own = np.arange(len(ids), len(ids) + len(path) - start)
-        cells.append(np.concatenate([cells[donor][:start], own]) if donor >= 0 else own)
-        ids += path[start:].tolist()
-        place += range(start, len(path))
-    visible = np.zeros((len(ids), len(ids)), dtype=bool)  # (q, Q) queries and keys
-    for of in cells:
-        visible[np.ix_(of, of)] |= np.tri(len(of), dtype=bool)
-    active = list(range(len(cells)))  # questions that have not ended
-    last = [int(of[-1]) for of in cells]  # the query after which each of them reads its next word
-    found: list[list[int]] = [[] for _ in cells]
+    packed, ends = Packed(tree), end_ids(vlm)
     for _ in range(max_new_tokens):
-        # Additive, since eager attention adds its mask and would read True as 1.
-        mask = torch.zeros(len(ids), base + visible.shape[1], dtype=vlm.dtype)
-        mask[:, base:].masked_fill_(torch.from_numpy(~visible), torch.finfo(vlm.dtype).min)
         states = vlm.decoder(
-            inputs_embeds=vlm.embed(ids)[None],
-            attention_mask=mask[None, None].to(vlm.device),
-            position_ids=base + torch.tensor([place], device=vlm.device),
+            inputs_embeds=vlm.embed(packed.ids)[None],
+            attention_mask=packed.mask(base, vlm.dtype).to(vlm.device),
+            position_ids=base + torch.tensor([packed.place], device=vlm.device),
             past_key_values=cache,
             use_cache=True,
-        ).last_hidden_state[0, last]  # (active, D)
-        words = vlm.model.lm_head(states).argmax(dim=-1).tolist()
-        going = [(row, word) for row, word in zip(active, words, strict=True) if word not in ends]
-        if not going:
+        ).last_hidden_state[0, packed.last]  # (active, D)
+        if not packed.say(vlm.model.lm_head(states).argmax(dim=-1).tolist(), ends):
             break
-        active, ids = (list(column) for column in zip(*going, strict=True))
-        size = visible.shape[1]
-        visible = np.zeros((len(active), size + len(active)), dtype=bool)
-        for line, (row, word) in enumerate(going):
-            found[row].append(word)
-            cells[row] = np.append(cells[row], size + line)
-            visible[line, cells[row]] = True
-        place = [len(cells[row]) - 1 for row in active]
-        last = list(range(len(active)))
-    return found
+    return packed.found
 
 
-def _end_ids(vlm: VLM) -> set[int]:
+def end_ids(vlm: VLM) -> set[int]:
     """Token ids that end an answer, as `generate` reads them from the generation settings."""
     end = vlm.model.generation_config.eos_token_id
     if end is None:

@@ -11,8 +11,9 @@ the answers:
 
 The choice is that of `redlib.pruned`, by the same functions; only prompt and padding are missing.
 Since the language model is causal, all questions continue from one prefix of what is left of the
-image (`answering`). FastV, which prunes inside the language model and by the question, has no such
-prefix: there each question is a prompt of its own, and what it spares is what it spares.
+image (`answering`). FastV prunes inside the language model and by the question; there the first
+layers have such a prefix and the others have not (`inside`). Asked several budgets at once
+(`replies`), it ranks once for all of them.
 
 | setting | images | visual tokens | budget |
 |---|---|---|---|
@@ -30,15 +31,14 @@ from PIL import Image
 from torch import Tensor
 
 from redlib.bench.answering import answers
+from redlib.bench.inside import answers_inside
 from redlib.codebook import Codebook
 from redlib.errors import RedlibError
 from redlib.models import VLM
 from redlib.prune.budget import Budget
 from redlib.prune.choose import Kept, choose, everything
-from redlib.prune.inside import Inside
 from redlib.prune.method import Method
 from redlib.prune.methods import METHODS, find
-from redlib.prune.prompts import Place, Prompt
 from redlib.prune.views import Seen, View, see
 
 UNPRUNED, NONE = "unpruned", "none"
@@ -162,13 +162,40 @@ def reply(
     Raises:
         RedlibError: as `leave`.
     """
-    if rule.method in METHODS and METHODS[rule.method].inside:
-        return _inside(vlm, looked, rule, questions, max_new_tokens)
-    left = leave(vlm, looked, rule, codebook=codebook)
-    # `answers` ends the visual tokens with the newline that these already have.
-    shown = left.rows if vlm.newline is None else left.rows[:-1]
-    texts = answers(vlm, shown, questions, max_new_tokens=max_new_tokens)
-    return Replies(texts, sum(kept.after for kept in left.kept), [left.kept] * len(questions))
+    (told,) = replies(
+        vlm, looked, [rule], questions, codebook=codebook, max_new_tokens=max_new_tokens
+    )
+    return told
+
+
+@torch.no_grad()
+def replies(
+    vlm: VLM,
+    looked: Sequence[Seen],
+    rules: Sequence[Rule],
+    questions: Sequence[str],
+    *,
+    codebook: Codebook | None = None,
+    max_new_tokens: int = 8,
+) -> list[Replies]:
+    """`reply` under each of several rules; those of FastV share all that does not depend on the
+    budget."""
+    inside = [rule for rule in rules if rule.method in METHODS and METHODS[rule.method].inside]
+    found = {}
+    if inside:
+        budgets = [_settled(rule, None)[1] for rule in inside]
+        told = answers_inside(vlm, looked, questions, budgets, max_new_tokens=max_new_tokens)
+        for rule, one in zip(inside, told, strict=True):
+            found[rule] = Replies(one.texts, sum(kept.after for kept in one.kept[0]), one.kept)
+    for rule in rules:
+        if rule not in found:
+            left = leave(vlm, looked, rule, codebook=codebook)
+            # `answers` ends the visual tokens with the newline that these already have.
+            shown = left.rows if vlm.newline is None else left.rows[:-1]
+            texts = answers(vlm, shown, questions, max_new_tokens=max_new_tokens)
+            kept = sum(kept.after for kept in left.kept)
+            found[rule] = Replies(texts, kept, [left.kept] * len(questions))
+    return [found[rule] for rule in rules]
 
 
 def _settled(rule: Rule, codebook: Codebook | None) -> tuple[Method, Budget, dict[str, object]]:
@@ -186,40 +213,3 @@ def _settled(rule: Rule, codebook: Codebook | None) -> tuple[Method, Budget, dic
             raise RedlibError(f"{method.name} needs codebook=, a redlib.codebook.Codebook")
         options["codebook"] = codebook
     return method, budget, options
-
-
-def _inside(
-    vlm: VLM, looked: Sequence[Seen], rule: Rule, questions: Sequence[str], max_new_tokens: int
-) -> Replies:
-    """Answers of a method that prunes between layers: a prompt per question, padded on the left."""
-    method, budget, _ = _settled(rule, None)
-    inside = Inside(vlm.model)
-    whole = [everything(seen) for seen in looked]
-    visual = torch.cat([choice.rows for choice in whole]).to(vlm.dtype)
-    prompts = [vlm.prompt(text) for text in questions]
-    longest = max(len(before) + len(after) for before, after in prompts)
-    width = longest + len(visual)
-    rows = visual.new_zeros(len(prompts), width, visual.shape[1])
-    mask = torch.zeros(len(prompts), width, dtype=torch.long, device=vlm.device)
-    places = []
-    for line, (before, after) in enumerate(prompts):
-        row = torch.cat([vlm.embed(before), visual, vlm.embed(after)])
-        rows[line, -len(row) :], mask[line, -len(row) :] = row, 1
-        start = width - len(row) + len(before)
-        for choice in whole:
-            places.append(Place(line, start, len(choice.rows)))
-            start += len(choice.rows)
-    ids = torch.zeros_like(mask)
-    prompt = Prompt(ids, mask, ids, tuple(places))
-    kept = [choice.kept for choice in whole] * len(prompts)
-    inside.attach()
-    try:
-        inside.expect(list(looked) * len(prompts), prompt, budget, kept)
-        said = vlm.model.generate(
-            inputs_embeds=rows, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False
-        )
-    finally:
-        inside.detach()
-    texts = vlm.processor.tokenizer.batch_decode(said, skip_special_tokens=True)
-    chosen = [kept[at : at + len(whole)] for at in range(0, len(kept), len(whole))]
-    return Replies([text.strip() for text in texts], sum(one.after for one in chosen[0]), chosen)

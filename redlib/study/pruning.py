@@ -23,7 +23,7 @@ Rules are dear, so not all of them are asked everything: Ours, Random and PruMer
 import hashlib
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,7 +34,7 @@ from PIL import Image
 from redlib import bench, leave_one_out, probe, stages
 from redlib.bench import captions, coco
 from redlib.bench.letters import circular
-from redlib.bench.looking import NONE, UNPRUNED, Rule, look, reply
+from redlib.bench.looking import NONE, UNPRUNED, Replies, Rule, look, replies
 from redlib.codebook import Codebook
 from redlib.data import benchmarks, prompts, single
 from redlib.data.photo import Photo
@@ -53,6 +53,7 @@ from redlib.prune import (
 from redlib.prune.choose import Kept
 from redlib.prune.context import MERGED
 from redlib.prune.scores import cosines
+from redlib.prune.views import Seen
 from redlib.store import atomic, write_json
 from redlib.study import codebooks, scoring
 from redlib.study.asking import CAPTIONED, ask, described, exam, identity
@@ -278,8 +279,8 @@ def rules(session: Session, limits: pd.DataFrame, setting: str = "base") -> list
     names = ["ours", "random", *p.methods, "threshold"]
     if p.data == "real":
         names = [name for name in names if name not in KNOWING]
-    if setting == "split":  # Hugging Face's FastV would read 2,880 tokens for every question
-        names = [name for name in names if name in ASKED_ALL]
+    if setting == "split":
+        names = [name for name in names if name in PAPER]
     found = [Asked("unpruned", 0, Rule(UNPRUNED, size), full, True)]
     if setting == "base":
         found.append(Asked("none", 0, Rule(NONE, 0), full, False))
@@ -417,11 +418,6 @@ def answer_image(
     covered = None
     if isinstance(scene, Scene):
         covered = scene.coverage(vlm.sight).sum(axis=0) + scene.word_coverage(vlm.sight)
-    longest, longest_caption = LONGEST, LONGEST_CAPTION
-    if covered is None:
-        p = session.params
-        longest = prompts.LONGEST
-        longest_caption = prompts.longest_caption(p.prompts, family(p.model))
     extra = {}
     if base:
         if covered is not None:
@@ -430,18 +426,7 @@ def answer_image(
             extra |= probed(session, scene)
     looked = look(vlm, [scene.image], setting=asking.setting, extra=extra)
     frames = []
-    for asked in plan:
-        chosen = [
-            q
-            for q, place in asking.asked
-            if (asked.captions if q.task in CAPTIONED else place < asked.limit)
-        ]
-        if not chosen:
-            continue
-        told = reply(
-            vlm, looked, asked.rule, [q.text for q in chosen], codebook=codebook,
-            max_new_tokens=longest_caption if any(q.task in CAPTIONED for q in chosen) else longest,
-        )  # fmt: skip
+    for asked, chosen, told in _told(session, asking, plan, looked, codebook):
         frame = pd.DataFrame(
             {
                 "setting": asking.setting,
@@ -467,6 +452,40 @@ def answer_image(
         )
         frames.append(frame.assign(correct=circular(frame).astype(float)))
     return pd.concat(frames, ignore_index=True)
+
+
+def _told(
+    session: Session,
+    asking: Asking,
+    plan: Sequence[Asked],
+    looked: Sequence[Seen],
+    codebook: Codebook,
+) -> Iterator[tuple[Asked, list[Question], Replies]]:
+    """What each rule of the plan is asked about an image, and answers. Rules that are asked the
+    same are asked together, which spares FastV the ranking at every further budget."""
+    together: dict[tuple[Question, ...], list[Asked]] = {}
+    for asked in plan:
+        chosen = tuple(
+            q
+            for q, place in asking.asked
+            if (asked.captions if q.task in CAPTIONED else place < asked.limit)
+        )
+        if chosen:
+            together.setdefault(chosen, []).append(asked)
+    p = session.params
+    longest, longest_caption = LONGEST, LONGEST_CAPTION
+    if p.data == "real":
+        longest = prompts.LONGEST
+        longest_caption = prompts.longest_caption(p.prompts, family(p.model))
+    found = {}
+    for chosen, part in together.items():
+        told = replies(
+            session.model, looked, [asked.rule for asked in part], [q.text for q in chosen],
+            codebook=codebook,
+            max_new_tokens=longest_caption if any(q.task in CAPTIONED for q in chosen) else longest,
+        )  # fmt: skip
+        found |= {asked: (list(chosen), one) for asked, one in zip(part, told, strict=True)}
+    yield from ((asked, *found[asked]) for asked in plan if asked in found)
 
 
 def _right(question: Question, said: str, scene: Scene | Photo) -> float:

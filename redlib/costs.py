@@ -335,16 +335,21 @@ class _Planner:
                 work.forward(rows, at - 1, at, read=rows)
         return questions
 
-    def _inside(self, work: Work, kept: int, questions: int, words: int) -> int:
-        """The same for FastV, which reads every question with the whole image in its first layers
-        (`redlib.prune.inside`)."""
-        few, all_ = self.shape.before + kept + ASKED, self.shape.before + self.size + ASKED
+    def _inside(
+        self, work: Work, budgets: Sequence[int], questions: int, words: int, tiles: int = 1
+    ) -> int:
+        """The same for FastV (`redlib.bench.inside`): its first layers read the image once for all
+        questions and budgets, the others what each question keeps of it."""
         share = FASTV_LAYERS / self.shape.layers
-        equal = round(share * all_ + (1 - share) * few)  # as many tokens in all layers
-        work.forward(questions, 0, equal, read=questions)
-        for word in range(1, words):
-            work.forward(questions, equal + word - 1, equal + word, read=questions)
-        return questions
+        # as many tokens in all layers
+        work.forward(1, 0, round(share * (self.shape.before + tiles * self.size)))
+        for kept in budgets:
+            few = self.shape.before + tiles * kept
+            equal = round((1 - share) * few) + ASKED
+            work.forward(questions, 0, equal, read=questions)
+            for word in range(1, words):
+                work.forward(questions, equal + word - 1, equal + word, read=questions)
+        return questions * len(budgets)
 
     # The notebooks
 
@@ -427,8 +432,10 @@ class _Planner:
         yield _Stage("06", "answers of Ours, PruMerge and Random", images, n, work)
         work, n = self._work(), 0
         for name, kept in further:
-            asked = self._inside if name == "fastv" else self._asked
-            n += asked(work, kept, each, LONGEST)
+            if name != "fastv":
+                n += self._asked(work, kept, each, LONGEST)
+        if "fastv" in named:
+            n += self._inside(work, [*p.budgets, *more], each, LONGEST)
         images = math.ceil(SQUARE_AND_WIDE * p.n_further)
         yield _Stage("06", "answers of FastV, further methods and Figure 9", images, n, work)
         work = self._work()
@@ -436,8 +443,8 @@ class _Planner:
         for kept in p.budgets:
             for _ in ASKED_ALL:
                 n += self._asked(work, kept, 1, LONGEST_CAPTION)
-            if "fastv" in p.methods:
-                n += self._inside(work, kept, 1, LONGEST_CAPTION)
+        if "fastv" in p.methods:
+            n += self._inside(work, p.budgets, 1, LONGEST_CAPTION)
         yield _Stage("06", "captions", len(CAPTIONED) * p.n_captions, n, work)
         kind = family(p.model)
         if kind == "llava-next":
@@ -454,6 +461,8 @@ class _Planner:
         for kept in TILE_BUDGETS:
             for _ in range(len(ASKED_ALL) - 1 + self.p.random_seeds):
                 n += self._asked(work, TILES * kept, each, LONGEST)
+        if "fastv" in self.p.methods:
+            n += self._inside(work, TILE_BUDGETS, each, LONGEST, tiles=TILES)
         return _Stage("06", "answers about five tiles", images, n, work)
 
     def _several(

@@ -20,6 +20,7 @@ from redlib.params import NOTEBOOKS, Params
 
 HUB = "Hugging Face hub"
 WEIGHTS = "*.safetensors"
+NEWEST = "newest"
 
 
 def lines(
@@ -60,7 +61,7 @@ def fetches(
     """What the runs fetch between them, each thing once.
 
     Returns name, id, split, gigabytes (at most), cached (gigabytes of them that lie in the hub's
-    cache), source (the hub, a folder, or "embedded"), and disk, gigabytes more that `datasets`
+    cache), source (the hub, a folder, or "here already"), and disk, gigabytes more that `datasets`
     takes for its own copy. The arguments are those of `lines`.
     """
     tables = [_fetched_by(one, notebooks) for one in runs]
@@ -80,7 +81,7 @@ def _fetched_by(one: Params, notebooks: Sequence[str]) -> pd.DataFrame:
     row = {
         "name": "model weights",
         "id": one.model,
-        "split": one.revision or ("" if local else "newest"),
+        "split": one.revision or ("" if local else NEWEST),
         "gigabytes": 0.0 if local else costs.memory(one),
         "source": "here already" if local else HUB,
         "disk": 0.0,
@@ -111,24 +112,27 @@ def _cached(table: pd.DataFrame, cache: Path | None) -> list[float]:
         source = sources.get(row.id)
         kind, ids = ("dataset", source.ids) if source else ("model", (row.id,))
         pattern = source.files if source else WEIGHTS
+        if "{" in pattern:  # files that are named as they are drawn
+            pattern = "*"
+        commit = None if source or row.split == NEWEST else row.split
         found = [repos[kind, name] for name in ids if (kind, name) in repos]
-        held.append(max((_size(repo, pattern) for repo in found), default=0.0))
+        held.append(max((_size(repo, pattern, commit) for repo in found), default=0.0))
     return held
 
 
-def _size(repo: object, pattern: str) -> float:
-    """Gigabytes of a cached repository's files of that pattern, of the revision that has most."""
-    return (
-        max(
-            sum(
-                file.size_on_disk
-                for file in revision.files
-                if fnmatch(file.file_path.relative_to(revision.snapshot_path).as_posix(), pattern)
-            )
-            for revision in repo.revisions
+def _size(repo: object, pattern: str, commit: str | None) -> float:
+    """Gigabytes of a cached repository's files of that pattern; of a commit, branch or tag, or else
+    of whichever has most."""
+    sizes = [
+        sum(
+            file.size_on_disk
+            for file in revision.files
+            if fnmatch(file.file_path.relative_to(revision.snapshot_path).as_posix(), pattern)
         )
-        / 1e9
-    )
+        for revision in repo.revisions
+        if commit in (None, revision.commit_hash, *revision.refs)
+    ]
+    return max(sizes, default=0) / 1e9
 
 
 def _fetch_lines(table: pd.DataFrame) -> list[str]:

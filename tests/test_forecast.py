@@ -36,6 +36,10 @@ def test_what_is_cached_is_not_fetched_again(tmp_path):
     assert found.loc["model weights", "cached"] == pytest.approx(5.0)
     assert found.loc["VQAv2 validation", "cached"] == pytest.approx(2.0)
     assert found["gigabytes"].equals(empty["gigabytes"])
+    for revision, there in (("0" * 40, 5.0), ("f" * 40, 0.0)):
+        pinned = check({"model": SEVEN, "revision": revision})
+        (held,) = forecast.fetches([pinned], cache=tmp_path)["cached"]
+        assert held == pytest.approx(there), "weights of another commit are others"
     told = forecast.lines([one], ["01", "02"], cache=tmp_path)
     total = found["gigabytes"].sum()
     said = f"in all {total:.1f} GB, 7.0 of them cached already: {total - 7:.1f} to fetch"

@@ -145,7 +145,7 @@ def run(
         if not (folder / NOTEBOOKS[number]).is_file():
             raise RedlibError(f"{folder / NOTEBOOKS[number]}: no such notebook")
     if any(one.data == "real" for one in runs):
-        for line in [*forecast.lines(runs, chosen), ""]:
+        for line in [*forecast.lines(runs, only or list(NOTEBOOKS)), ""]:
             say(line)
     first = LONGEST if jobs > 1 else ()
     waiting = []
@@ -163,7 +163,10 @@ def run(
 
 def forecast_lines(file: str | Path, only: Sequence[str] | None = None) -> list[str]:
     """What `run` would fetch and cost, and nothing is run; see `redlib.forecast`."""
-    return forecast.lines(params.load_set(file), _choose(only))
+    runs = params.load_set(file)
+    for one in runs:
+        _choose(only, one)
+    return forecast.lines(runs, only or list(NOTEBOOKS))
 
 
 def draw_pages(file: str | Path) -> Path:

@@ -33,7 +33,7 @@ def lines(
 
     Args:
         runs: what the file or set holds.
-        notebooks: numbers of those that run.
+        notebooks: numbers of those that run, as far as a run's own file has them.
         cache: the hub's cache folder; None: where huggingface_hub has it.
 
     Raises:
@@ -44,7 +44,7 @@ def lines(
     told, hours = _fetch_lines(fetches(runs, notebooks, cache=cache)), 0.0
     for one in runs:
         table = costs.plan(one)
-        table = table[table["notebook"].isin(notebooks)]
+        table = table[table["notebook"].isin(_of(one, notebooks))]
         told += ["", *_cost_lines(one, table, costs.memory(one), costs.CARD)]
         hours += table["hours"].sum()
     if len(runs) > 1:
@@ -64,12 +64,16 @@ def fetches(
     cache), source (the hub, a folder, or "here already"), and disk, gigabytes more that `datasets`
     takes for its own copy. The arguments are those of `lines`.
     """
-    tables = [_fetched_by(one, notebooks) for one in runs]
+    tables = [_fetched_by(one, _of(one, notebooks)) for one in runs]
     table = pd.concat(tables, ignore_index=True)
     # Runs of one set may want more and fewer images of one data set.
     table = table.groupby(["name", "id", "split", "source"], sort=False, as_index=False).max()
     table["cached"] = table["gigabytes"].clip(upper=pd.Series(_cached(table, cache)))
     return table[["name", "id", "split", "gigabytes", "cached", "source", "disk"]]
+
+
+def _of(one: Params, notebooks: Sequence[str]) -> list[str]:
+    return [number for number in one.notebooks or NOTEBOOKS if number in notebooks]
 
 
 def _fetched_by(one: Params, notebooks: Sequence[str]) -> pd.DataFrame:

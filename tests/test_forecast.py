@@ -46,6 +46,14 @@ def test_what_is_cached_is_not_fetched_again(tmp_path):
     assert any(line.startswith(said) for line in told)
 
 
+def test_a_file_that_runs_some_notebooks_is_forecast_for_these(tmp_path):
+    part = check({"notebooks": ["05", "06"], "run_name": "part"})
+    told = forecast.lines([part], cache=tmp_path)
+    assert {line[:3] for line in told if re.match(r"0\d ", line)} == {"05 ", "06 "}
+    told = forecast.lines([part], ["04", "06"], cache=tmp_path)
+    assert {line[:3] for line in told if re.match(r"0\d ", line)} == {"06 "}
+
+
 def test_the_members_of_a_set_share_their_data_sets(tmp_path):
     common = {"data": "real", "preset": "paper"}
     models = [SEVEN, "llava-hf/llama3-llava-next-8b-hf"]

@@ -9,12 +9,13 @@ READY := $(VENV)/ready
 LMMS := .venv-lmms-eval
 
 .DEFAULT_GOAL := help
-.PHONY: help setup figures smoke test test-page torture bench bench-gpu lmms-eval lab
+.PHONY: help setup figures smoke test test-real test-page torture bench bench-gpu lmms-eval lab
 
 help: ## show this list
 	@echo "make figures   run every notebook and draw every figure; ends with the page to open"
 	@echo "make smoke     the same at the smallest scale, not published"
 	@echo "make test      lint, format check, tests, and every notebook at the smallest scale"
+	@echo "make test-real the parameter files of the 7B models, on small models and data of their form"
 	@echo "make test-page open the pages in headless Chromium; says what to install if it is missing"
 	@echo "make bench     time and exactness of the engine against stock transformers"
 	@echo "make bench-gpu the same for random 7B and 8B models, needs a GPU"
@@ -52,6 +53,12 @@ test: $(READY)
 	@rm -rf $(REDLIB_RUNS)
 	@$(VENV)/bin/python -m pytest tests notebooks -p no:cacheprovider \
 	  --nbval-lax --nbval-current-env --nbval-sanitize-with tests/nbval.cfg
+
+# Whole runs, minutes each, that no change of the embedded models' part can break.
+test-real: export HF_HUB_OFFLINE = 1
+test-real: $(READY)
+	@$(VENV)/bin/python -m pytest tests/real_runs.py tests/photographs_run.py \
+	  tests/benchmarks_run.py -p no:cacheprovider
 
 test-page: $(READY)
 	@$(VENV)/bin/python tests/page.py

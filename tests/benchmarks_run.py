@@ -16,7 +16,7 @@ import pytest
 from conftest import save_tiny_llava
 from PIL import Image
 
-from redlib.bench import coco
+from redlib.bench import coco, looking
 from redlib.errors import RedlibError
 from redlib.models import load
 from redlib.notebook import Session
@@ -172,9 +172,9 @@ def test_photographs_are_answered_as_the_scenes_that_they_are(root, tmp_path):
     rule = pruning.Asked("ours", 0, pruning.Rule("codebook", 6), 9, False)
     frame = pruning.answer_image(session, asking, [rule], codebook)
     (scene,) = scenes("test", 1, start=miniature.START + int(asking.scene.id[-12:]))
-    looked = pruning.look(vlm, [scene.image])
+    looked = looking.look(vlm, [scene.image])
     texts = [q.text for q in questions([scene], "pope-random")]
-    told = pruning.reply(
+    told = looking.reply(
         vlm, looked, rule.rule, texts, codebook=codebook, max_new_tokens=16
     ).texts  # fmt: skip
     said = dict(zip(texts, told, strict=True))

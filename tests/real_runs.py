@@ -8,6 +8,7 @@ own figures, and that the results say what made them.
 """
 
 import json
+import shutil
 from pathlib import Path
 
 import matplotlib
@@ -60,7 +61,9 @@ def finished(tmp_path_factory):
         patch.setattr(coco, "ready", lambda metric: None)
         patch.setattr(coco, "cider", lambda said, told: pd.Series(0.5, index=list(said)))
         sets = miniature.everything(folder / "sets")
-        photos.vqav2_folder(sets, photos.jpegs(12))
+        photos.vqav2_folder(sets, photos.jpegs(30))
+        shutil.rmtree(sets / "coco-karpathy")  # of too few images for notebook 01
+        photos.coco(sets, photos.jpegs(30))
         here = {"data_dir": str(sets), "caption_metric": "CIDEr"}
         for model, name in FILES.items():
             values = yaml.safe_load((ROOT / "params" / f"{name}.yaml").read_text(encoding="utf-8"))

@@ -28,12 +28,10 @@ class Benchmark(Source):
 
     Attributes:
         columns: those that a row must have.
-        revision: branch of the repository, where it is not the main one.
         stated: whether its size is the publisher's; else it is an estimate.
     """
 
     columns: tuple[str, ...]
-    revision: str | None = None
     stated: bool = True
 
 

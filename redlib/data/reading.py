@@ -141,7 +141,7 @@ def _snapshot(name: str, source: Source) -> Path:
         snapshot_download,
         name,
         repo_type="dataset",
-        revision=getattr(source, "revision", None),
+        revision=source.revision,
         allow_patterns=[source.files, "README.md"],
         local_files_only=config.HF_HUB_OFFLINE,
     )

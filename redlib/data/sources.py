@@ -40,6 +40,7 @@ class Source:
         gigabytes: to fetch.
         disk: gigabytes more that `datasets` takes for its own uncompressed copy.
         per_image: gigabytes of each image that is used, where images are fetched one by one.
+        revision: branch of the repository, where it is not the main one.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Source:
     gigabytes: float
     disk: float
     per_image: float = 0.0
+    revision: str | None = None
 
     @property
     def folder(self) -> str:

@@ -22,8 +22,11 @@ import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 from torch import Tensor, nn
 from transformers import StoppingCriteriaList
 from transformers.generation import LogitsProcessorList
@@ -418,16 +421,32 @@ def _check_codebook(model: nn.Module, method: Method, codebook: object, foreign:
             "another model"
         )
     name = str(getattr(model.config, "_name_or_path", "")).rstrip("/\\")
-    commit = getattr(model.config, "_commit_hash", None)
     same = (
         name.replace("\\", "/").rsplit("/", 1)[-1] == codebook.model.rstrip("/").rsplit("/", 1)[-1]
     )
-    if not foreign and (not same or (commit and codebook.revision != commit)):
+    other = same and _other_commit(name, codebook.revision)
+    if not foreign and (other or not same):
         raise RedlibError(
             f"the codebook was made with {codebook.model!r} (revision {codebook.revision[:12]}), "
-            f"the model is {name or 'without a name'!r}: tokens of another model live in another "
-            "space; say codebook_of_other_model=True if they are the same"
+            f"the model is {name or 'without a name'!r}{' of another revision' * other}: tokens of "
+            "another model live in another space; say codebook_of_other_model=True if they are the "
+            "same"
         )
+
+
+def _other_commit(name: str, revision: str) -> bool:
+    """Whether a model of the hub is surely not of this commit.
+
+    A stock model knows from which id it was loaded, but since transformers 5 not from which commit
+    of it: any of those in this machine's cache. Of a folder's weights nothing is known here.
+    """
+    if Path(name).is_dir():
+        return False
+    try:
+        held = [try_to_load_from_cache(name, "config.json", revision=r) for r in (None, revision)]
+    except HFValidationError:  # a name that is no id
+        return False
+    return isinstance(held[0], str) and not isinstance(held[1], str)
 
 
 def _instead(stock: object, ours: object) -> object:

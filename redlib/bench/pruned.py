@@ -171,7 +171,8 @@ def _fastv(vlm: VLM, batch: int, keep: int, *, pairs: int) -> Row:
     before, after = longer.prompt(question)
     place = before.new_full((vlm.grid.size,), vlm.model.config.image_token_id)
     ids = torch.cat([before, place, after]).expand(batch, -1)
-    pixels = vlm._pixels([scenes("test", 1)[0].image] * batch).to(vlm.device, vlm.dtype)
+    ((pixels, _),) = vlm.views([scenes("test", 1)[0].image])  # (1, 3, side, side)
+    pixels = pixels.expand(batch, -1, -1, -1).to(vlm.device, vlm.dtype)
 
     @torch.no_grad()
     def read() -> None:

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pruning
 import pytest
 import torch
-from pruning import KINDS, Maker, model_of, picture
+from pruning import IMAGES, KINDS, TEXTS, Maker, model_of, picture
 from torch import nn
 
 import redlib
@@ -18,8 +18,6 @@ from redlib.errors import RedlibError
 from redlib.prune import prepare
 
 EXACT = 1e-9
-TEXTS = ["USER: <image> what is this ?", "the <image> red cup <image> show in the picture ?"]
-IMAGES = [[picture(1)], [picture(2), picture(3)]]
 
 
 @pytest.fixture(scope="module", params=KINDS)

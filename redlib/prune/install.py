@@ -89,9 +89,12 @@ class Run:
             return "no visual tokens"
         line = f"{sum(k.before for k in self.last)} -> {sum(k.after for k in self.last)}"
         line += " visual tokens"
+        if len(self.last) > 1:
+            line += f" of {len(self.last)} images or films"
         if self._inside is not None:
-            line += f" from layer {self._inside.layer} on"
-        return line if len(self.last) == 1 else f"{line} of {len(self.last)} images or films"
+            line += f" from layer {self._inside.layers[-1] + 1} on"
+            line += f" ({self._inside.average():.1f} a layer)"
+        return line
 
     def seen(self, given: Mapping[str, object]) -> list[Seen]:
         """The views of a batch behind tower and projector, and of each what may be chosen."""
@@ -404,7 +407,7 @@ def _run(
             raise RedlibError(f"{method.name} takes no {name!r}; it takes {takes}")
     if "codebook" in method.options:
         _check_codebook(model, method, options.get("codebook"), foreign)
-    inside = Inside(model, **options) if method.inside else None
+    inside = method.inside(model, **options) if method.inside else None
     return Run(model, method, budget, per, packing, options, extra or {}, _inside=inside)
 
 

@@ -57,7 +57,9 @@ class Candidates:
 
 @dataclass(frozen=True, eq=False)
 class Cut:
-    """A batch shortened between two layers, T positions to S.
+    """A batch of prompts shortened between two layers, T positions to S.
+
+    What was written behind the prompts already, if it is read with them, goes along whole.
 
     Attributes:
         layer: the first that reads it.
@@ -66,7 +68,7 @@ class Cut:
         blank: (B, S) bool, where a row is padded.
         length: T.
         merged: rows that are means: row, new position, and the old positions of which.
-        places: (B, S) the old position whose number each new one has.
+        places: (B, S + w) the old position whose number each new one has, of w written ones too.
         gone: (B,) by how much the numbers of what comes behind fall.
     """
 
@@ -78,17 +80,16 @@ class Cut:
     places: Tensor
     gone: Tensor
 
-    def along(self, values: Tensor, index: Tensor) -> Tensor:
-        """(B or 1, T, ...) to (B, S, ...)."""
-        rows = torch.arange(len(index), device=values.device)[:, None]
-        return values.expand(len(index), *values.shape[1:])[rows, index]
-
     def states(self, hidden: Tensor) -> Tensor:
-        """(B, T, D) to (B, S, D)."""
-        short = self.along(hidden, self.index)
+        """(B, T + w, D) to (B, S + w, D)."""
+        short = _along(hidden, self._whole(hidden.shape[1]))
         for row, at, members in self.merged:
             short[row, at] = hidden[row, members].mean(0)
         return short
+
+    def numbered(self, values: Tensor) -> Tensor:
+        """(B or 1, T + w, ...), values of positions, to (B, S + w, ...)."""
+        return _along(values, self.places)
 
     def keys(self, mask: Tensor) -> Tensor:
         """(B or 1, 1, q, T + t) to (B, 1, q, S + t): no query sees a blank."""
@@ -99,15 +100,19 @@ class Cut:
         return torch.cat([seen, mask[..., self.length :]], 3)
 
     def both(self, mask: Tensor) -> Tensor:
-        """(B or 1, 1, T, T) to (B, 1, S, S). A blank query sees everything: it is never read, and a
-        softmax over nothing would not be a number."""
-        mask = self.keys(mask)
-        index = self.index[:, None, :, None].expand(-1, 1, -1, mask.shape[3])
-        mask = mask.gather(2, index)
+        """(B or 1, 1, T + w, T + t) to (B, 1, S + w, S + t). A blank query sees everything: it is
+        never read, and a softmax over nothing would not be a number."""
+        index, mask = self._whole(mask.shape[2]), self.keys(mask)
+        mask = mask.gather(2, index[:, None, :, None].expand(-1, 1, -1, mask.shape[3]))
         future = torch.ones(mask.shape[2:], dtype=torch.bool, device=mask.device).triu(1)
         mask = mask.masked_fill(future, _lowest(mask.dtype))  # of equal indices
         most = True if mask.dtype == torch.bool else 0.0
-        return mask.masked_fill(self.blank[:, None, :, None], most)
+        blank = nn.functional.pad(self.blank, (0, mask.shape[2] - self.blank.shape[1]))
+        return mask.masked_fill(blank[:, None, :, None], most)
+
+    def _whole(self, length: int) -> Tensor:
+        """(B, S + w) the index, and what is written behind the prompts."""
+        return _continued(self.index, self.length, length - self.length)
 
 
 class Inside:
@@ -221,11 +226,9 @@ class Inside:
         """In front of the first layer."""
         if self._expected is None or not self._fresh(kwargs, 0):
             return
-        hidden, mask = args[0], self._mask
-        self._copies = len(hidden) // len(mask)  # beams or samples of one prompt share its ranking
-        grown = hidden.shape[1] - mask.shape[1]  # what was written already, without a cache
-        self._real = torch.cat([mask, mask.new_ones(len(mask), grown)], 1)
-        self._cuts = []
+        hidden = args[0]
+        self._copies = len(hidden) // len(self._mask)  # beams of one prompt share its ranking
+        self._real, self._cuts = self._mask, []
         self._now = [self.begin(hidden[:: self._copies], each) for each in self._expected]
 
     def _look(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -234,6 +237,8 @@ class Inside:
         if self._expected is None or not self._fresh(kwargs, layer):
             return
         last = (real * torch.arange(real.shape[1])).amax(1).tolist()
+        if kwargs.get("past_key_values") is None and hidden.shape[1] > real.shape[1]:
+            last = [hidden.shape[1] - 1] * len(real)  # written one by one, ranked by each anew
         raters = [self.raters(each, last[each.row]) for each in self._now]
         asked: list[list[Tensor]] = [[] for _ in real]
         for each, of in zip(self._now, raters, strict=True):
@@ -262,7 +267,7 @@ class Inside:
         if not self._fresh(kwargs, layer):
             for cut in cuts:
                 kwargs = kwargs | self._written(cut, hidden, kwargs)
-            return args, kwargs
+            return args, kwargs | _as_wide_as_the_cache(kwargs, layer)
         for cut in cuts:
             kwargs = kwargs | self._read(cut, hidden.device, kwargs)
         if layer - 1 in self.layers:
@@ -270,22 +275,21 @@ class Inside:
             self._cuts.append(cut)
             kwargs = kwargs | self._read(cut, hidden.device, kwargs)
             hidden = cut.states(hidden)
-        return (hidden, *args[1:]), kwargs
+        return (hidden, *args[1:]), kwargs | _as_wide_as_the_cache(kwargs, layer)
 
     def _read(self, cut: Cut, device: torch.device, kwargs: dict) -> dict:
         """What changes for a layer behind a cut while a prompt is read."""
         mask = kwargs.get("attention_mask")
         if mask is None and bool(cut.blank.any()):
-            square = torch.ones(cut.length, cut.length, dtype=torch.bool, device=device)
+            length = kwargs["position_embeddings"][0].shape[1]
+            square = torch.ones(length, length, dtype=torch.bool, device=device)
             mask = square.tril()[None, None]
         short = {
             "attention_mask": None if mask is None else cut.both(mask),
-            "position_embeddings": tuple(
-                cut.along(v, cut.places) for v in kwargs["position_embeddings"]
-            ),
+            "position_embeddings": tuple(cut.numbered(v) for v in kwargs["position_embeddings"]),
         }
         if kwargs.get("position_ids") is not None:
-            short["position_ids"] = cut.along(kwargs["position_ids"], cut.places)
+            short["position_ids"] = cut.numbered(kwargs["position_ids"])
         return short
 
     def _written(self, cut: Cut, hidden: Tensor, kwargs: dict) -> dict:
@@ -326,13 +330,16 @@ class Inside:
         index, blank, moved, made = _packed(
             stays, [[at for at, _ in line] for line in merged], left
         )
-        places = index
+        written = hidden.shape[1] - real.shape[1]
+        places = _continued(index, real.shape[1], written)
         if self._compact:  # of as many as are left, the first
-            places = index.clone()
-            places[~blank] = torch.cat(
-                [old.nonzero().flatten()[: int(new.sum())]
-                 for old, new in zip(real, ~blank, strict=True)]
-            )  # fmt: skip
+            old, new = (nn.functional.pad(of, (0, written), value=True) for of in (real, ~blank))
+            places[new] = torch.cat(
+                [
+                    was.nonzero().flatten()[: int(now.sum())]
+                    for was, now in zip(old, new, strict=True)
+                ]
+            )
         now = []
         for each, (best, new) in zip(self._now, picked, strict=True):
             own, new = moved[each.row], made[each.row][new]
@@ -398,12 +405,25 @@ def _rows(layer: nn.Module, hidden: Tensor, kwargs: dict, positions: Tensor, cop
     logits = logits.masked_fill(future[:, None], -torch.inf)
     mask = kwargs.get("attention_mask")
     if mask is not None:
-        mask = mask.expand(len(hidden) * copies, *mask.shape[1:])[::copies, 0][rows, positions]
+        mask = mask.expand(len(hidden) * copies, *mask.shape[1:])[::copies, 0]
+        mask = mask[rows, positions, : logits.shape[3]]  # a cache of fixed length is longer
         if mask.dtype == torch.bool:  # (B, R, T)
             logits = logits.masked_fill(~mask[:, None], -torch.inf)
         else:
             logits = logits + mask[:, None]
     return logits.softmax(-1).mean(1)
+
+
+def _along(values: Tensor, index: Tensor) -> Tensor:
+    """(B or 1, T, ...) at the positions (B, S), (B, S, ...)."""
+    rows = torch.arange(len(index), device=values.device)[:, None]
+    return values.expand(len(index), *values.shape[1:])[rows, index]
+
+
+def _continued(index: Tensor, start: int, count: int) -> Tensor:
+    """(B, S) positions and the `count` ones from `start` on, (B, S + count)."""
+    more = torch.arange(start, start + count, device=index.device)
+    return torch.cat([index, more.expand(len(index), -1)], 1)
 
 
 def _packed(
@@ -439,6 +459,16 @@ def _packed(
         moved.append(torch.zeros(len(row), dtype=torch.int64).masked_scatter(row, order[:count]))
         made.append(order[count:])
     return index, blank, moved, made
+
+
+def _as_wide_as_the_cache(kwargs: dict, layer: int) -> dict:
+    """The mask of a layer whose cache has a fixed length: what is left over is not seen."""
+    cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
+    if cache is None or mask is None:
+        return {}
+    missing = cache.get_max_length(layer) - mask.shape[-1]  # -1 if the length is not fixed
+    mask = nn.functional.pad(mask, (0, max(missing, 0)), value=_lowest(mask.dtype))
+    return {"attention_mask": mask}
 
 
 def _lowest(dtype: torch.dtype) -> float | bool:

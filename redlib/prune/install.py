@@ -187,6 +187,13 @@ class Run:
             return self._stock_generate(stock, given)
         if given.get("attention_mask") is None:
             given["attention_mask"] = _mask(self.model, ids)
+        if self._inside is not None:
+            if _setting(self.model, given, "prefill_chunk_size") is not None:
+                raise RedlibError(
+                    f"{self.method.name} ranks by a prompt that is read whole: leave out "
+                    "prefill_chunk_size"
+                )
+            given["disable_compile"] = True  # what stays differs from prompt to prompt
         prompt, encoded = self.prune(ids, given["attention_mask"], given, "left")
         given = self._shortened(given, prompt, encoded)
         restored = Restored(ids, prompt.ids.shape[1])
@@ -502,7 +509,7 @@ def _pad(model: nn.Module) -> int:
 
 
 def _setting(model: nn.Module, given: Mapping[str, object], name: str) -> int | None:
-    """A length that counts the prompt, from where stock `generate` takes it."""
+    """A setting, from where stock `generate` takes it."""
     configs = (given.get("generation_config"), model.generation_config)
     values = [given.get(name), *(getattr(config, name, None) for config in configs)]
     return next((value for value in values if value is not None), None)

@@ -184,13 +184,15 @@ def test_budgets_per_tile(made):
         assert mine.tolist() == sorted(scores.topk(2).indices.tolist())
 
 
-def test_text_after_an_image_is_not_shortened(made):
+@pytest.mark.parametrize("method", ["fastv", "sparsevlm"])
+def test_text_beside_an_image_is_not_shortened(made, method):
     inputs, model = made.maker(TEXTS, IMAGES), made.model
     text = {k: v for k, v in made.maker(["USER: what is this ?"]).items()
             if k in ("input_ids", "attention_mask")}  # fmt: skip
     with torch.no_grad():
         stock = model(**text).logits
-        with redlib.pruned(model, "fastv", keep=2, per="image"):
+        with redlib.pruned(model, method, keep=2, per="image"):
+            assert torch.equal(model(**text).logits, stock)
             model(**inputs)
             assert torch.equal(model(**text).logits, stock)
 

@@ -307,7 +307,7 @@ def state(model) -> tuple:
     return sorted(vars(model)), hooks, model.config._attn_implementation, type(model).forward
 
 
-@pytest.mark.parametrize("method", ["random", "fastv", "received-attention"])
+@pytest.mark.parametrize("method", ["random", "fastv", "sparsevlm", "received-attention"])
 def test_nothing_is_left_behind(made, method):
     inputs, model = batch(made), made.model
     other = model_of(made.folder)

@@ -233,9 +233,10 @@ class Inside:
 
     def _look(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         """In front of a layer that ranks: how much attention every candidate gets."""
-        layer, hidden, real = module.self_attn.layer_idx, args[0], self._real
+        layer, hidden = module.self_attn.layer_idx, args[0]
         if self._expected is None or not self._fresh(kwargs, layer):
             return
+        real = self._real
         last = (real * torch.arange(real.shape[1])).amax(1).tolist()
         if kwargs.get("past_key_values") is None and hidden.shape[1] > real.shape[1]:
             last = [hidden.shape[1] - 1] * len(real)  # written one by one, ranked by each anew
@@ -243,7 +244,9 @@ class Inside:
         asked: list[list[Tensor]] = [[] for _ in real]
         for each, of in zip(self._now, raters, strict=True):
             asked[each.row].append(of)
-        positions = [torch.cat(of).unique() if of else torch.zeros(1).long() for of in asked]
+        positions = [
+            torch.cat(of).unique() if of else torch.zeros(1, dtype=torch.int64) for of in asked
+        ]
         padded = nn.utils.rnn.pad_sequence(positions, batch_first=True).to(hidden.device)  # (B, R)
         attention = _rows(module, hidden, kwargs, padded, self._copies)  # (B, R, T)
         self._scores = [

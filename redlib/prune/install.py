@@ -15,6 +15,10 @@ the class, another model, nor the choice of attention is touched.
 
 Sequences that `generate` returns begin with the prompt as it was given, so that whoever cuts the
 answer off behind it still can. `forward` returns logits of the shortened prompt.
+
+Beams, sampling, assisted generation and caches of fixed length work as without pruning. A method
+that prunes inside the language model has to read a prompt whole, so not by `prefill_chunk_size`,
+and its layers are not compiled.
 """
 
 import functools

@@ -51,6 +51,8 @@ _LARGE_PNG = 200_000
 _NO_CLS = " The tower of this model has no [cls]: similarity to its mean patch stands in."
 _REAL = " Photographs ({}), drawn by lot with seed {}; where a text says scene, it means them."
 
+_GIVEN = " Ours, where it stands, is the codebook {}, which this run did not build."
+
 _KERNEL_NAMES = {"In", "Out", "exit", "quit", "get_ipython", "open"}
 _VERSIONS = ("torch", "transformers", "numpy", "pandas", "matplotlib", "scikit-learn")
 
@@ -148,6 +150,7 @@ class Session:
         self.workers = Workers(params.workers, params.scheduler)
         self._images: Any = None
         self.asked: list[str] = []  # names of the benchmarks that answers so far are about
+        self.ours = ""  # the codebook that the parameters name, where they name one
         self._model: Any = None
         self._saved: list[str] = []
         self._claims: list[dict[str, Any]] = []
@@ -281,6 +284,8 @@ class Session:
         if sets:
             told = ", ".join(dict.fromkeys(sets))
             texts["caption"] += _REAL.format(told, self.params.seed)
+        if self.ours:
+            texts["caption"] += _GIVEN.format(self.ours)
         if name not in self._saved:
             self._saved.append(name)
         note: dict[str, Any] = {
@@ -324,10 +329,12 @@ class Session:
     def finish(self, **numbers: Any) -> pd.DataFrame:
         """Write the notebook's numbers to results/<nb>.json; return them as (number, value).
 
-        Also drops figures that an earlier version of this notebook left in the folder, writes the
-        claims, and lets the workers go.
+        Where the parameters name a codebook, it is one of them. Also drops figures that an earlier
+        version of this notebook left in the folder, writes the claims, and lets the workers go.
         """
         self.workers.close()
+        if self.ours:
+            numbers["codebook"] = self.ours
         write_json(self.file(f"{self.notebook}.json"), numbers)
         for path in sorted(self.figures.glob("*.json")):
             try:

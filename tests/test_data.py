@@ -268,8 +268,17 @@ def test_numbers_have_to_be_numbers(tmp_path):
 
 def test_too_small_a_data_set_names_the_parameter(tmp_path):
     photos.vqav2(tmp_path, MANY)
-    with pytest.raises(RedlibError, match="study_images: asks for 25 images .* there are 24"):
-        Images(real(tmp_path)).take("study", 25)
+    for role, start, words in (
+        ("study", 0, "study_images: 25 needs 25 images of VQAv2 validation; the data set has 24: "),
+        ("probed", 7, "probe_scenes: 2 needs 25 images of VQAv2 .* from place 7 on; the data set"),
+        (
+            "reference",
+            0,
+            "data: a reference of fixed size needs 25 images .* has 24: give it whole",
+        ),
+    ):
+        with pytest.raises(RedlibError, match=words):
+            Images(real(tmp_path, study_images=25)).take(role, 25, start=start)
 
 
 def _complains(folder, words):

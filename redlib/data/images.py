@@ -32,7 +32,7 @@ class Role(NamedTuple):
 
     split, first: of the scenes that play it, and the number of the first one.
     source: the data set whose photographs do.
-    knob: the parameter that says how many.
+    knob: the parameter that says how many; "" where their number is fixed.
     behind: another role of that data set, from the end of whose order the photographs are taken, so
         that the two share none.
     """
@@ -47,7 +47,7 @@ class Role(NamedTuple):
 ROLES: dict[str, Role] = {
     "probed": Role("test", 0, VQAV2, "probe_scenes"),
     "captioned": Role("test", 0, COCO, "attention_positions"),
-    "reference": Role("test", 1000, VQAV2, "data_dir", behind="probed"),
+    "reference": Role("test", 1000, VQAV2, "", behind="probed"),
     "study": Role("test", 10_000, VQAV2, "study_images"),
     "maps": Role("test", 20_000, VQAV2, "tsne_images"),
     "training": Role("train", 1_000_000, COCO, "codebook_images"),
@@ -106,9 +106,14 @@ class Images:
             rows.append((role, *about, place, number, why))
         skipped.check()
         if len(found) < n:
+            knob, remedy = "data: a reference of fixed size", "give it whole"
+            if of.knob:
+                knob, remedy = f"{of.knob}: {getattr(self.params, of.knob)}", "ask for fewer"
+            place = f" from place {start} on" if start else ""
+            lost = f", {len(skipped.reasons)} unreadable" if skipped.reasons else ""
             raise RedlibError(
-                f"{of.knob}: asks for {n} images of {photos.name} from place {start} on; there are "
-                f"{len(order)}"
+                f"{knob} needs {n} images of {photos.name}{place}; the data set has "
+                f"{len(order)}{lost}: {remedy}"
             )
         if skipped.reasons:
             print(f"{photos.name}: {skipped}")

@@ -282,7 +282,8 @@ class Session:
             texts["caption"] += _NO_CLS
         sets = [*self.asked, *(self.source.drawn["set"] if self.params.data == "real" else ())]
         if sets:
-            told = ", ".join(dict.fromkeys(sets))
+            sets = list(dict.fromkeys(sets))
+            told = ", ".join(sets)
             texts["caption"] += _REAL.format(told, self.params.seed)
         if self.ours:
             texts["caption"] += _GIVEN.format(self.ours)
@@ -307,6 +308,8 @@ class Session:
             temporary.write_bytes(csv.encode("utf-8"))
         note["parameters"] = self._own_parameters()
         note["versions"] = self._versions()
+        if sets:
+            note["versions"] |= self.source.revisions(sets)
         write_json(self.figures / f"{name}.json", note)
         return Saved(note, png=png, csv=csv)
 

@@ -337,6 +337,11 @@ def test_a_table_of_other_photographs_is_not_taken_for_these(tmp_path, monkeypat
     session.images("study", 3)
     written = session.file("photographs-study.csv").read_text().splitlines()
     assert len(written) == 4 and written[0] == ",".join(images._COLUMNS)
+    assert all(",data_dir,folder VQAv2," in line for line in written[1:])
+    session.asked = ["POPE"]  # as an evaluation notes what it asks
+    note = dict.fromkeys(("title", "caption", "reading", "alt"), "told")
+    versions = session.save(photos_table(), "any", **note).note["versions"]
+    assert versions["POPE"] == "folder POPE" and versions["VQAv2 validation"] == "folder VQAv2"
 
 
 def photos_table():

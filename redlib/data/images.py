@@ -15,12 +15,14 @@ the data set's list of numbers, so none can be listed here in advance; `drawn` l
 session writes that list among the results.
 """
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import pandas as pd
 
+from redlib.data.benchmarks import BENCHMARKS
 from redlib.data.photographs import Photographs, Picture, coco, lot, vqav2
-from redlib.data.reading import Skipped, Unreadable
+from redlib.data.reading import Skipped, Unreadable, revision
 from redlib.data.sources import COCO, VQAV2, Source
 from redlib.errors import RedlibError
 from redlib.params import Params
@@ -64,8 +66,9 @@ class Images:
     Attributes:
         params: say from where, and which.
         real: whether they are photographs, of which no truth is known.
-        drawn: of photographs, one row per picture that was drawn: role, set, source, digest, seed,
-            place (in the role's order), image, and skipped (why, "" where it was read).
+        drawn: of photographs, one row per picture that was drawn: role, set, source, revision (as
+            `reading.revision` tells it), digest, seed, place (in the role's order), image, and
+            skipped (why, "" where it was read).
     """
 
     def __init__(self, params: Params) -> None:
@@ -102,7 +105,7 @@ class Images:
             except Unreadable as error:
                 why = str(error)
                 skipped.add(str(number), why)
-            about = (photos.name, photos.place, photos.digest, seed)
+            about = (photos.name, photos.place, photos.revision, photos.digest, seed)
             rows.append((role, *about, place, number, why))
         skipped.check()
         if len(found) < n:
@@ -131,6 +134,12 @@ class Images:
         # The seed draws one of VQAv2's questions about each image.
         return {"photographs": f"{found}, seed {self.params.seed}" if source is VQAV2 else found}
 
+    def revisions(self, names: Iterable[str]) -> dict[str, str]:
+        """By name, the revision of data sets that were read, benchmarks among them; see
+        `reading.revision`."""
+        known = {of.name: of for of in (VQAV2, COCO, *BENCHMARKS.values())}
+        return {name: revision(known[name], self.params.data_dir) for name in dict.fromkeys(names)}
+
     def _order(self, role: str, photos: Photographs) -> list[int]:
         if role not in self._orders:
             seed, behind = self.params.seed, ROLES[role].behind
@@ -146,4 +155,4 @@ class Images:
         return self._sets[source.name]
 
 
-_COLUMNS = ("role", "set", "source", "digest", "seed", "place", "image", "skipped")
+_COLUMNS = ("role", "set", "source", "revision", "digest", "seed", "place", "image", "skipped")

@@ -49,7 +49,7 @@ MEASURING: tuple[str, ...] = (
 _LARGE_PNG = 200_000
 
 _NO_CLS = " The tower of this model has no [cls]: similarity to its mean patch stands in."
-_REAL = " Photographs ({}), drawn by lot with seed {}; where a text says scene, it means them."
+_REAL = " Photographs ({}), drawn by lot with seed {}."
 
 _GIVEN = " Ours, where it stands, is the codebook {}, which this run did not build."
 
@@ -262,7 +262,8 @@ class Session:
         figure: a matplotlib figure, or a data frame to be shown as a table.
         name: of the files, without ending. title: short heading. caption: what is drawn, from what
         and how many. reading: how to read it, and what would falsify the claim. alt: what the
-        picture shows, stating the finding (also the table's summary). data: the numbers drawn, a
+        picture shows, stating the finding (also the table's summary). With photographs all of these
+        say image where they say scene. data: the numbers drawn, a
         tidy table (for a table: the table itself by default). paper_item: "Figure 4", "Table 1".
         Writes <name>.csv, <name>.json and, for a figure, <name>.png; the note last, so that a
         picture without numbers never appears on the page. Raises RedlibError for a name that is no
@@ -275,6 +276,9 @@ class Session:
             if not text.strip():
                 raise RedlibError(f"{name}: {field} is empty; every figure and table needs one")
         is_table = isinstance(figure, pd.DataFrame)
+        if self.params.data == "real":
+            texts = {field: _of_images(text) for field, text in texts.items()}
+            figure = figure.rename(columns=_of_images) if is_table else _drawn_of_images(figure)
         data = figure if data is None and is_table else data
         if data is None:
             raise RedlibError(f"{name}: data is missing; every figure needs the numbers behind it")
@@ -404,6 +408,22 @@ class Saved:
 def _six_digits(value: float) -> str:
     """What is 0 but for rounding is written as 0: the last bit of a sum is no difference."""
     return "0" if abs(value) < 1e-15 else f"{value:.6g}"
+
+
+def _of_images(text: str) -> str:
+    """A text about scenes as one about photographs: figures draw both, and differ in the word."""
+    text = re.sub(r"\b([Aa]) scene\b", r"\1n image", text)
+    return re.sub(r"\bscene(s?)\b", r"image\1", re.sub(r"\bScene(s?)\b", r"Image\1", text))
+
+
+def _drawn_of_images(figure: Any) -> Any:
+    """The same for all that is written in a matplotlib figure."""
+    from matplotlib.text import Text
+
+    for written in figure.findobj(Text):
+        if (told := _of_images(written.get_text())) != written.get_text():
+            written.set_text(told)
+    return figure
 
 
 def _png(figure: Any) -> bytes:

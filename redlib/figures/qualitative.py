@@ -231,13 +231,14 @@ def described_note(changed: pd.DataFrame, *, model: str) -> dict:
 def answers_table(table: pd.DataFrame) -> pd.DataFrame:
     """Every description, of scenes with its counts; rows of `study.describing.describe`."""
     counted = {"true": "True tuples", "said": "Said", "omitted": "Omitted", "invented": "Invented"}
+    sort = "Scenes"
     if table["true"].isna().all():
-        counted = {}
+        counted, sort = {}, "Sort"
     return readable(
         table,
         {
             "image": "Image",
-            "scenes": "Scenes",
+            "scenes": sort,
             "tokens": "Tokens",
             "description": "Description",
         }

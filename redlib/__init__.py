@@ -11,10 +11,11 @@ The library behind the notebooks of this repository. Imports point only downward
     probe, leave_one_out, states,       what a token says alone, what its absence changes, what
     clustering, codebook, stages        attention says of it; prototypes of redundant tokens, lazily
     prune, bench                        which tokens to keep; what the answers are then worth
-    data                                the paper's data sets; where a notebook's images come from
+    data, released                      the paper's data sets; where a notebook's images come from;
+                                        the authors' own codebooks
     notebook, report, answers           a notebook at work, its figures, what every number counts
     costs, forecast, batch              what a run will fetch and cost; the run, and its page
-    released, harness                   the authors' own codebooks; pruned models inside lmms-eval
+    harness                             pruned models inside lmms-eval
 
 Letters of shapes: B batch, T sequence, L visual tokens, D width, V vocabulary, N prototypes.
 A *patch* is a square of the image, a *visual token* its vector at the language model's input.

@@ -14,7 +14,8 @@ threads of a notebook follow from the machine alone, since they decide the last 
 numbers.
 
 A notebook whose inputs have not changed since it last succeeded is not run again: its source, its
-parameters, the library's code, the checkpoint's files, and the inputs of the notebooks it builds
+parameters, the library's code, the files of the checkpoint and of a codebook that the parameters
+name, and the inputs of the notebooks it builds
 on. Executed notebooks, logs, tables and times lie under runs/<run_name>/. When the run is
 published and its model is the one that the notebooks name, a notebook's outputs are also copied
 into its source, so that a reader of the repository sees them; nothing else of the source changes,
@@ -263,6 +264,10 @@ def _check_inputs(one: Params) -> None:
         raise RedlibError(f"image: no such file {one.image!r}")
     if one.data_dir is not None and not Path(one.data_dir).expanduser().is_dir():
         raise RedlibError(f"data_dir: no folder {one.data_dir!r}; it should hold the data sets")
+    if one.codebook is not None:
+        from redlib.study import given  # torch, only where there is something to check
+
+        given.read(one)
     if one.scheduler is not None:
         workers = Workers(scheduler=one.scheduler)
         workers.start()
@@ -470,7 +475,8 @@ def _inputs(one: Params, number: str, folder: Path) -> str:
     digest.update(one.model_dump_json(exclude=set(PLACES)).encode())
     digest.update(code_version().encode())
     model = _checkpoints().get(one.model, Path(one.model))
-    for path in (sorted(model.iterdir()) if model.is_dir() else []) + [Path(one.image or "")]:
+    named = [Path(name).expanduser() for name in (one.image, one.codebook) if name is not None]
+    for path in (sorted(model.iterdir()) if model.is_dir() else []) + named:
         if path.is_file():
             digest.update(path.name.encode())
             with path.open("rb") as file:

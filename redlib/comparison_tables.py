@@ -34,7 +34,8 @@ def table1(frame: pd.DataFrame, link: Link) -> str:
             paper.append(_row_group(_block_title(model, setting, tokens, total), len(columns)))
             for method, row in printed.groupby("method", sort=False):
                 numbers = [_printed(cell) for cell in row.itertuples()]
-                paper.append(_cells(labels[method], numbers))
+                name = labels[method].partition(":")[0]  # without the codebook a run was given
+                paper.append(_cells(name, numbers))
             paper.append("</tbody>")
     few = len(runs) == 1
     caption = (

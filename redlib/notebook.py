@@ -49,7 +49,9 @@ MEASURING: tuple[str, ...] = (
 _LARGE_PNG = 200_000
 
 _NO_CLS = " The tower of this model has no [cls]: similarity to its mean patch stands in."
-_REAL = " Photographs ({}), drawn by lot with seed {}; where a text says scene, it means them."
+_REAL = " Photographs ({}), drawn by lot with seed {}."
+
+_GIVEN = " Ours, where it stands, is the codebook {}, which this run did not build."
 
 _KERNEL_NAMES = {"In", "Out", "exit", "quit", "get_ipython", "open"}
 _VERSIONS = ("torch", "transformers", "numpy", "pandas", "matplotlib", "scikit-learn")
@@ -148,6 +150,7 @@ class Session:
         self.workers = Workers(params.workers, params.scheduler)
         self._images: Any = None
         self.asked: list[str] = []  # names of the benchmarks that answers so far are about
+        self.ours = ""  # the codebook that the parameters name, where they name one
         self._model: Any = None
         self._saved: list[str] = []
         self._claims: list[dict[str, Any]] = []
@@ -259,7 +262,8 @@ class Session:
         figure: a matplotlib figure, or a data frame to be shown as a table.
         name: of the files, without ending. title: short heading. caption: what is drawn, from what
         and how many. reading: how to read it, and what would falsify the claim. alt: what the
-        picture shows, stating the finding (also the table's summary). data: the numbers drawn, a
+        picture shows, stating the finding (also the table's summary). With photographs all of these
+        say image where they say scene. data: the numbers drawn, a
         tidy table (for a table: the table itself by default). paper_item: "Figure 4", "Table 1".
         Writes <name>.csv, <name>.json and, for a figure, <name>.png; the note last, so that a
         picture without numbers never appears on the page. Raises RedlibError for a name that is no
@@ -272,6 +276,9 @@ class Session:
             if not text.strip():
                 raise RedlibError(f"{name}: {field} is empty; every figure and table needs one")
         is_table = isinstance(figure, pd.DataFrame)
+        if self.params.data == "real":
+            texts = {field: _of_images(text) for field, text in texts.items()}
+            figure = figure.rename(columns=_of_images) if is_table else _drawn_of_images(figure)
         data = figure if data is None and is_table else data
         if data is None:
             raise RedlibError(f"{name}: data is missing; every figure needs the numbers behind it")
@@ -279,8 +286,11 @@ class Session:
             texts["caption"] += _NO_CLS
         sets = [*self.asked, *(self.source.drawn["set"] if self.params.data == "real" else ())]
         if sets:
-            told = ", ".join(dict.fromkeys(sets))
+            sets = list(dict.fromkeys(sets))
+            told = ", ".join(sets)
             texts["caption"] += _REAL.format(told, self.params.seed)
+        if self.ours:
+            texts["caption"] += _GIVEN.format(self.ours)
         if name not in self._saved:
             self._saved.append(name)
         note: dict[str, Any] = {
@@ -302,6 +312,8 @@ class Session:
             temporary.write_bytes(csv.encode("utf-8"))
         note["parameters"] = self._own_parameters()
         note["versions"] = self._versions()
+        if sets:
+            note["versions"] |= self.source.revisions(sets)
         write_json(self.figures / f"{name}.json", note)
         return Saved(note, png=png, csv=csv)
 
@@ -324,10 +336,12 @@ class Session:
     def finish(self, **numbers: Any) -> pd.DataFrame:
         """Write the notebook's numbers to results/<nb>.json; return them as (number, value).
 
-        Also drops figures that an earlier version of this notebook left in the folder, writes the
-        claims, and lets the workers go.
+        Where the parameters name a codebook, it is one of them. Also drops figures that an earlier
+        version of this notebook left in the folder, writes the claims, and lets the workers go.
         """
         self.workers.close()
+        if self.ours:
+            numbers["codebook"] = self.ours
         write_json(self.file(f"{self.notebook}.json"), numbers)
         for path in sorted(self.figures.glob("*.json")):
             try:
@@ -394,6 +408,22 @@ class Saved:
 def _six_digits(value: float) -> str:
     """What is 0 but for rounding is written as 0: the last bit of a sum is no difference."""
     return "0" if abs(value) < 1e-15 else f"{value:.6g}"
+
+
+def _of_images(text: str) -> str:
+    """A text about scenes as one about photographs: figures draw both, and differ in the word."""
+    text = re.sub(r"\b([Aa]) scene\b", r"\1n image", text)
+    return re.sub(r"\bscene(s?)\b", r"image\1", re.sub(r"\bScene(s?)\b", r"Image\1", text))
+
+
+def _drawn_of_images(figure: Any) -> Any:
+    """The same for all that is written in a matplotlib figure."""
+    from matplotlib.text import Text
+
+    for written in figure.findobj(Text):
+        if (told := _of_images(written.get_text())) != written.get_text():
+            written.set_text(told)
+    return figure
 
 
 def _png(figure: Any) -> bytes:

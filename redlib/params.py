@@ -345,6 +345,11 @@ class Params(BaseModel):
     )
 
     # Pruning and its evaluation (notebook 06).
+    codebook: _Text | None = Field(
+        None,
+        description="file of the codebook that 06 to 08 prune with, imported or of another run; "
+        "null: the one that 05 builds",
+    )
     budgets: Annotated[list[_whole(1)], Field(min_length=1)] = Field(
         [144, 64], description="visual tokens to keep, one evaluation each"
     )

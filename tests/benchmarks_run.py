@@ -13,9 +13,11 @@ import miniature
 import nbformat
 import pandas as pd
 import pytest
+import torch
 from conftest import save_tiny_llava
 from PIL import Image
 
+from redlib import released
 from redlib.bench import coco, looking
 from redlib.errors import RedlibError
 from redlib.models import load
@@ -153,6 +155,25 @@ def test_notebook_08(root, tmp_path):
     assert "ground" not in set(names["compared"]["method"])
     assert {"ours", "tokens", "norm", "cls", "top1", "random"} == set(names["compared"]["method"])
     assert names["replaced"]["image"].str.startswith("coco-").all()
+
+
+def test_a_codebook_from_outside(root, tmp_path):
+    """The authors' form, imported: 06 to 08 prune with it, and 05 has not run."""
+    folder = save_tiny_llava(tmp_path / "llava")
+    vlm = load(str(folder), device="cpu")
+    drawn = torch.randn(9, vlm.width, generator=torch.Generator().manual_seed(4))
+    torch.save(drawn, tmp_path / "book.pt")
+    (tmp_path / "book.json").write_text(json.dumps(list(range(9))))
+    released.bring(tmp_path / "book.pt", model=str(folder)).save(tmp_path / "book.safetensors")
+    given = parameters(root, folder, codebook=str(tmp_path / "book.safetensors"))
+    for number in ("06", "07", "08"):
+        names = run(number, **given)
+        assert torch.equal(names["book"].vectors, drawn)
+        session = names["session"]
+        notes = [json.loads(path.read_text()) for path in session.figures.glob("*.json")]
+        own = [n for n in notes if isinstance(n, dict) and n["notebook"] == number]
+        assert own and all("book.safetensors (9 prototypes" in note["caption"] for note in own)
+        assert not (session.folder / "codebook.safetensors").exists()
 
 
 def test_without_a_folder_there_is_no_game(root, tmp_path):

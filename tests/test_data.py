@@ -8,9 +8,11 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import datasets
 import numpy as np
+import pandas as pd
 import photos
 import pytest
 from datasets import ClassLabel, Features, List, Value
+from matplotlib.figure import Figure
 
 from redlib.data import fetches, images, photographs
 from redlib.data.images import Images
@@ -268,8 +270,17 @@ def test_numbers_have_to_be_numbers(tmp_path):
 
 def test_too_small_a_data_set_names_the_parameter(tmp_path):
     photos.vqav2(tmp_path, MANY)
-    with pytest.raises(RedlibError, match="study_images: asks for 25 images .* there are 24"):
-        Images(real(tmp_path)).take("study", 25)
+    for role, start, words in (
+        ("study", 0, "study_images: 25 needs 25 images of VQAv2 validation; the data set has 24: "),
+        ("probed", 7, "probe_scenes: 2 needs 25 images of VQAv2 .* from place 7 on; the data set"),
+        (
+            "reference",
+            0,
+            "data: a reference of fixed size needs 25 images .* has 24: give it whole",
+        ),
+    ):
+        with pytest.raises(RedlibError, match=words):
+            Images(real(tmp_path, study_images=25)).take(role, 25, start=start)
 
 
 def _complains(folder, words):
@@ -328,11 +339,42 @@ def test_a_table_of_other_photographs_is_not_taken_for_these(tmp_path, monkeypat
     session.images("study", 3)
     written = session.file("photographs-study.csv").read_text().splitlines()
     assert len(written) == 4 and written[0] == ",".join(images._COLUMNS)
+    assert all(",data_dir,folder VQAv2," in line for line in written[1:])
+    session.asked = ["POPE"]  # as an evaluation notes what it asks
+    note = dict.fromkeys(("title", "caption", "reading", "alt"), "told")
+    versions = session.save(photos_table(), "any", **note).note["versions"]
+    assert versions["POPE"] == "folder POPE" and versions["VQAv2 validation"] == "folder VQAv2"
+
+
+def test_figures_of_photographs_say_image(tmp_path, monkeypatch):
+    """Wherever it is written, and nowhere else: a figure of scenes keeps its bytes."""
+    monkeypatch.setenv("REDLIB_RUNS", str(tmp_path / "runs"))
+    photos.vqav2(tmp_path, MANY)
+    texts = dict.fromkeys(("title", "reading", "alt"), "A scene, of 2 scenes.")
+    saved, titles = {}, {}
+    for name, params in (("drawn", Params()), ("real", real(tmp_path))):
+        figure = Figure()
+        ax = figure.subplots()
+        ax.bar([0], [1], label="a scene")
+        ax.set(title="Over 2 scenes", xlabel="objects in the scene", ylabel="scenery")
+        ax.legend()
+        session = Session("04", params)
+        session.images("study", 1)
+        note = texts | {"caption": "Scenes."}
+        saved[name] = session.save(figure, "any", data=photos_table(), **note)
+        titles[name] = [ax.get_title(), ax.get_xlabel(), ax.get_ylabel()]
+        titles[name] += [text.get_text() for text in ax.get_legend().get_texts()]
+        heads = session.save(pd.DataFrame({"Test scenes": [1]}), "heads", **note).csv
+        assert heads.splitlines()[0] == {"drawn": "Test scenes", "real": "Test images"}[name]
+    assert titles["drawn"] == ["Over 2 scenes", "objects in the scene", "scenery", "a scene"]
+    assert titles["real"] == ["Over 2 images", "objects in the image", "scenery", "an image"]
+    assert saved["drawn"].note["caption"] == "Scenes."
+    note = saved["real"].note
+    assert note["caption"].startswith("Images. Photographs (VQAv2 validation)")
+    assert note["title"] == note["reading"] == note["alt"] == "An image, of 2 images."
 
 
 def photos_table():
-    import pandas as pd
-
     return pd.DataFrame({"value": [1.0]})
 
 

@@ -24,6 +24,7 @@ from redlib.errors import RedlibError
 
 try:
     print("took", *reading.column(reading.table(VQAV2, None, columns=()), "question_id"))
+    print(reading.revision(VQAV2, None))
 except RedlibError as error:
     print("redlib:", error)
 """
@@ -100,10 +101,11 @@ def test_one_split_is_fetched_under_either_name_and_found_again_offline(reposito
     server.server_close()
     assert f"in 2 files from {name}; datasets unpacks them" in out
     assert set(asked) == {"README.md", "data/validation-00000-of-00001.parquet"}
-    taken = out.splitlines()[-1]
+    taken, edition = out.splitlines()[-2:]
+    assert edition == f"{name}@{COMMIT}"
     assert taken.split() == ["took", *(str(row["question_id"]) for row in photos.asked(PICTURES))]
     again = take(tmp_path, server.server_port, HF_DATASETS_OFFLINE="1")
-    assert again.splitlines() == [taken], "nothing is announced, and the rows are the same"
+    assert again.splitlines() == [taken, edition], "nothing is announced, and the rows are the same"
 
 
 def test_a_gated_data_set_says_which_step_to_take(repository, tmp_path):

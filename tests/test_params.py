@@ -45,8 +45,8 @@ def test_defaults_are_complete_and_read_only():
     params = Params()
     unset = {name for name, value in params.model_dump().items() if value is None}
     assert unset == {
-        "data_dir", "device_map", "games_dir", "image", "notebooks", "quantization", "revision",
-        "scheduler",
+        "codebook", "data_dir", "device_map", "games_dir", "image", "notebooks", "quantization",
+        "revision", "scheduler",
     }  # fmt: skip
     with pytest.raises(ValidationError):
         params.seed = 1

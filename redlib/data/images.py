@@ -15,12 +15,14 @@ the data set's list of numbers, so none can be listed here in advance; `drawn` l
 session writes that list among the results.
 """
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import pandas as pd
 
+from redlib.data.benchmarks import BENCHMARKS
 from redlib.data.photographs import Photographs, Picture, coco, lot, vqav2
-from redlib.data.reading import Skipped, Unreadable
+from redlib.data.reading import Skipped, Unreadable, revision
 from redlib.data.sources import COCO, VQAV2, Source
 from redlib.errors import RedlibError
 from redlib.params import Params
@@ -32,7 +34,7 @@ class Role(NamedTuple):
 
     split, first: of the scenes that play it, and the number of the first one.
     source: the data set whose photographs do.
-    knob: the parameter that says how many.
+    knob: the parameter that says how many; "" where their number is fixed.
     behind: another role of that data set, from the end of whose order the photographs are taken, so
         that the two share none.
     """
@@ -47,7 +49,7 @@ class Role(NamedTuple):
 ROLES: dict[str, Role] = {
     "probed": Role("test", 0, VQAV2, "probe_scenes"),
     "captioned": Role("test", 0, COCO, "attention_positions"),
-    "reference": Role("test", 1000, VQAV2, "data_dir", behind="probed"),
+    "reference": Role("test", 1000, VQAV2, "", behind="probed"),
     "study": Role("test", 10_000, VQAV2, "study_images"),
     "maps": Role("test", 20_000, VQAV2, "tsne_images"),
     "training": Role("train", 1_000_000, COCO, "codebook_images"),
@@ -64,8 +66,9 @@ class Images:
     Attributes:
         params: say from where, and which.
         real: whether they are photographs, of which no truth is known.
-        drawn: of photographs, one row per picture that was drawn: role, set, source, digest, seed,
-            place (in the role's order), image, and skipped (why, "" where it was read).
+        drawn: of photographs, one row per picture that was drawn: role, set, source, revision (as
+            `reading.revision` tells it), digest, seed, place (in the role's order), image, and
+            skipped (why, "" where it was read).
     """
 
     def __init__(self, params: Params) -> None:
@@ -102,13 +105,18 @@ class Images:
             except Unreadable as error:
                 why = str(error)
                 skipped.add(str(number), why)
-            about = (photos.name, photos.place, photos.digest, seed)
+            about = (photos.name, photos.place, photos.revision, photos.digest, seed)
             rows.append((role, *about, place, number, why))
         skipped.check()
         if len(found) < n:
+            knob, remedy = "data: a reference of fixed size", "give it whole"
+            if of.knob:
+                knob, remedy = f"{of.knob}: {getattr(self.params, of.knob)}", "ask for fewer"
+            place = f" from place {start} on" if start else ""
+            lost = f", {len(skipped.reasons)} unreadable" if skipped.reasons else ""
             raise RedlibError(
-                f"{of.knob}: asks for {n} images of {photos.name} from place {start} on; there are "
-                f"{len(order)}"
+                f"{knob} needs {n} images of {photos.name}{place}; the data set has "
+                f"{len(order)}{lost}: {remedy}"
             )
         if skipped.reasons:
             print(f"{photos.name}: {skipped}")
@@ -126,6 +134,12 @@ class Images:
         # The seed draws one of VQAv2's questions about each image.
         return {"photographs": f"{found}, seed {self.params.seed}" if source is VQAV2 else found}
 
+    def revisions(self, names: Iterable[str]) -> dict[str, str]:
+        """By name, the revision of data sets that were read, benchmarks among them; see
+        `reading.revision`."""
+        known = {of.name: of for of in (VQAV2, COCO, *BENCHMARKS.values())}
+        return {name: revision(known[name], self.params.data_dir) for name in dict.fromkeys(names)}
+
     def _order(self, role: str, photos: Photographs) -> list[int]:
         if role not in self._orders:
             seed, behind = self.params.seed, ROLES[role].behind
@@ -141,4 +155,4 @@ class Images:
         return self._sets[source.name]
 
 
-_COLUMNS = ("role", "set", "source", "digest", "seed", "place", "image", "skipped")
+_COLUMNS = ("role", "set", "source", "revision", "digest", "seed", "place", "image", "skipped")

@@ -24,7 +24,7 @@ from urllib.request import urlopen
 
 from PIL import Image
 
-from redlib.data.reading import Unreadable, column, decode, encoded, row, table, texts
+from redlib.data.reading import Unreadable, column, decode, encoded, revision, row, table, texts
 from redlib.data.sources import COCO, VQAV2, Source
 from redlib.errors import RedlibError
 from redlib.store import atomic
@@ -77,6 +77,7 @@ class Photographs:
     Attributes:
         name: as the paper calls it.
         place: "Hugging Face hub" or "data_dir", whatever that folder is called here.
+        revision: of the data set, as `reading.revision` tells it.
         digest: twelve letters that tell lists of images (and questions) apart.
         numbers: COCO's number of every image, ascending.
         read: the picture of a number; raises Unreadable.
@@ -84,6 +85,7 @@ class Photographs:
 
     name: str
     place: str
+    revision: str
     digest: str
     numbers: tuple[int, ...]
     read: Callable[[int], Picture] = field(repr=False)
@@ -219,7 +221,8 @@ def _photographs(
     read: Callable[[int], Picture],
 ) -> Photographs:
     place = "Hugging Face hub" if data_dir is None else "data_dir"
-    return Photographs(source.name, place, digest, tuple(sorted(numbers)), read)
+    edition = revision(source, data_dir)
+    return Photographs(source.name, place, edition, digest, tuple(sorted(numbers)), read)
 
 
 def _picture(name: str, data: bytes, **said: Any) -> Picture:

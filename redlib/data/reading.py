@@ -100,6 +100,17 @@ def table(source: Source, data_dir: str | None, *, columns: Sequence[str]) -> An
     return found.with_format("arrow")
 
 
+def revision(source: Source, data_dir: str | None) -> str:
+    """Which edition of a data set `table` reads: "lmms-lab/POPE@<commit>" of the hub, or "folder
+    POPE", of which nobody keeps a commit. Asks the cache alone, so the data set has to be read
+    first."""
+    if data_dir is not None:
+        return f"folder {source.folder}"
+    snapshot = _on_hub(source, offline=True)  # .../datasets--lmms-lab--POPE/snapshots/<commit>
+    name = snapshot.parents[1].name.removeprefix("datasets--").replace("--", "/")
+    return f"{name}@{snapshot.name}"
+
+
 def row(found: Any, number: int) -> dict[str, Any]:
     """One row of a `table`, as it is stored, pictures as {"bytes": ..., "path": ...}; but a class
     by its name, since its number says nothing outside the file."""
@@ -117,8 +128,8 @@ def column(found: Any, name: str) -> list[Any]:
     return found.select_columns([name])[:].column(name).to_pylist()
 
 
-def _on_hub(source: Source) -> Path:
-    """The folder in which the hub's cache keeps the split, fetched if need be.
+def _on_hub(source: Source, *, offline: bool = False) -> Path:
+    """The folder in which the hub's cache keeps the split, fetched if need be and not `offline`.
 
     Its names are tried in turn. Of several complaints the one is told that a reader can act on: a
     licence to accept, else that about the first name.
@@ -126,27 +137,28 @@ def _on_hub(source: Source) -> Path:
     complaints = []
     for name in source.ids:
         try:
-            return _snapshot(name, source)
+            return _snapshot(name, source, offline)
         except RedlibError as error:
             complaints.append(error)
     raise min(complaints, key=lambda error: "is gated" not in str(error))
 
 
-def _snapshot(name: str, source: Source) -> Path:
-    from datasets import config  # either of HF_DATASETS_OFFLINE and HF_HUB_OFFLINE
+def _snapshot(name: str, source: Source, offline: bool) -> Path:
+    from datasets import config
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import DryRunError, GatedRepoError, RepositoryNotFoundError
 
+    offline = offline or config.HF_HUB_OFFLINE  # by HF_DATASETS_OFFLINE or HF_HUB_OFFLINE
     fetch = partial(
         snapshot_download,
         name,
         repo_type="dataset",
         revision=source.revision,
         allow_patterns=[source.files, "README.md"],
-        local_files_only=config.HF_HUB_OFFLINE,
+        local_files_only=offline,
     )
     try:
-        if not config.HF_HUB_OFFLINE:
+        if not offline:
             with suppress(DryRunError):  # no connection; it may be cached all the same
                 _announce(source, name, fetch(dry_run=True))
         return Path(fetch())

@@ -59,8 +59,12 @@ def samples(frame: pd.DataFrame) -> Figure:
     return _rows(labels, frame, "points that Ours is ahead")
 
 
-def samples_note(frame: pd.DataFrame, overlap: pd.DataFrame, *, model: str, images: int) -> dict:
-    """overlap: rows of `study.stability.overlaps`; images: training images of all samples."""
+def samples_note(
+    frame: pd.DataFrame, overlap: pd.DataFrame, *, model: str, images: int, given: bool
+) -> dict:
+    """overlap: rows of `study.stability.overlaps`; images: training images of all samples; given:
+    whether Ours is a file's codebook, whose thresholds are not those of the samples."""
+    whose = "this run, not of Ours" if given else "Ours"
     parts = frame[frame["sample"].str.startswith("sample")]
     mean = overlap.groupby("pairs", sort=False)["overlap"].mean()
     told = ", ".join(f"{pairs} {value:.2f}" for pairs, value in mean.items())
@@ -72,7 +76,7 @@ def samples_note(frame: pd.DataFrame, overlap: pd.DataFrame, *, model: str, imag
         "title": "Codebooks from disjoint samples of the training images",
         "caption": (
             f"{len(parts)} codebooks, each from its own part of {images} training images, with the "
-            "thresholds of Ours (tau_in in proportion), judged as the controls are. N counts "
+            f"thresholds of {whose} (tau_in in proportion), judged as the controls are. N counts "
             f"prototypes; 0: none is left. Drawn with {model}; the paper takes one sample."
         ),
         "reading": (

@@ -1,10 +1,15 @@
 """Figures 12 to 14 of photographs (notebook 07), whose truth nobody wrote down.
 
 What is said stands there as it was said, before and after pruning, and no phrase is marked: the
-paper marks by hand, and here a reader may.
+paper marks by hand, and here a reader may. `Said` has the figures that `figures.qualitative` draws
+of scenes, under the same names:
+
+    figures = Said(photos) if photos else qualitative
+    figures.descriptions(table, "plain", vlm)
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from textwrap import wrap
 from typing import Any
 
@@ -14,6 +19,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from redlib.figures import style
+from redlib.figures.qualitative import SORT_FIGURE
 from redlib.figures.veil import kept_patches, veiled
 from redlib.models import VLM
 from redlib.study.describing import FULL, PRUNED, SIDES
@@ -22,6 +28,35 @@ SHOWN = 2
 """Images whose texts are drawn."""
 
 _MOST = 900  # characters of a text that are drawn
+
+
+@dataclass(frozen=True)
+class Said:
+    """Figures 12 to 14 of pictures, with their texts.
+
+    pictures: image -> one with `image`: photographs of a data set, or of the reader's folder.
+    """
+
+    pictures: Mapping[str, Any]
+
+    def descriptions(self, table: pd.DataFrame, sort: str, vlm: VLM) -> Figure:
+        """Figures 12 and 13; rows of `study.describing.describe`; sort: which budget."""
+        return said(table[table["scenes"] == sort], "description", vlm, self.pictures)
+
+    def descriptions_note(self, table: pd.DataFrame, sort: str, *, model: str) -> dict:
+        part = table[table["scenes"] == sort]
+        tokens = int(part.loc[part["side"] == PRUNED, "tokens"].iloc[0])
+        title = f"Descriptions before and after pruning to {tokens} tokens"
+        item = SORT_FIGURE[sort][1]
+        return said_note(part, "description", title=title, model=model, item=item)
+
+    def game(self, table: pd.DataFrame, vlm: VLM) -> Figure:
+        """Figure 14; rows of `study.spotting.play`."""
+        return said(table, "answer", vlm, self.pictures)
+
+    def game_note(self, table: pd.DataFrame, *, model: str) -> dict:
+        title = "Spot the difference, on pictures of a folder"
+        return said_note(table, "answer", title=title, model=model, item="Figure 14")
 
 
 @style.styled

@@ -134,7 +134,7 @@ def removed(
 ) -> Figure:
     """Which prototype removed which patch; shown: table of `study.pruning.Shown`.
 
-    crops: pixels around the patch that each shown prototype comes from.
+    crops: pixels around the patch that each shown prototype comes from, where that is known.
     """
     leading = _leading(shown)
     figure = style.figure(9.6, 4.4)
@@ -155,7 +155,10 @@ def removed(
     for ax in cells:
         ax.axis("off")
     for ax, number in zip(cells, leading, strict=False):
-        ax.imshow(crops[number])
+        if number in crops:
+            ax.imshow(crops[number])
+        else:
+            ax.text(0.5, 0.5, "patch not known", ha="center", va="center", transform=ax.transAxes)
         ax.axis("on")
         ax.set_xticks([])
         ax.set_yticks([])
@@ -166,10 +169,13 @@ def removed(
     return figure
 
 
-def removed_note(shown: pd.DataFrame, *, model: str) -> dict:
+def removed_note(shown: pd.DataFrame, *, model: str, crops: dict[int, np.ndarray]) -> dict:
+    """crops: as in `removed`."""
     gone = shown[~shown["kept"]]
     counts = gone["prototype"].value_counts()
     leading = counts.iloc[:_SHOWN_PROTOTYPES].sum()
+    unknown = len(set(_leading(shown)) - crops.keys())
+    absent = f" Of {unknown} the patch is not known." if unknown else ""
     bare = f"; {(gone['covered'] == 0).mean():.0%} of what was removed shows no object"
     if gone["covered"].isna().all():
         bare = ""
@@ -179,7 +185,7 @@ def removed_note(shown: pd.DataFrame, *, model: str) -> dict:
             f"The {len(gone)} removed tokens of one test scene, in the colour of the prototype "
             "that each is most similar to; grey: of other prototypes. Right, the patches (with "
             f"their surroundings) that the {min(len(counts), _SHOWN_PROTOTYPES)} foremost of them "
-            f"come from, in training scenes. Drawn with {model}."
+            f"come from, in training scenes.{absent} Drawn with {model}."
         ),
         "reading": (
             "Redundancy is bare ground if the removed tokens and the patches of their prototypes "

@@ -1,10 +1,10 @@
 """Figures of single images (notebook 07), each with the function that writes its texts.
 
 What is right is blue with a tick, what is wrong red with a cross, what is vague grey with a tilde:
-the sign alone tells them apart.
+the sign alone tells them apart. What is said of photographs nobody can mark: `figures.photographs`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from textwrap import wrap
 
 import numpy as np
@@ -12,9 +12,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from redlib.data.folder import Own
-from redlib.data.photo import Photo
-from redlib.figures import photographs, style
+from redlib.figures import style
 from redlib.figures.veil import kept_patches, veiled
 from redlib.geometry import Grid
 from redlib.models import VLM
@@ -41,7 +39,8 @@ DESCRIBED = 2
 
 _LOOK = {RIGHT: ("blue", "\u2713"), VAGUE: ("grey", "~"), WRONG: ("red", "\u2717")}
 _SIDE = {FULL: ("black", "D"), PRUNED: ("blue", "o")}
-_SORT_FIGURE = {"text-rich": ("Figure 10", "Figure 12"), "plain": ("Figure 11", "Figure 13")}
+SORT_FIGURE = {"text-rich": ("Figure 10", "Figure 12"), "plain": ("Figure 11", "Figure 13")}
+"""The paper's figures of kept patches and of descriptions, of either sort."""
 
 
 @style.styled
@@ -106,21 +105,17 @@ def examples_note(shown: Sequence[Example], sort: str, *, model: str, tokens: in
             "counted in notebook 06."
         ),
         "alt": f"{told}.",
-        "paper_item": _SORT_FIGURE[sort][0],
+        "paper_item": SORT_FIGURE[sort][0],
     }
 
 
 @style.styled
-def descriptions(
-    table: pd.DataFrame, sort: str, vlm: VLM, photos: Mapping[str, Photo] | None = None
-) -> Figure:
+def descriptions(table: pd.DataFrame, sort: str, vlm: VLM) -> Figure:
     """Figures 12 and 13: the first described scenes of a sort, phrase by phrase.
 
-    table: rows of `study.describing.describe`. photos: where it is about photographs, these.
+    table: rows of `study.describing.describe`.
     """
     part = table[table["scenes"] == sort]
-    if photos:
-        return photographs.said(part, "description", vlm, photos)
     images = list(part["image"].unique())[:DESCRIBED]
     figure = style.figure(9.8, 3.6 * len(images))
     rows = figure.subplots(len(images), 3, squeeze=False, width_ratios=(1, 1.05, 1.05))
@@ -145,15 +140,8 @@ def descriptions(
     return figure
 
 
-def descriptions_note(
-    table: pd.DataFrame, sort: str, *, model: str, photos: Mapping[str, Photo] | None = None
-) -> dict:
+def descriptions_note(table: pd.DataFrame, sort: str, *, model: str) -> dict:
     part = table[table["scenes"] == sort]
-    if photos:
-        tokens = int(part.loc[part["side"] == PRUNED, "tokens"].iloc[0])
-        title = f"Descriptions before and after pruning to {tokens} tokens"
-        item = _SORT_FIGURE[sort][1]
-        return photographs.said_note(part, "description", title=title, model=model, item=item)
     images = list(part["image"].unique())[:DESCRIBED]
     drawn = part[part["image"].isin(images)]
     told = []
@@ -178,7 +166,7 @@ def descriptions_note(
             "takes inventions away, it has fewer crosses. The counts below decide, not these."
         ),
         "alt": "Phrases with " + "; ".join(told) + ".",
-        "paper_item": _SORT_FIGURE[sort][1],
+        "paper_item": SORT_FIGURE[sort][1],
     }
 
 
@@ -231,13 +219,14 @@ def described_note(changed: pd.DataFrame, *, model: str) -> dict:
 def answers_table(table: pd.DataFrame) -> pd.DataFrame:
     """Every description, of scenes with its counts; rows of `study.describing.describe`."""
     counted = {"true": "True tuples", "said": "Said", "omitted": "Omitted", "invented": "Invented"}
+    sort = "Scenes"
     if table["true"].isna().all():
-        counted = {}
+        counted, sort = {}, "Sort"
     return readable(
         table,
         {
             "image": "Image",
-            "scenes": "Scenes",
+            "scenes": sort,
             "tokens": "Tokens",
             "description": "Description",
         }
@@ -266,13 +255,8 @@ def answers_note(table: pd.DataFrame, *, model: str) -> dict:
 
 
 @style.styled
-def game(table: pd.DataFrame, vlm: VLM, own: Mapping[str, Own] | None = None) -> Figure:
-    """Figure 14: the first composites and the differences named; rows of `study.spotting.play`.
-
-    own: where it was played with pictures of a folder, these.
-    """
-    if own:
-        return photographs.said(table, "answer", vlm, own)
+def game(table: pd.DataFrame, vlm: VLM) -> Figure:
+    """Figure 14: the first composites and the differences named; rows of `study.spotting.play`."""
     images = list(table["image"].unique())[:DESCRIBED]
     figure = style.figure(9.8, 2.9 * len(images))
     rows = figure.subplots(len(images), 3, squeeze=False, width_ratios=(1.3, 1, 1))
@@ -301,10 +285,7 @@ def game(table: pd.DataFrame, vlm: VLM, own: Mapping[str, Own] | None = None) ->
     return figure
 
 
-def game_note(table: pd.DataFrame, *, model: str, own: Mapping[str, Own] | None = None) -> dict:
-    if own:
-        title = "Spot the difference, on pictures of a folder"
-        return photographs.said_note(table, "answer", title=title, model=model, item="Figure 14")
+def game_note(table: pd.DataFrame, *, model: str) -> dict:
     images = list(table["image"].unique())[:DESCRIBED]
     drawn = table[table["image"].isin(images)].groupby("side", sort=False)[
         ["planted", "found", "invented"]

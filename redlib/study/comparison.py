@@ -18,6 +18,7 @@ import pandas as pd
 
 from redlib import answers, report
 from redlib.errors import RedlibError
+from redlib.store import read_json
 from redlib.study import printed
 
 TASKS: dict[str, str] = {
@@ -55,7 +56,8 @@ def table1(runs: Mapping[str, str | Path]) -> pd.DataFrame:
     sub-image), total, run ("" where the set has none of this family), method with its label,
     column, task; accuracy with its interval, n (questions), images and kept (visual tokens), all
     NaN for what was not run; the paper's number with its deviation over seeds, NaN where it prints
-    none; answers, the address of the answers behind the number.
+    none; answers, the address of the answers behind the number. The label of Ours names the
+    codebook where the run was given one.
     Raises RedlibError if a run's table `accuracy` lacks a column.
     """
     paper = printed.table("table1")
@@ -65,6 +67,7 @@ def table1(runs: Mapping[str, str | Path]) -> pd.DataFrame:
     blocks.sort(key=lambda block: (kinds.index(block[:2]), -block[2]))
     there = report.by_family(runs)
     measured = {name: _accuracy(Path(folder)) for name, folder in runs.items()}
+    given = {name: _codebook(Path(folder)) for name, folder in runs.items()}
     names, rows = ENDS | METHODS, []
     for model, setting, tokens, total in blocks:
         printed_here = paper[(paper[key] == [model, setting, tokens, total]).all(axis=1)]
@@ -81,7 +84,10 @@ def table1(runs: Mapping[str, str | Path]) -> pd.DataFrame:
                 own = here[here["method"] == method].drop_duplicates("task").set_index("task")
                 for column, task in TASKS.items():
                     row = {"model": model, "setting": setting, "tokens": tokens, "total": total}
-                    row |= {"run": run, "method": method, "label": names.get(method, method)}
+                    label = names.get(method, method)
+                    if method == "ours" and given.get(run):
+                        label += f": {given[run]}"
+                    row |= {"run": run, "method": method, "label": label}
                     row |= {"column": column, "task": task, "answers": ""}
                     if task in own.index:
                         found = own.loc[task]
@@ -108,6 +114,13 @@ def _accuracy(folder: Path | None) -> pd.DataFrame:
                 "06 again"
             )
     return frame if "setting" in frame else frame.assign(setting="base")
+
+
+def _codebook(folder: Path) -> str:
+    """Name of the codebook file that the run's parameters gave for Ours, "" for its own."""
+    note = folder / "accuracy.json"
+    given = read_json(note).get("parameters", {}).get("codebook") if note.is_file() else None
+    return Path(given).name if given else ""
 
 
 def _most(blocks: list[tuple[str, str, int, int]], model: str, setting: str) -> int:

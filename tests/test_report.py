@@ -116,6 +116,7 @@ def test_every_item_is_there_in_order(page):
 
 
 def test_pictures_say_what_they_show(page):
+    assert len(page.all("img")) == 3
     for attributes in page.all("img"):
         assert attributes["alt"] == 'The "line" rises.'
         assert (attributes["width"], attributes["height"]) == ("600", "400")
@@ -133,6 +134,7 @@ def test_links_lead_somewhere(page, tmp_path):
     for _, attributes in page.tags:
         if "aria-labelledby" in attributes:
             assert attributes["aria-labelledby"] in ids
+    assert any("aria-labelledby" in attributes for _, attributes in page.tags)
     assert page.all("a")[0] == {"class": "skip", "href": "#results"}
 
 

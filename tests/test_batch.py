@@ -208,7 +208,8 @@ def test_ctrl_c_says_what_is_kept_and_the_next_run_goes_on(home):
         "units = table.compute(range(4), slow)['unit'].tolist()\n"
         "session.finish(units=units)"
     )
-    file = project(home, {"01": ["seed = 0", measure]})
+    # An embedded model, as torch is imported to look at any other.
+    file = project(home, {"01": ["seed = 0", measure]}, model=Params().model)
     command = [sys.executable, "-m", "redlib", "run", str(file), "--only", "01"]
     process = subprocess.Popen(
         command,

@@ -1,5 +1,6 @@
 """The page: everything is on it, it is accessible, and it is the same each time."""
 
+from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
@@ -76,14 +77,14 @@ def unresolved(path):
     """Links and pictures of a page that lead nowhere: to no file, or to no part of one."""
     page = Page(path.read_text(encoding="utf-8"))
     ids = {a["id"] for _, a in page.tags if "id" in a}
-    lost = []
+    lost, read = [], cache(answers.read)
     for target in [a.get("href", a.get("src")) for a in (*page.all("a"), *page.all("img"))]:
         name, _, fragment = target.partition("#")
         file = path.parent / unquote(name) if name else path
         if not file.is_file():
             lost.append(target)
         elif file.name == answers.PAGE and fragment:
-            if not answers.read(file.parent).link(unquote(fragment)):
+            if not read(file.parent).link(unquote(fragment)):
                 lost.append(target)
         elif fragment and (file != path or unquote(fragment) not in ids):
             lost.append(target)

@@ -32,7 +32,7 @@ gives the scene again. The three splits are disjoint ranges of numbers.
 
 All chance is spent on the plan, and painting it is free of chance: whoever changes one piece of a
 plan and paints it again gets the same scene to the pixel but for that piece (`pairs` does so). Nor
-has a plan any pixels before they are asked for: to count what scenes show costs a tenth of them.
+has a plan any pixels before they are asked for: to count what scenes show costs a fifth.
 """
 
 import re

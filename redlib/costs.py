@@ -33,6 +33,8 @@ from redlib.leave_one_out import ablation_paths
 from redlib.params import FAMILIES, Params, family
 from redlib.planner import Budget, Plan
 from redlib.planner import plan as planned
+from redlib.prune import sparsevlm
+from redlib.prune.inside import read_a_layer
 from redlib.study.asking import CAPTIONED, FIVE_TASKS
 from redlib.study.codebooks import GRID, SCORED_AT
 from redlib.study.patches import sample
@@ -351,6 +353,17 @@ class _Planner:
                 work.forward(questions, equal + word - 1, equal + word, read=questions)
         return questions * len(budgets)
 
+    def _apart(self, work: Work, kept: int, questions: int, words: int) -> int:
+        """The same for SparseVLM (`redlib.bench.apart`): each question reads the whole image."""
+        depth = self.shape.layers
+        layers = sparsevlm.relative(depth)
+        counts = (self.size, *sparsevlm.falling(self.size, kept, len(layers)))
+        equal = self.shape.before + round(read_a_layer(layers, counts, depth)) + ASKED
+        for word in range(words):
+            start = equal + word - 1 if word else 0
+            work.forward(questions, start, equal + word, read=questions)
+        return questions
+
     # The notebooks
 
     def _attention(self) -> Iterator[_Stage]:
@@ -432,7 +445,9 @@ class _Planner:
         yield _Stage("06", "answers of Ours, PruMerge and Random", images, n, work)
         work, n = self._work(), 0
         for name, kept in further:
-            if name != "fastv":
+            if name == "sparsevlm":
+                n += self._apart(work, kept, each, LONGEST)
+            elif name != "fastv":
                 n += self._asked(work, kept, each, LONGEST)
         if "fastv" in named:
             n += self._inside(work, [*p.budgets, *more], each, LONGEST)

@@ -170,7 +170,7 @@ _Positive = _number(ge=0)
 _Cosine = _number(ge=-1, le=1)
 _Calibrated = Literal["calibrated"]
 _Pruner = Literal[
-    "prumerge", "fastv", "prumerge+", "visionzip", "divprune", "cls-attention",
+    "prumerge", "fastv", "sparsevlm", "prumerge+", "visionzip", "divprune", "cls-attention",
     "received-attention", "codebook-softmax", "grid", "downsample", "probe", "oracle",
     "oracle-inverse",
 ]  # fmt: skip

@@ -34,6 +34,11 @@ def picture(seed: int):
     return random_image(seed, width=width, height=height)
 
 
+TEXTS = ["USER: <image> what is this ?", "the <image> red cup <image> show in the picture ?"]
+IMAGES = [[picture(1)], [picture(2), picture(3)]]
+"""Two prompts, and the pictures of each."""
+
+
 class Maker:
     """Processor output for one model."""
 
@@ -86,6 +91,36 @@ class Maker:
             rows.append(self.tokenizer(" ".join(words))["input_ids"])
         padded = self.tokenizer.pad({"input_ids": rows}, return_tensors="pt")
         return {**padded, **made}
+
+
+@torch.no_grad()
+def embeddings(model, inputs, row: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of TEXTS and IMAGES: (T, D) the whole prompt of one row, unpadded, and (T,) the number of the
+    image whose visual token, not newline, stands at a position; -1 elsewhere."""
+    names = ("pixel_values", "image_sizes", "batch_num_images")
+    packed = model.model.get_image_features(
+        **{k: inputs[k] for k in names if k in inputs}, return_dict=True
+    ).pooler_output
+    ids = inputs["input_ids"][row][inputs["attention_mask"][row].bool()]
+    rows = model.get_input_embeddings()(ids)
+    at = ids == model.config.image_token_id
+    images = [0] if row == 0 else [1, 2]
+    visual = torch.cat([packed[i] for i in images])
+    owner = torch.cat([torch.full((len(packed[i]),), i) for i in images])
+    newline = getattr(model.model, "image_newline", None)
+    if newline is not None:
+        owner[(visual == newline).all(1)] = -1
+    rows[at] = visual
+    found = torch.full((len(ids),), -1)
+    found[at] = owner
+    return rows, found
+
+
+def turned(vectors, cos, sin) -> torch.Tensor:
+    """Queries or keys (..., c) turned by their positions, in pairs of one of either half."""
+    a, b = vectors.chunk(2, -1)
+    (c, _), (s, _) = cos.chunk(2, -1), sin.chunk(2, -1)
+    return torch.cat([a * c - b * s, b * c + a * s], -1)
 
 
 def codebook(width: int = 48, seed: int = 5, name: str = "any") -> Codebook:

@@ -1,5 +1,7 @@
 """What the bench of pruned prefill counts, against counts by other hands."""
 
+import time
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -60,3 +62,24 @@ def test_rows_hold_both_sides(tiny_vlm: VLM, monkeypatch):
     assert time["bar"] == pytest.approx(0.7 * ratio) and time["pass"] == "yes"
     assert choosing["value"] == pytest.approx((0.1 + 0.05) / 2) and choosing["pass"] == "no"
     assert cache["value"] == pytest.approx(68 / 85)
+
+
+def test_a_real_width_is_one_layer_many_times(monkeypatch):
+    seconds = iter([0.8, 0.5, 0.4, 0.5])
+    monkeypatch.setattr("redlib.bench.speed._seconds", lambda work, device: next(seconds))
+    row = pruned.at_real_width(width=64, heads=4, pairs=2)
+    assert row["value"] == pytest.approx((0.1 / 16 + 0.05 / 16) / 2) and row["pass"] == "yes"
+    tokens, inner = 35 + 64 + 25, 172
+    layer = 4 * 64**2 + 3 * 64 * inner + 2 * 64  # attention, MLP, norms
+    whole = 32 * (2 * tokens * layer + 2 * tokens**2 * 64)
+    share = 576 * 454 * (2 * 64 - 1) / whole
+    assert f"(of its operations: {share:.1%})" in row["metric"]
+
+
+def test_added_memory_is_that_of_the_work():
+    def work():
+        held = torch.ones(50_000_000)
+        time.sleep(0.05)
+        assert bool(held[0])
+
+    assert 0.9 * 200e6 < pruned.added_memory(work) < 1.5 * 200e6

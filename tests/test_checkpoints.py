@@ -4,6 +4,7 @@ The hub here is a server of this test that answers as the real one does where it
 it is the real client.
 """
 
+import shutil
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -11,9 +12,13 @@ from pathlib import Path
 
 import pytest
 import real
+import torch
 from huggingface_hub import constants
+from transformers import AutoModelForImageTextToText
 
+import redlib
 from redlib import batch
+from redlib.codebook import Codebook, Criteria
 from redlib.errors import RedlibError
 from redlib.models import load, read_config
 from redlib.notebook import Session
@@ -32,6 +37,10 @@ def cache(tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     return folder
+
+
+def files(cache: Path, commit: str) -> Path:
+    return cache / "models--llava-hf--llava-1.5-7b-hf" / "snapshots" / commit
 
 
 def refused(**arguments) -> str:
@@ -62,6 +71,26 @@ def test_the_revision_is_part_of_every_table(cache, tmp_path, monkeypatch):
     assert session._versions()["checkpoint"] == COMMIT[:12]
 
 
+def test_a_codebook_of_another_commit_is_refused(cache):
+    def accepts(model, revision):
+        width = model.config.text_config.hidden_size
+        book = Codebook(torch.ones(2, width), "ab", range(2), real.LLAVA, revision,
+                        Criteria.paper())  # fmt: skip
+        try:
+            with redlib.pruned(model, "codebook", keep=1, codebook=book):
+                return True
+        except RedlibError as error:
+            assert "of another revision: tokens" in str(error) and "\n" not in str(error)
+            return False
+
+    model = AutoModelForImageTextToText.from_pretrained(real.LLAVA)
+    assert accepts(model, COMMIT) and not accepts(model, OTHER)
+    shutil.copytree(files(cache, COMMIT), files(cache, OTHER))
+    assert accepts(model, OTHER), "a stock model keeps no commit: it may be either"
+    shutil.rmtree(cache)
+    assert accepts(model, OTHER), "from a cache elsewhere"
+
+
 def test_nothing_in_the_cache_and_no_network(cache):
     told = refused(name=real.NEXT)
     assert "is not, or not whole, in this machine's cache, and HF_HUB_OFFLINE is set" in told
@@ -73,13 +102,13 @@ def test_nothing_in_the_cache_and_no_network(cache):
 
 
 def test_a_download_that_broke_off(cache):
-    files = cache / "models--llava-hf--llava-1.5-7b-hf" / "snapshots" / COMMIT
-    whole = (files / "model-00002-of-00007.safetensors").read_bytes()
-    (files / "model-00002-of-00007.safetensors").write_bytes(whole[: len(whole) // 2])
+    weights = files(cache, COMMIT) / "model-00002-of-00007.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
     told = refused()
     assert "model-00002-of-00007.safetensors' is truncated or damaged" in told
     assert f"`hf download {real.LLAVA} --force-download`" in told
-    (files / "model-00002-of-00007.safetensors").unlink()
+    weights.unlink()
     assert "model-00002-of-00007.safetensors' is missing, one of 7 files" in refused()
 
 

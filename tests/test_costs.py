@@ -110,6 +110,8 @@ def test_the_plan_of_a_real_run(name):
     of = plan["stage"].str.startswith("Algorithm 1")
     assert double["tokens"][of].sum() == 2 * plan["tokens"][of].sum()
     assert double["tokens"][~of].sum() == plan["tokens"][~of].sum()
+    more = costs.plan(one.model_copy(update={"methods": [*one.methods, "sparsevlm"]}))
+    assert (more["tokens"] > plan["tokens"]).sum() == 1  # of the further methods
     assert 13 < costs.memory(one) < 17
 
 

@@ -266,6 +266,11 @@ def test_figures_of_the_evaluation():
     assert f"PruMerge: {at['prumerge', 8, 'mean']:.0%} at 8" in texts(note)
     read = [36, 36, 16, 16, 16, 16]  # by six layers
     assert f"at 16 tokens a layer reads {np.mean(read):.0f} on average" in note["caption"]
+    sparse = shares[shares["method"] == "fastv"].assign(method="sparsevlm", tokens=8)
+    both = pd.concat([shares, sparse])
+    note = prune_figures.curve_note(both, model="model-x", depth=6, size=36)
+    read = [36, 36, 22, 13, 8, 8]
+    assert f"at 8 a layer reads {np.mean(read):.0f} on average" in note["caption"]
     table = prune_figures.accuracy_table(summary, shares)
     assert table["Method"].tolist() == [
         "all tokens", "Ours, R lowest", "FastV", "Ours, R lowest", "PruMerge", "Random",

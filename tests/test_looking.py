@@ -11,7 +11,8 @@ from redlib.models import load
 
 TEXTS = ["what", "the cat is"]
 END = list(range(5, 12))  # ids of words that end an answer
-METHODS = ("codebook", "random", "prumerge", "divprune", "grid", "downsample", "oracle", "fastv")
+METHODS = ("codebook", "random", "prumerge", "divprune", "grid", "downsample", "oracle", "fastv",
+           "sparsevlm")  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -65,7 +66,7 @@ def test_equals_the_pruned_stock_model(made, method):
     assert stayed == [numbers for *_, numbers in expected]
 
 
-@pytest.mark.parametrize("method", ("codebook", "fastv"))
+@pytest.mark.parametrize("method", ("codebook", "fastv", "sparsevlm"))
 def test_tiles_images_and_frames(made, method):
     vlm, maker = made
     kind = vlm.model.config.model_type
@@ -118,6 +119,22 @@ def test_budgets_share_what_the_first_layers_read(made):
     apart = told[0].chosen[0][0].kept.tolist() != told[0].chosen[2][0].kept.tolist()
     assert apart, "every question must have its own choice, or the test shows nothing"
     assert sum(length >= 25 for length in read) == 1, "the image is read once"
+
+
+def test_a_batch_of_questions_is_each_of_them(made):
+    vlm, _ = made
+    looked, rule = look(vlm, [picture(1)]), Rule("sparsevlm", 6)
+    texts = [*TEXTS, "on the left of a red plate in this picture ?"]
+    end, vlm.model.generation_config.eos_token_id = vlm.model.generation_config.eos_token_id, END
+    try:
+        together = reply(vlm, looked, rule, texts, max_new_tokens=6)
+        alone = [reply(vlm, looked, rule, [text], max_new_tokens=6) for text in texts]
+    finally:
+        vlm.model.generation_config.eos_token_id = end
+    assert together.texts == [one.texts[0] for one in alone]
+    assert len({len(text.split()) for text in together.texts}) > 1, "some must end early"
+    stayed = [[kept.kept.tolist() for kept in each] for each in together.chosen]
+    assert stayed == [[kept.kept.tolist() for kept in one.chosen[0]] for one in alone]
 
 
 def test_the_two_ends(made):

@@ -6,15 +6,13 @@ from types import SimpleNamespace
 import pruning
 import pytest
 import torch
-from pruning import KINDS, Maker, model_of, picture
+from pruning import IMAGES, KINDS, TEXTS, Maker, embeddings, model_of, picture, turned
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 import redlib
 from redlib.errors import RedlibError
 
 EXACT = 1e-9
-TEXTS = ["USER: <image> what is this ?", "the <image> red cup <image> show in the picture ?"]
-IMAGES = [[picture(1)], [picture(2), picture(3)]]
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -27,29 +25,6 @@ def made(request, tmp_path_factory) -> SimpleNamespace:
         model=model_of(folder),
         maker=Maker(request.param, folder),
     )
-
-
-@torch.no_grad()
-def embeddings(model, inputs, row: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(T, D) the whole prompt of one row, unpadded, and (T,) the number of the image whose visual
-    token, not newline, stands at a position; -1 elsewhere."""
-    names = ("pixel_values", "image_sizes", "batch_num_images")
-    packed = model.model.get_image_features(
-        **{k: inputs[k] for k in names if k in inputs}, return_dict=True
-    ).pooler_output
-    ids = inputs["input_ids"][row][inputs["attention_mask"][row].bool()]
-    rows = model.get_input_embeddings()(ids)
-    at = ids == model.config.image_token_id
-    images = [0] if row == 0 else [1, 2]
-    visual = torch.cat([packed[i] for i in images])
-    owner = torch.cat([torch.full((len(packed[i]),), i) for i in images])
-    newline = getattr(model.model, "image_newline", None)
-    if newline is not None:
-        owner[(visual == newline).all(1)] = -1
-    rows[at] = visual
-    found = torch.full((len(ids),), -1)
-    found[at] = owner
-    return rows, found
 
 
 @torch.no_grad()
@@ -93,13 +68,6 @@ def masked_form(model, rows, owner, prompt: int, layer: int, keep: int):
     return model.lm_head(decoder.norm(hidden))[0], kept
 
 
-def turned(vectors, cos, sin) -> torch.Tensor:
-    """Queries or keys (..., c) turned by their positions, in pairs of one of either half."""
-    a, b = vectors.chunk(2, -1)
-    (c, _), (s, _) = cos.chunk(2, -1), sin.chunk(2, -1)
-    return torch.cat([a * c - b * s, b * c + a * s], -1)
-
-
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("layer", [1, 2])
 def test_forward_is_the_masked_form(made, layer, side):
@@ -108,7 +76,12 @@ def test_forward_is_the_masked_form(made, layer, side):
     with torch.no_grad():
         with redlib.pruned(model, "fastv", keep=4, per="image", layer=layer) as run:
             logits = model(**inputs).logits
-    assert run.report.endswith(f"-> 12 visual tokens from layer {layer} on of 3 images or films")
+    before = sum(kept.before for kept in run.last)
+    read = (layer * before + (4 - layer) * 12) / 4
+    assert run.report == (
+        f"{before} -> 12 visual tokens of 3 images or films from layer {layer} on "
+        f"({read:.1f} a layer)"
+    )
     for row in (0, 1):
         rows, owner = embeddings(model, inputs, row)
         expected, kept = masked_form(model, rows, owner, len(rows), layer, keep=4)
@@ -211,13 +184,15 @@ def test_budgets_per_tile(made):
         assert mine.tolist() == sorted(scores.topk(2).indices.tolist())
 
 
-def test_text_after_an_image_is_not_shortened(made):
+@pytest.mark.parametrize("method", ["fastv", "sparsevlm"])
+def test_text_beside_an_image_is_not_shortened(made, method):
     inputs, model = made.maker(TEXTS, IMAGES), made.model
     text = {k: v for k, v in made.maker(["USER: what is this ?"]).items()
             if k in ("input_ids", "attention_mask")}  # fmt: skip
     with torch.no_grad():
         stock = model(**text).logits
-        with redlib.pruned(model, "fastv", keep=2, per="image"):
+        with redlib.pruned(model, method, keep=2, per="image"):
+            assert torch.equal(model(**text).logits, stock)
             model(**inputs)
             assert torch.equal(model(**text).logits, stock)
 

@@ -499,7 +499,7 @@ def test_what_the_methods_say_of_themselves():
 
 
 def test_a_method_has_one_function():
-    with pytest.raises(RedlibError, match="'x' must have exactly one of scores and select"):
+    with pytest.raises(RedlibError, match="'x' must have exactly one of scores, select and inside"):
         Method(name="x", title="X")
     with pytest.raises(RedlibError, match="exactly one"):
         Method(name="x", title="X", scores=len, select=len)

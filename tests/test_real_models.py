@@ -8,6 +8,7 @@ from safetensors import safe_open
 from torch import nn
 
 from redlib import models, states
+from redlib.bench.looking import Rule, look, reply
 from redlib.errors import RedlibError
 from redlib.models import load
 from redlib.notebook import Session
@@ -163,3 +164,21 @@ def test_a_weight_in_fewer_bits_can_be_read():
         packed = Packed(weight, bias)
         found = states._weight(packed).float()
         torch.testing.assert_close(found, packed.weight * packed.scale, atol=2e-3, rtol=0)
+
+
+HEADS = {real.LLAVA: (32, 32), real.NEXT: (32, 8), real.ONEVISION: (28, 4)}
+
+
+@pytest.mark.parametrize("method", ["fastv", "sparsevlm"])
+def test_pruning_inside_at_real_sizes(made, method):
+    """Heads, grouped keys and tokens of the real models: 576, 729, and 2,880 in five tiles."""
+    name, _, vlm = made
+    text = vlm.model.config.text_config
+    assert (text.num_attention_heads, text.num_key_value_heads) == HEADS[name]
+    settings = {"base": 1} | ({"split": 5} if name == real.NEXT else {})
+    for setting, tiles in settings.items():
+        looked = look(vlm, [random_image(1, width=672, height=672)], setting=setting)
+        told = reply(vlm, looked, Rule(method, 64), ["what is it ?"], max_new_tokens=2)
+        for (kept,) in told.chosen:
+            assert (kept.before, kept.after) == (tiles * GRID[name] ** 2, tiles * 64)
+            assert not kept.scores.isnan().any()

@@ -267,7 +267,8 @@ def stage(tmp_path_factory, tiny_vlm):
         tmp_path_factory.mktemp("stage"), tiny_vlm, prompt="what does this image show ?",
         top_prob=20, codebook_images=4, n_questions=2, n_calibration=2, budgets=[4, 9],
         study_images=2, study_patches=9, tsne_images=2, random_seeds=2, curve=[2, 9],
-        methods=["prumerge", "fastv", "downsample", "probe", "oracle"], n_further=1, n_captions=1,
+        methods=["prumerge", "fastv", "sparsevlm", "downsample", "probe", "oracle"], n_further=1,
+        n_captions=1,
     )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """Greedy answers where the language model itself prunes, with its first layers read once per image.
 
-FastV (`redlib.prune.inside`) drops visual tokens behind its first K layers, where the last token of
+FastV (`redlib.prune.fastv`) drops visual tokens behind its first K layers, where the last token of
 the prompt pays them little attention. What stays depends on the question, so from there on every
 question has a sequence of its own. Up to there nothing does: the image stands before the question,
 and in a causal decoder its states are the same whatever is asked.
@@ -32,7 +32,7 @@ from redlib.planner import grow
 from redlib.prune.budget import Budget
 from redlib.prune.choose import Kept, everything
 from redlib.prune.context import precise
-from redlib.prune.inside import Inside
+from redlib.prune.fastv import FastV
 from redlib.prune.keep import keep_lowest
 from redlib.prune.views import Seen
 
@@ -76,7 +76,7 @@ def answers_inside(
     Raises:
         RedlibError: the model has too few layers, or attention that takes no masks.
     """
-    depth = Inside(vlm.model).layer
+    depth = FastV(vlm.model).layers[0] + 1
     whole = [everything(seen) for seen in looked]
     visual = torch.cat([choice.rows for choice in whole]).to(vlm.dtype)
     blank = [choice.kept for choice in whole]

@@ -13,7 +13,7 @@ The choice is that of `redlib.pruned`, by the same functions; only prompt and pa
 Since the language model is causal, all questions continue from one prefix of what is left of the
 image (`answering`). FastV prunes inside the language model and by the question; there the first
 layers have such a prefix and the others have not (`inside`). Asked several budgets at once
-(`replies`), it ranks once for all of them.
+(`replies`), it ranks once for all of them. Other methods that prune there share nothing (`apart`).
 
 | setting | images | visual tokens | budget |
 |---|---|---|---|
@@ -31,10 +31,12 @@ from PIL import Image
 from torch import Tensor
 
 from redlib.bench.answering import answers
+from redlib.bench.apart import answers_apart
 from redlib.bench.inside import answers_inside
 from redlib.codebook import Codebook
 from redlib.errors import RedlibError
 from redlib.models import VLM
+from redlib.prune import fastv
 from redlib.prune.budget import Budget
 from redlib.prune.choose import Kept, choose, everything
 from redlib.prune.method import Method
@@ -86,7 +88,8 @@ class Replies:
 
     Attributes:
         texts: one per question.
-        kept: visual tokens of the prompt, newlines not counted; of FastV those behind its layer.
+        kept: visual tokens of the prompt, newlines not counted; of methods that prune inside the
+            language model those behind its last cut.
         chosen: per question, for each image or film which tokens stayed; empty for NONE.
     """
 
@@ -131,7 +134,7 @@ def leave(
 
     Raises:
         RedlibError: an unknown method, a budget that there is not, a codebook that is missing, or
-            FastV, which leaves everything to the language model.
+            one that prunes inside the language model, which leaves everything to it.
     """
     if rule.method == UNPRUNED:
         choices = [everything(seen) for seen in looked]
@@ -180,13 +183,24 @@ def replies(
 ) -> list[Replies]:
     """`reply` under each of several rules; those of FastV share all that does not depend on the
     budget."""
-    inside = [rule for rule in rules if rule.method in METHODS and METHODS[rule.method].inside]
-    found = {}
-    if inside:
-        budgets = [_settled(rule, None)[1] for rule in inside]
-        told = answers_inside(vlm, looked, questions, budgets, max_new_tokens=max_new_tokens)
-        for rule, one in zip(inside, told, strict=True):
-            found[rule] = Replies(one.texts, sum(kept.after for kept in one.kept[0]), one.kept)
+    inside = {
+        rule: _settled(rule, None)
+        for rule in rules
+        if rule.method in METHODS and METHODS[rule.method].inside
+    }
+    how = {"max_new_tokens": max_new_tokens}
+    sharing = {rule: of[1] for rule, of in inside.items() if of[0] is fastv.METHOD}
+    told = {}
+    if sharing:
+        shared = answers_inside(vlm, looked, questions, list(sharing.values()), **how)
+        told = dict(zip(sharing, shared, strict=True))
+    for rule in inside.keys() - sharing.keys():
+        method, budget, _ = inside[rule]
+        told[rule] = answers_apart(vlm, looked, questions, method, budget, **how)
+    found = {
+        rule: Replies(one.texts, sum(kept.after for kept in one.kept[0]), one.kept)
+        for rule, one in told.items()
+    }
     for rule in rules:
         if rule not in found:
             left = leave(vlm, looked, rule, codebook=codebook)

@@ -8,32 +8,41 @@ as fast as large ones:
     operations(T) = layers x (2 T x parameters of a layer + 2 T^2 x width of all heads)
 
 attention counted as causal. Choosing who stays, scoring included, is timed by itself, on tokens
-that are there already, as a share of the pruned prefill. It costs the same whatever the codebook
-holds, so this one holds tokens drawn by lot, as many as the paper's: few beside the weights of a
-model of its width, many beside those of a small one.
+that are there already, image by image as `redlib.prune` does it, as a share of the pruned prefill.
+It costs the same whatever the codebook holds, so this one holds tokens drawn by lot, as many as the
+paper's: few beside the weights of a model of its width, many beside those of a small one. In the
+embedded model the cosines alone are an eighth of the prefill's operations, and no exact score can
+do without them. So the share is measured once more at the 7B model's width, where a CPU has room
+for one of its layers, and counts it 32 times.
 
     rows = measure(vlm)                # metric, value, low, high, n, bar, pass
 """
 
+import math
+import threading
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor
+from transformers import LlamaConfig, LlamaModel
 
 import redlib
 from redlib import models
 from redlib.bench.baselines import AFTER, BEFORE, lengthened, random_model
-from redlib.bench.speed import Row, isolated, peak_memory, row, turns
+from redlib.bench.speed import Row, isolated, row, turns
 from redlib.codebook import Codebook, Criteria
 from redlib.models import VLM
 from redlib.prune import keep_lowest, redundancy
 from redlib.prune import operations as scoring
 from redlib.tabletop import scenes
 
-BATCH, KEEP = 8, 64
+BATCH, SIZE, KEEP = 8, 576, 64
 PAIRS = 7
 PROTOTYPES = 454  # of the paper's codebook for LLaVA-1.5
+DEPTH = 32  # layers of LLaVA-1.5-7B
 SHARE = 0.7  # of the ratio of operations
 CHOOSING = 0.03  # of the pruned prefill
 REPEATS = 8  # of what is short, in a turn
@@ -47,6 +56,7 @@ def measure(vlm: VLM, *, seed: int = 0) -> list[Row]:
     """Rows for an embedded model on one thread of this CPU."""
     torch.set_num_threads(1)
     rows = prefill(vlm, BATCH, vlm.grid.size, KEEP, seed=seed)
+    rows.append(at_real_width(seed=seed))
     rows.append(_memory(vlm.name, seed=seed))
     return rows
 
@@ -90,14 +100,6 @@ def prefill(
     ratios = [slow / fast for slow, fast in timed]
     slow, fast = np.median(timed, axis=0)
 
-    def choose() -> None:
-        for _ in range(REPEATS):
-            _choose(visual, codebook, keep)
-
-    choose()  # warm up
-    chosen = turns("choosing", choose, partial(_read, vlm, few), pairs, vlm.device)
-    shares = [one / REPEATS / other for one, other in chosen]
-    scored = scoring(size, len(codebook), vlm.width)
     cache = [bytes_of_cache(vlm, batch * length) for length in lengths]
     return [
         row(
@@ -106,17 +108,70 @@ def prefill(
             float(np.median(ratios)), low=min(ratios), high=max(ratios), n=pairs,
             bar=SHARE * of if bar is None else bar,
         ),
-        row(
-            f"{label}: scoring and choosing by {len(codebook)} prototypes, share of the pruned "
-            f"prefill (of its operations: {scored / operations(vlm, lengths[1]):.1%})",
-            float(np.median(shares)), low=min(shares), high=max(shares), n=pairs,
-            bar=CHOOSING, at_most=True,
+        choosing(
+            label, visual, codebook, keep, partial(_read, vlm, few), pairs=pairs,
+            operations=operations(vlm, lengths[1]),
         ),
         row(
             f"{label}: bytes of keys and values, pruned over full ({cache[1]:,} over {cache[0]:,})",
             cache[1] / cache[0], n=1,
         ),
     ]  # fmt: skip
+
+
+def choosing(
+    label: str,
+    visual: Tensor,
+    codebook: Codebook,
+    keep: int,
+    read: Callable[[], None],
+    *,
+    operations: int,
+    pairs: int,
+    times: int = 1,
+) -> Row:
+    """Share of choosing among visual tokens (B, L, D) in a pruned prefill, which is `times` what
+    `read` does and needs so many operations an image."""
+
+    def choose() -> None:
+        for _ in range(REPEATS):
+            _choose(visual, codebook, keep)
+
+    choose(), read()  # warm up
+    taken = turns("choosing", choose, read, pairs, visual.device)
+    shares = [one / REPEATS / (times * other) for one, other in taken]
+    scored = scoring(visual.shape[1], len(codebook), codebook.width)
+    return row(
+        f"{label}: scoring and choosing by {len(codebook)} prototypes, share of the pruned "
+        f"prefill (of its operations: {scored / operations:.1%})",
+        float(np.median(shares)), low=min(shares), high=max(shares), n=pairs,
+        bar=CHOOSING, at_most=True,
+    )  # fmt: skip
+
+
+def at_real_width(*, width: int = 4096, heads: int = 32, pairs: int = PAIRS, seed: int = 0) -> Row:
+    """Share of choosing in a prefill as wide as LLaVA-1.5-7B's: one image, one of its layers with
+    random weights in float32."""
+    config = LlamaConfig(
+        hidden_size=width, intermediate_size=width * 11_008 // 4096, num_attention_heads=heads,
+        num_hidden_layers=1, vocab_size=8,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        decoder = LlamaModel(config).eval()
+    visual, codebook = _tokens((1, SIZE), width, 0.02, seed)
+    length = BEFORE + KEEP + AFTER
+    parameters = sum(weight.numel() for weight in decoder.layers.parameters())
+    each = 2 * length * parameters + 2 * length**2 * width
+
+    @torch.no_grad()
+    def read() -> None:
+        decoder(inputs_embeds=visual[:, :length], use_cache=True)
+
+    label = f"{DEPTH} times one layer of LLaVA-1.5-7B's shape, {KEEP} of {SIZE} visual tokens"
+    return choosing(
+        label, visual, codebook, KEEP, read, operations=DEPTH * each, pairs=pairs, times=DEPTH
+    )
 
 
 def operations(vlm: VLM, length: int) -> int:
@@ -138,14 +193,19 @@ def bytes_of_cache(vlm: VLM, tokens: int) -> int:
 def _drawn(vlm: VLM, batch: int, size: int, seed: int) -> tuple[Tensor, Codebook]:
     """(B, L, D) visual tokens as large as words, and a codebook of such."""
     words = vlm.model.get_input_embeddings().weight
+    scale = float(words.detach().float().std())
+    visual, book = _tokens((batch, size), vlm.width, scale, seed)
+    return visual.to(vlm.device, vlm.dtype), book
+
+
+def _tokens(shape: tuple[int, int], width: int, scale: float, seed: int) -> tuple[Tensor, Codebook]:
+    """(B, L, D) tokens drawn by lot, and a codebook of such."""
     generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randn(batch * size + PROTOTYPES, vlm.width, generator=generator)
-    drawn *= float(words.detach().float().std())
-    visual = drawn[PROTOTYPES:].view(batch, size, -1).to(vlm.device, vlm.dtype)
+    drawn = torch.randn(math.prod(shape) + PROTOTYPES, width, generator=generator) * scale
     nowhere = ("",) * PROTOTYPES
-    book = Codebook(drawn[:PROTOTYPES], nowhere, (0,) * PROTOTYPES, vlm.name, vlm.revision,
+    book = Codebook(drawn[:PROTOTYPES], nowhere, (0,) * PROTOTYPES, "drawn", "by lot",
                     Criteria.paper())  # fmt: skip
-    return visual, book
+    return drawn[PROTOTYPES:].view(*shape, width), book
 
 
 def _rows(vlm: VLM, visual: Tensor) -> Tensor:
@@ -162,7 +222,7 @@ def _read(vlm: VLM, rows: Tensor) -> None:
 
 def _choose(visual: Tensor, codebook: Codebook, keep: int) -> Tensor:
     """(B, K, D): the paper's rule, R lowest."""
-    return visual[keep_lowest(redundancy(visual, codebook), keep)].view(len(visual), keep, -1)
+    return torch.stack([image[keep_lowest(redundancy(image, codebook), keep)] for image in visual])
 
 
 def _fastv(vlm: VLM, batch: int, keep: int, *, pairs: int) -> Row:
@@ -171,7 +231,8 @@ def _fastv(vlm: VLM, batch: int, keep: int, *, pairs: int) -> Row:
     before, after = longer.prompt(question)
     place = before.new_full((vlm.grid.size,), vlm.model.config.image_token_id)
     ids = torch.cat([before, place, after]).expand(batch, -1)
-    pixels = vlm._pixels([scenes("test", 1)[0].image] * batch).to(vlm.device, vlm.dtype)
+    ((pixels, _),) = vlm.views([scenes("test", 1)[0].image])  # (1, 3, side, side)
+    pixels = pixels.expand(batch, -1, -1, -1).to(vlm.device, vlm.dtype)
 
     @torch.no_grad()
     def read() -> None:
@@ -191,18 +252,44 @@ def _fastv(vlm: VLM, batch: int, keep: int, *, pairs: int) -> Row:
 
 
 def _memory(name: str, *, seed: int) -> Row:
-    """Peak memory of a process that reads the batch, pruned over full."""
-    full, few = (isolated(_peak, name, keep, seed) for keep in (None, KEEP))
+    """Memory that reading the batch adds to a process, pruned over full."""
+    full, few = (isolated(_added, name, keep, seed) for keep in (None, KEEP))
     return row(
-        f"peak memory of a process, prefill of batch {BATCH}, pruned over full "
+        f"memory that a prefill of batch {BATCH} adds to its process, pruned over full "
         f"({few / 1e6:.0f} MB over {full / 1e6:.0f} MB)",
         few / full, n=1,
     )  # fmt: skip
 
 
-def _peak(name: str, keep: int | None, seed: int) -> int:
+def _added(name: str, keep: int | None, seed: int) -> int:
     torch.set_num_threads(1)
     vlm = models.load(name, device="cpu")
     visual, codebook = _drawn(vlm, BATCH, vlm.grid.size, seed)
-    _read(vlm, _rows(vlm, visual if keep is None else _choose(visual, codebook, keep)))
-    return peak_memory()
+    _read(vlm, _rows(vlm, visual[:1, :1]))  # what a first call sets up
+
+    def work() -> None:
+        _read(vlm, _rows(vlm, visual if keep is None else _choose(visual, codebook, keep)))
+
+    return added_memory(work)
+
+
+def added_memory(work: Callable[[], None]) -> int:
+    """The most bytes that this process held during some work, beyond those before it.
+
+    What a process ever held tells nothing of a small model, whose loading takes more.
+    """
+    process, most, done = psutil.Process(), [], threading.Event()
+    before = process.memory_info().rss
+
+    def watch() -> None:
+        while not done.wait(0.001):
+            most.append(process.memory_info().rss)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        work()
+    finally:
+        done.set()
+        watcher.join()
+    return max(most, default=before) - before

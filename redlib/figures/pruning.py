@@ -8,6 +8,8 @@ from PIL import Image
 
 from redlib.figures import style
 from redlib.geometry import Grid
+from redlib.prune import fastv, sparsevlm
+from redlib.prune.inside import read_a_layer
 from redlib.study.pruning import METHODS, PAPER
 from redlib.tables import readable, with_interval
 
@@ -21,7 +23,6 @@ _HEADS = {
     "pope": "POPE", "mmb": "MMBench", "seed": "SEED", "rwqa": "RealWorldQA", "mme": "MME",
     "nocaps": "NoCaps", "flickr": "Flickr30k",
 }  # fmt: skip
-FASTV_LAYER = 2  # K, of `redlib.prune.inside`
 _SETTINGS = {"base": "base tile", "split": "each of five tiles"}
 
 
@@ -250,7 +251,7 @@ def curve_note(shares: pd.DataFrame, *, model: str, depth: int, size: int) -> di
         "caption": (
             "Mean over five tasks of the score with few visual tokens over that with all, each on "
             f"the same questions ({' or '.join(map(str, counts))} a point), with 95 % intervals "
-            f"from resampling images. {_fastv(shares, depth, size)} Drawn with {model}; the "
+            f"from resampling images. {_inside(shares, depth, size)} Drawn with {model}; the "
             "paper's Figure 9 shows LLaVA-1.5-7B."
         ),
         "reading": (
@@ -264,20 +265,28 @@ def curve_note(shares: pd.DataFrame, *, model: str, depth: int, size: int) -> di
     }
 
 
-def _fastv(table: pd.DataFrame, depth: int, size: int) -> str:
-    """What FastV's budget leaves out: the layers that read everything, a small part of a deep
-    model and a large one of a shallow model."""
-    base = table[table["setting"] == "base"]
+def _inside(table: pd.DataFrame, depth: int, size: int) -> str:
+    """What the budget of methods that prune inside leaves out: the layers that read more, a small
+    part of a deep model and a large one of a shallow model."""
+    base, told = table[table["setting"] == "base"], "FastV was not run."
     budgets = base.loc[base["method"] == "fastv", "tokens"]
-    if budgets.empty:
-        return "FastV was not run."
-    least = budgets.min()
-    read = (FASTV_LAYER * size + (depth - FASTV_LAYER) * least) / depth
-    return (
-        "FastV's tokens are those behind its second layer, as the paper counts; its first "
-        f"{FASTV_LAYER} of {depth} layers read all {size}, so that at {least} tokens a layer reads "
-        f"{read:.0f} on average."
-    )
+    if not budgets.empty:
+        least = budgets.min()
+        read = read_a_layer([fastv.LAYER - 1], [size, least], depth)
+        told = (
+            "FastV's tokens are those behind its second layer, as the paper counts; its first "
+            f"{fastv.LAYER} of {depth} layers read all {size}, so that at {least} tokens a layer "
+            f"reads {read:.0f} on average."
+        )
+    budgets = base.loc[base["method"] == "sparsevlm", "tokens"]
+    if not budgets.empty:
+        least, layers = int(budgets.min()), sparsevlm.relative(depth)
+        counts = [size, *sparsevlm.falling(size, least, len(layers))]
+        told += (
+            f" SparseVLM's are those behind its last cut, in front of layer {layers[-1] + 1}; at "
+            f"{least} a layer reads {read_a_layer(layers, counts, depth):.0f} on average."
+        )
+    return told
 
 
 @style.styled
@@ -519,7 +528,7 @@ def accuracy_note(
             f"intervals from resampling images; Random: mean of {seeds} draw"
             f"{'s' if seeds > 1 else ''} ± their deviation. n: questions about the five tasks, and "
             "the images they are about; methods with a smaller n answered the "
-            f"first of them. {_fastv(summary, depth, size)} Computed with {model}; {theirs}."
+            f"first of them. {_inside(summary, depth, size)} Computed with {model}; {theirs}."
         ),
         "reading": (
             "Compare rows of one budget and one n; the last column relates each to the unpruned "

@@ -15,6 +15,10 @@ the class, another model, nor the choice of attention is touched.
 
 Sequences that `generate` returns begin with the prompt as it was given, so that whoever cuts the
 answer off behind it still can. `forward` returns logits of the shortened prompt.
+
+Beams, sampling, assisted generation and caches of fixed length work as without pruning. A method
+that prunes inside the language model has to read a prompt whole, so not by `prefill_chunk_size`,
+and its layers are not compiled.
 """
 
 import functools
@@ -22,8 +26,11 @@ import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 from torch import Tensor, nn
 from transformers import StoppingCriteriaList
 from transformers.generation import LogitsProcessorList
@@ -86,9 +93,12 @@ class Run:
             return "no visual tokens"
         line = f"{sum(k.before for k in self.last)} -> {sum(k.after for k in self.last)}"
         line += " visual tokens"
+        if len(self.last) > 1:
+            line += f" of {len(self.last)} images or films"
         if self._inside is not None:
-            line += f" from layer {self._inside.layer} on"
-        return line if len(self.last) == 1 else f"{line} of {len(self.last)} images or films"
+            line += f" from layer {self._inside.layers[-1] + 1} on"
+            line += f" ({self._inside.average():.1f} a layer)"
+        return line
 
     def seen(self, given: Mapping[str, object]) -> list[Seen]:
         """The views of a batch behind tower and projector, and of each what may be chosen."""
@@ -181,6 +191,13 @@ class Run:
             return self._stock_generate(stock, given)
         if given.get("attention_mask") is None:
             given["attention_mask"] = _mask(self.model, ids)
+        if self._inside is not None:
+            if _setting(self.model, given, "prefill_chunk_size") is not None:
+                raise RedlibError(
+                    f"{self.method.name} ranks by a prompt that is read whole: leave out "
+                    "prefill_chunk_size"
+                )
+            given["disable_compile"] = True  # what stays differs from prompt to prompt
         prompt, encoded = self.prune(ids, given["attention_mask"], given, "left")
         given = self._shortened(given, prompt, encoded)
         restored = Restored(ids, prompt.ids.shape[1])
@@ -401,7 +418,7 @@ def _run(
             raise RedlibError(f"{method.name} takes no {name!r}; it takes {takes}")
     if "codebook" in method.options:
         _check_codebook(model, method, options.get("codebook"), foreign)
-    inside = Inside(model, **options) if method.inside else None
+    inside = method.inside(model, **options) if method.inside else None
     return Run(model, method, budget, per, packing, options, extra or {}, _inside=inside)
 
 
@@ -418,16 +435,32 @@ def _check_codebook(model: nn.Module, method: Method, codebook: object, foreign:
             "another model"
         )
     name = str(getattr(model.config, "_name_or_path", "")).rstrip("/\\")
-    commit = getattr(model.config, "_commit_hash", None)
     same = (
         name.replace("\\", "/").rsplit("/", 1)[-1] == codebook.model.rstrip("/").rsplit("/", 1)[-1]
     )
-    if not foreign and (not same or (commit and codebook.revision != commit)):
+    other = same and _other_commit(name, codebook.revision)
+    if not foreign and (other or not same):
         raise RedlibError(
             f"the codebook was made with {codebook.model!r} (revision {codebook.revision[:12]}), "
-            f"the model is {name or 'without a name'!r}: tokens of another model live in another "
-            "space; say codebook_of_other_model=True if they are the same"
+            f"the model is {name or 'without a name'!r}{' of another revision' * other}: tokens of "
+            "another model live in another space; say codebook_of_other_model=True if they are the "
+            "same"
         )
+
+
+def _other_commit(name: str, revision: str) -> bool:
+    """Whether a model of the hub is surely not of this commit.
+
+    A stock model knows from which id it was loaded, but since transformers 5 not from which commit
+    of it: any of those in this machine's cache. Of a folder's weights nothing is known here.
+    """
+    if Path(name).is_dir():
+        return False
+    try:
+        held = [try_to_load_from_cache(name, "config.json", revision=r) for r in (None, revision)]
+    except HFValidationError:  # a name that is no id
+        return False
+    return isinstance(held[0], str) and not isinstance(held[1], str)
 
 
 def _instead(stock: object, ours: object) -> object:
@@ -480,7 +513,7 @@ def _pad(model: nn.Module) -> int:
 
 
 def _setting(model: nn.Module, given: Mapping[str, object], name: str) -> int | None:
-    """A length that counts the prompt, from where stock `generate` takes it."""
+    """A setting, from where stock `generate` takes it."""
     configs = (given.get("generation_config"), model.generation_config)
     values = [given.get(name), *(getattr(config, name, None) for config in configs)]
     return next((value for value in values if value is not None), None)

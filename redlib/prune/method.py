@@ -25,15 +25,15 @@ class Method:
         name: by which it is asked for.
         title: as tables print it.
         scores: `scores(context, **options) -> (L,)`, the highest stay; or
-        select: `select(context, keep, **options) -> Selection`; exactly one of the two, and neither
-            for a method that prunes `inside` the language model.
+        select: `select(context, keep, **options) -> Selection`; or
+        inside: `inside(model, **options)`, of a method that prunes between layers of the language
+            model (`redlib.prune.inside`); exactly one of the three.
         layers: tower layers whose queries and keys it looks at, counted from the end: -1, -2, ...
         order: "raster", or "own" where the language model gets the tokens in the method's order.
         positions: "compact", numbered anew, or "original", as if nothing had been pruned.
         merges: whether rows may stand for several tokens.
         options: names of the keyword arguments that it takes.
         native: whether it can set the number of tokens itself (keep=None).
-        inside: whether it prunes between layers of the language model.
     """
 
     name: str
@@ -46,11 +46,13 @@ class Method:
     merges: bool = False
     options: tuple[str, ...] = ()
     native: bool = False
-    inside: bool = False
+    inside: Callable[..., object] | None = None
 
     def __post_init__(self) -> None:
-        if (self.scores is not None) + (self.select is not None) + self.inside != 1:
-            raise RedlibError(f"method {self.name!r} must have exactly one of scores and select")
+        if (self.scores is not None) + (self.select is not None) + (self.inside is not None) != 1:
+            raise RedlibError(
+                f"method {self.name!r} must have exactly one of scores, select and inside"
+            )
 
     @property
     def reorders(self) -> bool:

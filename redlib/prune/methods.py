@@ -7,15 +7,12 @@ A method of your own needs no place here: `redlib.pruned` takes a `Method` as we
 """
 
 from redlib.errors import RedlibError
-from redlib.prune import divprune, plain, prumerge, visionzip
+from redlib.prune import divprune, fastv, plain, prumerge, sparsevlm, visionzip
 from redlib.prune.method import Method
 
-FASTV = Method(
-    "fastv", "FastV", inside=True, positions="original", options=("layer",)
-)  # see `redlib.prune.inside`
-
 PUBLISHED = (
-    prumerge.PRUMERGE, prumerge.PRUMERGE_PLUS, visionzip.METHOD, divprune.METHOD, FASTV,
+    prumerge.PRUMERGE, prumerge.PRUMERGE_PLUS, visionzip.METHOD, divprune.METHOD, fastv.METHOD,
+    sparsevlm.METHOD,
 )  # fmt: skip
 METHODS: dict[str, Method] = {each.name: each for each in (*plain.METHODS, *PUBLISHED)}
 

@@ -43,15 +43,18 @@ figures: $(READY)
 smoke: $(READY)
 	@$(RUN) run params/smoke.yaml
 
-# The notebooks run at their defaults, in a working folder of their own that starts empty. One
-# pytest call, so that its closing line counts everything.
+# The notebooks run at their defaults, in a working folder of their own that starts empty, and
+# first, as they take longest. One pytest call, so that its closing line counts everything; two
+# processes of one thread each, since small models leave a second thread nothing to do.
 test: export HF_HUB_OFFLINE = 1
+test: export OMP_NUM_THREADS = 1
 test: export REDLIB_RUNS = $(CURDIR)/$(VENV)/test-runs
 test: $(READY)
 	@$(VENV)/bin/python -m ruff check .
 	@$(VENV)/bin/python -m ruff format --check .
 	@rm -rf $(REDLIB_RUNS)
-	@$(VENV)/bin/python -m pytest tests notebooks -p no:cacheprovider \
+	@$(VENV)/bin/python -m pytest notebooks tests -p no:cacheprovider \
+	  -n 2 --no-loadscope-reorder \
 	  --nbval-lax --nbval-current-env --nbval-sanitize-with tests/nbval.cfg
 
 # Whole runs, minutes each, that no change of the embedded models' part can break.

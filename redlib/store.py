@@ -126,15 +126,22 @@ def code_version(modules: Iterable[str] | None = None, *, package: Path | None =
         files = sorted(folder.rglob("*.py")) if folder.is_dir() else [package / f"{name}.py"]
         for file in files:
             try:
-                tree = ast.parse(file.read_text(encoding="utf-8"))
+                text = file.read_text(encoding="utf-8")
             except FileNotFoundError:
                 raise RedlibError(f"no module {name!r} in redlib") from None
-            for node in ast.walk(tree):
-                body = getattr(node, "body", None)
-                if isinstance(body, list) and body and _is_text(body[0]):
-                    body.pop(0)
-            digest.update(f"{file.relative_to(package).as_posix()}\n{ast.dump(tree)}\n".encode())
+            digest.update(f"{file.relative_to(package).as_posix()}\n{_meaning(text)}\n".encode())
     return digest.hexdigest()[:12]
+
+
+@functools.lru_cache(maxsize=512)  # a run asks for the whole library before each notebook
+def _meaning(text: str) -> str:
+    """A module's code as `code_version` counts it."""
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and _is_text(body[0]):
+            body.pop(0)
+    return ast.dump(tree)
 
 
 class Store:

@@ -46,6 +46,20 @@ TEMPLATE = (
 )
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log):
+    """Whole files to each process of `make test`, so that what a module's tests share is made once;
+    and all notebooks to one process, in order, as some read what an earlier one wrote."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFile(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "notebooks" if file.endswith(".ipynb") else file
+
+    return ByFile(config, log)
+
+
 def word_tokenizer() -> PreTrainedTokenizerFast:
     """A tokenizer with one token a word, split at white space."""
     vocabulary = {word: index for index, word in enumerate([*SPECIAL, *dict.fromkeys(WORDS)])}

@@ -4,11 +4,9 @@ The hub here is a server of this test that answers as the real one does where it
 it is the real client.
 """
 
-import os
 import shutil
-import subprocess
-import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -143,50 +141,43 @@ class Hub(BaseHTTPRequestHandler):
         pass
 
 
-ASK = """
-from redlib.errors import RedlibError
-from redlib.models import load
-for name, revision in (("some/gated", None), ("some/private", None), ("some/model", "branch")):
-    try:
-        load(name, device="cpu", revision=revision)
-    except RedlibError as error:
-        print(error)
-"""
+@pytest.fixture
+def asked(tmp_path, monkeypatch):
+    """Lets the client ask the hub at a port of this machine, with nothing in its cache."""
+
+    def at(port: int) -> None:
+        hub = f"http://127.0.0.1:{port}"
+        monkeypatch.setattr(constants, "ENDPOINT", hub)
+        template = f"{hub}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+
+    return at
 
 
-def test_what_the_hub_refuses(tmp_path):
+def test_what_the_hub_refuses(asked):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
-    environment = dict(os.environ) | {
-        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
-        "HF_HOME": str(tmp_path),
-        "HF_HUB_OFFLINE": "0",
-    }
+    asked(server.server_port)
     try:
-        done = subprocess.run(
-            [sys.executable, "-c", ASK],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=900,
-        )
+        gated, private = refused(name="some/gated"), refused(name="some/private")
+        branch = refused(name="some/model", revision="branch")
     finally:
         server.shutdown()
         server.server_close()
-    gated, private, branch = done.stdout.splitlines()
     assert "'some/gated' is gated: accept its licence at https://huggingface.co/some/gated" in gated
     assert "`hf auth login`" in gated
     assert "the Hugging Face hub knows no such id, or it is private" in private
     assert branch == "revision: 'branch' is no commit, branch or tag of model 'some/model'"
 
 
-def test_a_hub_out_of_reach(tmp_path):
-    environment = dict(os.environ) | {
-        "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"
-    }  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-c", ASK], env=environment, capture_output=True, text=True, timeout=900
-    )
-    first = done.stdout.splitlines()[0]
-    assert "cache, and the Hugging Face hub is out of reach: run `hf download some/gated`" in first
+def test_a_hub_out_of_reach(asked, monkeypatch):
+    asked(9)
+    pauses = []  # before the client asks again, half a minute in all
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    told = refused(name="some/gated")
+    assert "cache, and the Hugging Face hub is out of reach: run `hf download some/gated`" in told
+    assert pauses

@@ -1,6 +1,7 @@
 """The model card's numbers, against literal computations, and the way from weights to the card."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -24,9 +25,12 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def small():
-    """The evaluation at a scale that takes seconds."""
+    """The evaluation at a scale that takes seconds. What is not trained never ends an answer."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluation, "QUICK", 8)
+        patch.setattr(evaluation, "LONGEST", 3)
+        patch.setattr(evaluation, "RESAMPLES", 20)
+        patch.setattr(evaluation, "evaluate", partial(evaluation.evaluate, max_new_tokens=3))
         for name in ("PROBED", "DIVERGED", "SAID", "SAID_MORE", "FEW"):
             least = {"PROBED": 2, "DIVERGED": 2, "SAID": 8}.get(name, 3)
             patch.setattr(evaluation, name, getattr(evaluation, name) | {8: least})

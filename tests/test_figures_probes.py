@@ -7,6 +7,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -192,9 +193,17 @@ def test_definitions(table) -> None:
 
 
 def test_divergences_of_zero_are_drawn(picture, table, sampled) -> None:
+    """On logarithmic scales, which know no zero: where there is nothing else, at 1e-12."""
     flat = sampled.assign(jsd_global=0.0)
-    probes.divergence_maps(picture, flat, (0, 1), GRID)
-    probes.token_against_region(picture, flat, flat, GRID)
+    region, token, final = (flat[f"jsd_{name}"].min() for name in ("region", "token", "final"))
+    for drawn, least in (
+        (probes.divergence_maps(picture, flat, (0, 1), GRID), [region, 1e-12, final]),
+        (probes.token_against_region(picture, flat, flat, GRID), [token, 1e-12]),
+    ):
+        drawn.savefig(BytesIO(), format="png", dpi=40)
+        maps = [image for ax in drawn.axes for image in ax.images if image.get_alpha()]
+        assert all(isinstance(image.norm, LogNorm) for image in maps)
+        assert [image.get_array().min() for image in maps] == pytest.approx(least, abs=0)
 
 
 def test_readable_names_the_missing_column() -> None:

@@ -1,6 +1,7 @@
 """What OneVision is taught about two images, composites and films: true, and seen as it will be."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -346,6 +347,10 @@ def test_the_evaluation_at_a_small_scale(vlm, monkeypatch):
     """On the untrained checkpoint, without the single-token probe, whose code knows any grid."""
     monkeypatch.setattr(evaluation, "_probe", lambda *arguments: [])
     monkeypatch.setattr(evaluation, "QUICK", 8)
+    # What is not trained never ends an answer.
+    monkeypatch.setattr(evaluation, "LONGEST", 3)
+    monkeypatch.setattr(evaluation_several, "LONGEST", 3)
+    monkeypatch.setattr(evaluation, "evaluate", partial(evaluation.evaluate, max_new_tokens=3))
     monkeypatch.setattr(evaluation_several, "COUNTED", 6)
     monkeypatch.setattr(evaluation_several, "FRAMES", (16,))
     for name in ("PROBED", "DIVERGED", "SAID", "SAID_MORE", "FEW", "PAIRS", "GAMES", "FILMS"):

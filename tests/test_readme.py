@@ -73,7 +73,9 @@ def test_the_line_in_your_own_code_is_all_it_takes(tmp_path, capsys):
 
 
 def test_links_lead_to_files():
-    for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", TEXT):
+    targets = re.findall(r"\]\((?!https?:)([^)\s]+)\)", TEXT)
+    assert len(targets) > len(NOTEBOOKS)
+    for target in targets:
         assert (ROOT / target).is_file(), target
 
 

@@ -289,6 +289,9 @@ def test_a_killed_stage_goes_on_where_it_was(tmp_path):
 
 def test_a_hundredth_of_the_training_runs_end_to_end(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "WARM_UP", 1)  # a few steps, but at full rates
+    monkeypatch.setattr(lessons, "SCENES", {"rich": 3, "few": 3, "more": 2, "all": 1})
+    once = dict.fromkeys(training.CHECKS, 1)
+    monkeypatch.setattr(training, "CHECKS", once | {"decoder": 2})
     where = training.train("tiny-llava-1.5", tmp_path, device="cpu", share=0.001)
     log = json.loads((where / "training_log.json").read_text())
     assert {row["stage"] for row in log} == {"tower-windows", "tower-scenes", "decoder"}
@@ -298,6 +301,7 @@ def test_a_hundredth_of_the_training_runs_end_to_end(tmp_path, monkeypatch):
     assert model.dtype == torch.float32
     with pytest.raises(RedlibError, match="another recipe .share changed"):
         training.train("tiny-llava-1.5", tmp_path, device="cpu", share=0.002)
+    monkeypatch.setattr(training, "CHECKS", once)
     following = training.train("tiny-llava-next", tmp_path, device="cpu", share=0.001)
     log = json.loads((following / "training_log.json").read_text())
     assert {row["stage"] for row in log} == {"decoder"}

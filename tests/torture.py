@@ -94,7 +94,7 @@ def _probe() -> Callable[[str], pd.DataFrame]:
 
     def measure(unit: str) -> pd.DataFrame:
         tokens = vlm.encode([drawn[unit].image]).tokens[0]
-        return probe.single(vlm, tokens, range(0, len(tokens), 24), prompt=ONE_WORD_PROMPT)
+        return probe.single(vlm, tokens, range(0, len(tokens), 96), prompt=ONE_WORD_PROMPT)
 
     return measure
 

@@ -76,6 +76,7 @@ PROBED = {FULL: 60, QUICK: 20}  # scenes
 DIVERGED = {FULL: 30, QUICK: 10}  # scenes, at every third row and column
 SAID = {FULL: 1000, QUICK: 120}  # captions of scenes of all levels
 SAID_MORE = {FULL: 200, QUICK: 40}  # of withheld pairs, and detailed ones
+LONGEST = 64  # words of a caption
 TILED = {FULL: 200, QUICK: 30}  # scenes that need tiles
 PAIRS = {FULL: 400, QUICK: 80}  # questions about two images, of each schema
 GAMES = {FULL: 200, QUICK: 40}  # spot-the-difference pictures
@@ -92,6 +93,7 @@ SCORES = {
     "attention": "attention of the middle layer",
     "norm": "norm at the feature layer",
 }
+RESAMPLES = 200  # of scenes, for the interval of an AUROC
 REGISTER = 3.0  # a patch whose norm is so many times its scene's median
 
 
@@ -310,7 +312,7 @@ def _said(
     for metric, part, prompt, task in parts:
         found = []
         for scene in tqdm(part, desc=metric.split(",")[0], leave=False):
-            (text,) = answers(vlm, tokens[scene.id], [prompt], max_new_tokens=64)
+            (text,) = answers(vlm, tokens[scene.id], [prompt], max_new_tokens=LONGEST)
             found.append((scene, text, captions.f1(*captions.counts(text, scene, task))))
         rows.append(_f1(metric, found, seed))
         if part is drawn:
@@ -400,7 +402,7 @@ def _aurocs(told: pd.DataFrame, score: str, label: str, seed: int) -> list[dict]
     rng = np.random.default_rng(seed)
     draws = [
         _auroc(pd.concat([each[name] for name in rng.choice(list(each), len(each))]), score)
-        for _ in range(200)
+        for _ in range(RESAMPLES)
     ]
     low, high = np.quantile(draws, (0.025, 0.975))
     pooled = Interval(_auroc(told, score), low, high, len(told), len(each))

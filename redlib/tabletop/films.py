@@ -453,9 +453,9 @@ def _painted(film: Film) -> tuple[np.ndarray, np.ndarray]:
     """Pixels (frames, H, W, 3) and instances (frames, H, W)."""
     rng = _rng(film.number, _GROUND)
     level = ("clear", "cluttered")[rng.integers(2)]
-    still = _grounds(rng, level, SIDE, SIDE)[2]
+    still = _grounds(rng, level, SIDE, SIDE)[2]()
     if level == "cluttered":
-        _crumbs(rng, still)
+        _crumbs(rng, SIDE, SIDE)(still)
     layer = np.zeros((SIDE, SIDE), np.uint8)
     actors = [event.object for event in film.events]
     for k, prop in enumerate(film.objects):

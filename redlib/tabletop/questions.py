@@ -41,13 +41,14 @@ from redlib.tabletop.world import (
     NOUNS,
     SIMPLE,
     SIZES,
+    SPLITS,
     UNDERLAYS,
     WITHHELD,
     WORDS,
     Scene,
     Thing,
     article,
-    scenes,
+    plan,
 )
 
 ONE_WORD = (
@@ -138,8 +139,8 @@ def statistics() -> tuple[np.ndarray, np.ndarray]:
     """(frequency (32,), co-occurrence (32, 32)) of the nouns over COUNTED training scenes, as POPE
     counts them: in how many images a noun occurs, and in how many a pair of nouns does."""
     present = np.zeros((COUNTED, len(NOUNS)))
-    for row, scene in enumerate(scenes("train", COUNTED)):
-        present[row, [NOUNS.index(o.noun) for o in scene.objects]] = 1
+    for row, number in enumerate(SPLITS["train"][:COUNTED]):
+        present[row, [NOUNS.index(piece.thing.noun) for piece in plan(number).pieces]] = 1
     together = present.T @ present
     frequency = together.diagonal().copy()
     np.fill_diagonal(together, 0)

@@ -31,13 +31,14 @@ Everything follows from the scene's id, which holds its number and what was aske
 gives the scene again. The three splits are disjoint ranges of numbers.
 
 All chance is spent on the plan, and painting it is free of chance: whoever changes one piece of a
-plan and paints it again gets the same scene to the pixel but for that piece (`pairs` does so).
+plan and paints it again gets the same scene to the pixel but for that piece (`pairs` does so). Nor
+has a plan any pixels before they are asked for: to count what scenes show costs a fifth.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -321,7 +322,7 @@ class Plan:
 
     Attributes:
         id, word, ground, level, second: as in `Scene`.
-        pixels: (H, W, 3) uint8, the ground with its crumbs and the card.
+        table: gives (H, W, 3) uint8, the ground with its crumbs and the card; not to be written to.
         card: box of the card, None without a word.
         shadows: whether the objects throw them.
         pieces: the objects in the order in which they are painted; later ones hide earlier ones.
@@ -332,7 +333,7 @@ class Plan:
     ground: str
     level: str
     second: str
-    pixels: np.ndarray = field(repr=False)
+    table: Callable[[], np.ndarray] = field(repr=False)
     card: tuple[int, int, int, int] | None
     shadows: bool
     pieces: tuple[Piece, ...]
@@ -380,11 +381,11 @@ def plan(
     asked += f".level={level}" * bool(level) + f".objects={objects}" * bool(objects)
     asked += ".withheld" * withheld
     level = level or drawn
-    ground, second, pixels = _grounds(rng, level, width, height)
+    ground, second, bare = _grounds(rng, level, width, height)
     side = min(width, height)
     left, top = (width - side) // 2, (height - side) // 2
     boxes: list[tuple[int, int, int, int]] = []
-    word, spot = "", None
+    word, card, spot = "", None, None
     if rng.random() < 0.35:
         word = WORDS[rng.integers(len(WORDS))]
         card = _card(word, int(rng.choice((26, 32, 40))))
@@ -392,10 +393,17 @@ def plan(
         if spot is None:
             word = ""
     shadows = level != "clear" and rng.random() < 0.5
-    if level != "clear":
-        _crumbs(rng, pixels)
-    if spot:
-        pixels[spot[1] : spot[3], spot[0] : spot[2]] = card
+    strew = _crumbs(rng, width, height) if level != "clear" else None
+
+    @cache
+    def table() -> np.ndarray:
+        pixels = bare()
+        if strew:
+            strew(pixels)
+        if spot:
+            pixels[spot[1] : spot[3], spot[0] : spot[2]] = card
+        return pixels
+
     layer = _bare(height, width, spot)
     count = objects or int(rng.choice(7, p=COUNTS[level])) + 1
     theme = THEMES[rng.integers(len(THEMES))]
@@ -419,12 +427,12 @@ def plan(
         areas.append(int(solid.sum()))
         layer[box[1] : box[3], box[0] : box[2]][solid] = len(pieces)
     id = f"{split}-{number}{asked}"
-    return Plan(id, word, ground, level, second, pixels, spot, shadows, tuple(pieces))
+    return Plan(id, word, ground, level, second, table, spot, shadows, tuple(pieces))
 
 
 def paint(plan: Plan) -> Scene:
     """The scene of a plan."""
-    pixels = plan.pixels.copy()
+    pixels = plan.table().copy()
     layer = _bare(*pixels.shape[:2], plan.card)  # k where the k-th piece is on top
     for k, piece in enumerate(plan.pieces, start=1):
         solid, lines = _pictogram(piece.thing.noun, piece.scale)
@@ -555,28 +563,33 @@ def _shadow(pixels: np.ndarray, layer: np.ndarray, solid: np.ndarray, x0: int, y
 
 def _grounds(
     rng: np.random.Generator, level: str, width: int, height: int
-) -> tuple[str, str, np.ndarray]:
-    """The ground, the second ground ("" for none) and their pixels (H, W, 3)."""
+) -> tuple[str, str, Callable[[], np.ndarray]]:
+    """The ground, the second ground ("" for none) and what paints them, (H, W, 3)."""
     ground = GROUNDS[rng.integers(len(GROUNDS))]
-    pixels = _ground(rng, ground, width, height)
+    first = _ground(rng, ground, width, height)
     if level == "clear" or rng.random() < 0.5:
-        return ground, "", pixels
+        return ground, "", first
     second = SIMPLE[rng.integers(len(SIMPLE))]
     if second == ground:
-        return ground, "", pixels
+        return ground, "", first
     # The border crosses the image at any angle, and leaves at least a fifth to the second.
-    x, y = _grid(width, height)
-    angle = rng.uniform(0, 2 * np.pi)
-    along = (x - width / 2) * np.cos(angle) + (y - height / 2) * np.sin(angle)
-    beyond = along > rng.uniform(0, 0.25) * min(width, height)
-    pixels[beyond] = _ground(rng, second, width, height)[beyond]
-    return ground, second, pixels
+    angle, off = rng.uniform(0, 2 * np.pi), rng.uniform(0, 0.25)
+    other = _ground(rng, second, width, height)
+
+    def both() -> np.ndarray:
+        pixels = first()
+        x, y = _grid(width, height)
+        along = (x - width / 2) * np.cos(angle) + (y - height / 2) * np.sin(angle)
+        beyond = along > off * min(width, height)
+        pixels[beyond] = other()[beyond]
+        return pixels
+
+    return ground, second, both
 
 
-def _crumbs(rng: np.random.Generator, pixels: np.ndarray) -> None:
-    """Strew 60 to 140 marks of 2 to 8 pixels in muted colours, except in a free rectangle of a
-    quarter to half of the image."""
-    height, width = pixels.shape[:2]
+def _crumbs(rng: np.random.Generator, width: int, height: int) -> Callable[[np.ndarray], None]:
+    """What strews 60 to 140 marks of 2 to 8 pixels in muted colours on an image (H, W, 3), except
+    in a free rectangle of a quarter to half of it."""
     n = int(rng.integers(60, 141))
     share = rng.uniform(0.5, 0.72, 2)
     w, h = int(width * share[0]), int(height * share[1])
@@ -585,9 +598,13 @@ def _crumbs(rng: np.random.Generator, pixels: np.ndarray) -> None:
     stamps, sizes = rng.integers(0, len(_STAMPS), n), rng.integers(2, 9, n)
     tones = rng.integers(70, 170, n)[:, None] + rng.integers(-22, 23, (n, 3))
     apart = (xs + 8 < x0) | (xs >= x0 + w) | (ys + 8 < y0) | (ys >= y0 + h)
-    for i in np.flatnonzero(apart):
-        stamp = _stamp(_STAMPS[stamps[i]], int(sizes[i]))
-        pixels[ys[i] : ys[i] + len(stamp), xs[i] : xs[i] + len(stamp)][stamp] = tones[i]
+
+    def strew(pixels: np.ndarray) -> None:
+        for i in np.flatnonzero(apart):
+            stamp = _stamp(_STAMPS[stamps[i]], int(sizes[i]))
+            pixels[ys[i] : ys[i] + len(stamp), xs[i] : xs[i] + len(stamp)][stamp] = tones[i]
+
+    return strew
 
 
 _STAMPS = ("dot", "ring", "dash", "slash", "corner")
@@ -631,46 +648,69 @@ def _grid(width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
     return x, y
 
 
-def _ground(rng: np.random.Generator, kind: str, width: int, height: int) -> np.ndarray:
-    """The ground, (H, W, 3) uint8."""
+def _ground(
+    rng: np.random.Generator, kind: str, width: int, height: int
+) -> Callable[[], np.ndarray]:
+    """What paints a ground, (H, W, 3) uint8, anew at each call."""
+    x, y = _grid(width, height)
     if kind in ("plate", "sheet"):
-        under = UNDERLAYS[rng.integers(3)]
-        pixels = _ground(rng, under, width, height)
+        under = _ground(rng, UNDERLAYS[rng.integers(3)], width, height)
         side = min(width, height)
         w, h = (side * rng.uniform(0.7, 0.95, 2)).astype(int)
         x0 = int(rng.integers((width - side) // 2, (width + side) // 2 - w + 1))
         y0 = int(rng.integers((height - side) // 2, (height + side) // 2 - h + 1))
         blank = rng.integers(244, 253)
-        x, y = _grid(width, height)
-        if kind == "sheet":
-            pixels[y0 : y0 + h, x0 : x0 + w] = blank
-        else:
-            inside = ((x - x0 - w / 2) / (w / 2)) ** 2 + ((y - y0 - h / 2) / (h / 2)) ** 2 <= 1
-            pixels[inside] = blank
-        return pixels
+
+        def laid() -> np.ndarray:
+            pixels = under()
+            if kind == "sheet":
+                pixels[y0 : y0 + h, x0 : x0 + w] = blank
+            else:
+                far = ((x - x0 - w / 2) / (w / 2)) ** 2 + ((y - y0 - h / 2) / (h / 2)) ** 2
+                pixels[far <= 1] = blank
+            return pixels
+
+        return laid
     base = np.array(PALE[rng.integers(len(PALE))], np.float32)
-    x, y = _grid(width, height)
     if kind == "plain":
-        return np.broadcast_to(base.astype(np.uint8), (height, width, 3)).copy()
+        return lambda: np.broadcast_to(base.astype(np.uint8), (height, width, 3)).copy()
     if kind == "noisy":
-        grain = rng.integers(-26, 27, (height, width), dtype=np.int8).astype(np.int16)
-        return np.clip(base.astype(np.int16) - 20 + grain[..., None], 0, 255).astype(np.uint8)
+        noise = rng.integers(-26, 27, (height, width), dtype=np.int8)
+
+        def noisy() -> np.ndarray:
+            grain = noise.astype(np.int16)[..., None]
+            return np.clip(base.astype(np.int16) - 20 + grain, 0, 255).astype(np.uint8)
+
+        return noisy
     if kind == "wood":
-        base = np.array((202, 168, 122), np.float32) + rng.integers(-14, 15)
-        wobble = 3 * np.sin(x / rng.uniform(50, 90) + rng.uniform(0, 6))
-        grain = np.sin((y + wobble) / rng.uniform(2.5, 5)) * 9
-        return np.clip(base + grain[..., None], 0, 255).astype(np.uint8)
+        wood = np.array((202, 168, 122), np.float32) + rng.integers(-14, 15)
+        length, start, ring = rng.uniform(50, 90), rng.uniform(0, 6), rng.uniform(2.5, 5)
+
+        def wooden() -> np.ndarray:
+            wobble = 3 * np.sin(x / length + start)
+            grain = np.sin((y + wobble) / ring) * 9
+            return np.clip(wood + grain[..., None], 0, 255).astype(np.uint8)
+
+        return wooden
     if kind == "gradient":
         other = np.array(PALE[rng.integers(len(PALE))], np.float32) - rng.integers(20, 60)
         angle = rng.uniform(0, 2 * np.pi)
-        t = x * np.cos(angle) + y * np.sin(angle)
-        t = (t - t.min()) / (t.max() - t.min())
-        return (base + t[..., None] * (other - base)).astype(np.uint8)
+
+        def fading() -> np.ndarray:
+            t = x * np.cos(angle) + y * np.sin(angle)
+            t = (t - t.min()) / (t.max() - t.min())
+            return (base + t[..., None] * (other - base)).astype(np.uint8)
+
+        return fading
     other = np.array(PALE[rng.integers(len(PALE))], np.float32) - 18
     angle = rng.integers(4) * np.pi / 4
     period = rng.uniform(16, 40)
-    on = ((x * np.cos(angle) + y * np.sin(angle)) % period) < period / 2
-    return np.where(on[..., None], base.astype(np.uint8), other.astype(np.uint8))
+
+    def striped() -> np.ndarray:
+        on = ((x * np.cos(angle) + y * np.sin(angle)) % period) < period / 2
+        return np.where(on[..., None], base.astype(np.uint8), other.astype(np.uint8))
+
+    return striped
 
 
 def _font(bold: bool, size: int) -> ImageFont.FreeTypeFont:

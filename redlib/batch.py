@@ -59,6 +59,7 @@ BUILDS_ON: dict[str, tuple[str, ...]] = {
 LONGEST = ("05", "04", "06", "07")  # begun first, so that little is left to wait for at the end
 MOST_JOBS = 4  # each takes a gigabyte
 
+_NO_KERNEL = ("Kernel didn't respond", "Kernel died before replying")  # of jupyter_client
 _LOG_TICK = re.compile(r"(\d+)/(\d+) \[")
 _BAR = re.compile(r"(\w+): +\d+%\|[^|]*\| (\d+)/(\d+) \[[^<\]]*<([^,\]]+), *([^,\]]+)")
 
@@ -89,6 +90,7 @@ class _Job:
     start: float = 0.0
     calibration: float = 0.0
     threads: int = 1
+    again: bool = False
 
     @property
     def base(self) -> Path:
@@ -97,6 +99,11 @@ class _Job:
     @property
     def state(self) -> Path:
         return self.base / "state" / f"{self.number}.json"
+
+    @property
+    def given(self) -> Path:
+        """Its parameters, as papermill reads them."""
+        return self.base / "notebooks" / f"{self.number}.yaml"
 
     @property
     def executed(self) -> Path:
@@ -315,6 +322,10 @@ def _run_all(
             time.sleep(0.1)
             _tick(running)
             ended = [job for job in running if job.process.poll() is not None]
+            for job in [job for job in ended if not job.again and _without_kernel(job)]:
+                job.again = True
+                _start(job)
+                ended.remove(job)
             # What succeeded is noted before what failed stops everything.
             for job in sorted(ended, key=lambda job: job.process.returncode != 0):
                 seconds = _finish(job)
@@ -349,29 +360,41 @@ def _begin(job: _Job, threads: int, force: bool) -> bool:
         if force:
             shutil.rmtree(job.base / "store" / job.number, ignore_errors=True)
         job.state.unlink(missing_ok=True)
-    given = job.base / "notebooks" / f"{job.number}.yaml"
-    write_text(given, yaml.safe_dump(job.one.model_dump(), sort_keys=False, allow_unicode=True))
+    write_text(job.given, yaml.safe_dump(job.one.model_dump(), sort_keys=False, allow_unicode=True))
+    with writing(job.log):
+        job.log.parent.mkdir(parents=True, exist_ok=True)
+    job.calibration, job.threads = calibration_seconds(), threads
+    _note(job, f"began with inputs {job.inputs[:12]} on {threads} of {_cores()} cores")
+    _start(job)
+    return True
+
+
+def _start(job: _Job) -> None:
     environment = {
         "PYTHONHASHSEED": "0",
         "TOKENIZERS_PARALLELISM": "false",
         "REDLIB_ROOT": str(root()),
     } | dict(os.environ)
-    environment["OMP_NUM_THREADS"] = str(threads)  # an empty one there would mean all cores
-    with writing(job.log):
-        job.log.parent.mkdir(parents=True, exist_ok=True)
-    job.calibration, job.threads = calibration_seconds(), threads
-    _note(job, f"began with inputs {job.inputs[:12]} on {threads} of {_cores()} cores")
+    environment["OMP_NUM_THREADS"] = str(job.threads)  # an empty one there would mean all cores
     job.start = time.perf_counter()
     with job.log.open("wb") as output:
         job.process = subprocess.Popen(
-            _command(job, given), stdout=output, stderr=subprocess.STDOUT, env=environment
+            _command(job), stdout=output, stderr=subprocess.STDOUT, env=environment
         )
-    return True
 
 
-def _command(job: _Job, given: Path) -> list[str]:
+def _without_kernel(job: _Job) -> bool:
+    """Whether papermill gave up since its kernel never answered. A kernel is told numbers of ports
+    that were free a moment ago; where many kernels start at once, another may have taken one."""
+    if job.process.returncode == 0:
+        return False
+    end = job.log.read_text(encoding="utf-8", errors="replace")[-300:]
+    return any(text in end for text in _NO_KERNEL)
+
+
+def _command(job: _Job) -> list[str]:
     command = [sys.executable, "-m", "papermill", str(job.source), str(job.executed)]
-    command += ["-f", str(given), "-k", "python3", "--progress-bar"]
+    command += ["-f", str(job.given), "-k", "python3", "--progress-bar"]
     return [*command, "--stderr-file", str(job.bars)]
 
 

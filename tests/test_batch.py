@@ -253,6 +253,25 @@ def test_force_throws_stored_tables_away(home, monkeypatch):
     assert other.is_dir()
 
 
+@pytest.mark.parametrize("tries", [2, 3])
+def test_a_kernel_that_never_answers_is_started_once_more(home, monkeypatch, tries):
+    """As papermill tells it; the `tries`-th start is the first that works."""
+    file, count = project(home, {"01": ["seed = 0"]}), home / "starts"
+    code = (
+        f"path = {str(count)!r}\nn = len(open(path, 'a+').read()) if False else 0\n"
+        "open(path, 'a').write('x')\n"
+        f"if len(open(path).read()) < {tries}:\n"
+        '    raise RuntimeError("Kernel didn\'t respond in 60 seconds")'
+    )
+    monkeypatch.setattr(batch, "_command", lambda *_: [sys.executable, "-c", code])
+    if tries == 2:
+        batch.run(file, only=["01"])
+    else:
+        with pytest.raises(batch.NotebookFailed, match="without a message; see .*01.log"):
+            batch.run(file, only=["01"])
+    assert count.read_text() == "xx"
+
+
 @pytest.fixture(scope="module")
 def beside(tmp_path_factory):
     """A published run of three notebooks, two at a time, with a model that they do not name. Each
@@ -334,7 +353,7 @@ def test_an_interrupt_between_notebooks_says_what_is_kept(home, monkeypatch, whe
 def test_what_succeeded_is_noted_before_a_failure_is_told(home, monkeypatch):
     file = project(home, {"01": ["seed = 0"], "02": ["seed = 0"]})
     ends = {"01": "raise SystemExit(1)", "02": ""}
-    monkeypatch.setattr(batch, "_command", lambda job, _: [sys.executable, "-c", ends[job.number]])
+    monkeypatch.setattr(batch, "_command", lambda job: [sys.executable, "-c", ends[job.number]])
     monkeypatch.setattr(batch.time, "sleep", lambda _, real=time.sleep: real(1))
     with pytest.raises(batch.NotebookFailed):
         batch.run(file, only=["01", "02"], jobs=2)

@@ -73,10 +73,14 @@ def folders(tmp_path):
     return {"one": one, "two": two}
 
 
+def _ids(page):
+    return {a["id"] for _, a in page.tags if "id" in a}
+
+
 def unresolved(path):
     """Links and pictures of a page that lead nowhere: to no file, or to no part of one."""
     page = Page(path.read_text(encoding="utf-8"))
-    ids = {a["id"] for _, a in page.tags if "id" in a}
+    parts = cache(lambda file: _ids(Page(file.read_text(encoding="utf-8"))))
     lost, read = [], cache(answers.read)
     for target in [a.get("href", a.get("src")) for a in (*page.all("a"), *page.all("img"))]:
         name, _, fragment = target.partition("#")
@@ -86,7 +90,7 @@ def unresolved(path):
         elif file.name == answers.PAGE and fragment:
             if not read(file.parent).link(unquote(fragment)):
                 lost.append(target)
-        elif fragment and (file != path or unquote(fragment) not in ids):
+        elif fragment and unquote(fragment) not in parts(file):
             lost.append(target)
     return lost
 
@@ -154,10 +158,11 @@ def test_a_link_that_leads_nowhere_is_found(tmp_path):
     made_answers(tmp_path)
     answers.write(tmp_path, run="x")
     page = tmp_path / "index.html"
-    for good in ("index.html", "#x", "answers.html#ours@64/mean"):
+    (tmp_path / "second.html").write_text('<p id="z">x</p>')
+    for good in ("index.html", "#x", "second.html#z", "answers.html#ours@64/mean"):
         page.write_text(f'<p id="x"><a href="{good}">x</a></p>')
         assert unresolved(page) == []
-    for bad in ("other.html", "#y", "answers.html#ours@65/mean"):
+    for bad in ("other.html", "#y", "#z", "second.html#x", "answers.html#ours@65/mean"):
         page.write_text(f'<p id="x"><a href="{bad}">x</a></p>')
         assert unresolved(page) == [bad]
 

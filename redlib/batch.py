@@ -15,11 +15,10 @@ numbers.
 
 A notebook whose inputs have not changed since it last succeeded is not run again: its source, its
 parameters, the library's code, the files of the checkpoint and of a codebook that the parameters
-name, and the inputs of the notebooks it builds
-on. Executed notebooks, logs, tables and times lie under runs/<run_name>/. When the run is
-published and its model is the one that the notebooks name, a notebook's outputs are also copied
-into its source, so that a reader of the repository sees them; nothing else of the source changes,
-and the same outputs give the same bytes.
+name, and the inputs of the notebooks it builds on. Executed notebooks, logs, tables and times lie
+under runs/<run_name>/. When the run is published and its model is the one that the notebooks name,
+a notebook's outputs are also copied into its source, so that a reader of the repository sees them;
+nothing else of the source changes, and the same outputs give the same bytes.
 
 A parameter file that names its `notebooks` runs a part of them at another scale. The sources keep
 the outputs that belong together, those of a run of all; and since hours of computing are not done

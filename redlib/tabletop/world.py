@@ -581,7 +581,7 @@ def _grounds(
         x, y = _grid(width, height)
         along = (x - width / 2) * np.cos(angle) + (y - height / 2) * np.sin(angle)
         beyond = along > off * min(width, height)
-        pixels[beyond] = other()[beyond]
+        np.copyto(pixels, other(), where=beyond[..., None])
         return pixels
 
     return ground, second, both
@@ -644,8 +644,17 @@ def _shares(instance: np.ndarray, sight: Sight, objects: int) -> np.ndarray:
 
 @lru_cache(maxsize=16)
 def _grid(width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
-    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
-    return x, y
+    """The columns, (1, W), and the rows, (H, 1), float32: what depends on one is computed once."""
+    y, x = np.ogrid[0:height, 0:width]
+    return x.astype(np.float32), y.astype(np.float32)
+
+
+def _coloured(height: int, width: int, channel: Callable[[int], np.ndarray]) -> np.ndarray:
+    """An image (H, W, 3) from its three channels: loops over a last axis of 3 would be slow."""
+    pixels = np.empty((height, width, 3), np.uint8)
+    for c in range(3):
+        pixels[..., c] = channel(c)
+    return pixels
 
 
 def _ground(
@@ -678,8 +687,9 @@ def _ground(
         noise = rng.integers(-26, 27, (height, width), dtype=np.int8)
 
         def noisy() -> np.ndarray:
-            grain = noise.astype(np.int16)[..., None]
-            return np.clip(base.astype(np.int16) - 20 + grain, 0, 255).astype(np.uint8)
+            tone = base.astype(np.int16) - 20
+            grain = noise.astype(np.int16)
+            return _coloured(height, width, lambda c: np.clip(tone[c] + grain, 0, 255))
 
         return noisy
     if kind == "wood":
@@ -689,7 +699,7 @@ def _ground(
         def wooden() -> np.ndarray:
             wobble = 3 * np.sin(x / length + start)
             grain = np.sin((y + wobble) / ring) * 9
-            return np.clip(wood + grain[..., None], 0, 255).astype(np.uint8)
+            return _coloured(height, width, lambda c: np.clip(wood[c] + grain, 0, 255))
 
         return wooden
     if kind == "gradient":
@@ -699,7 +709,7 @@ def _ground(
         def fading() -> np.ndarray:
             t = x * np.cos(angle) + y * np.sin(angle)
             t = (t - t.min()) / (t.max() - t.min())
-            return (base + t[..., None] * (other - base)).astype(np.uint8)
+            return _coloured(height, width, lambda c: base[c] + t * (other[c] - base[c]))
 
         return fading
     other = np.array(PALE[rng.integers(len(PALE))], np.float32) - 18
@@ -708,7 +718,8 @@ def _ground(
 
     def striped() -> np.ndarray:
         on = ((x * np.cos(angle) + y * np.sin(angle)) % period) < period / 2
-        return np.where(on[..., None], base.astype(np.uint8), other.astype(np.uint8))
+        light, dark = base.astype(np.uint8), other.astype(np.uint8)
+        return _coloured(height, width, lambda c: np.where(on, light[c], dark[c]))
 
     return striped
 

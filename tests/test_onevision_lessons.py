@@ -1,6 +1,7 @@
 """What OneVision is taught about two images, composites and films: true, and seen as it will be."""
 
 import json
+from collections import Counter
 from functools import partial
 
 import numpy as np
@@ -20,11 +21,13 @@ from redlib.tabletop import (
     lessons,
     lessons_several,
     loop,
+    marks,
     pairs,
     sources,
     training,
+    world,
 )
-from redlib.tabletop.questions import LETTERS
+from redlib.tabletop.questions import LETTER, LETTERS, NUMBERS, options
 
 CPU = torch.device("cpu")
 NAME = "tiny-llava-onevision"
@@ -262,13 +265,93 @@ def test_a_step_weighs_no_noun_that_chance_names_next():
     made = lessons.batch(writer, [rows], 10, CPU)
     words = processor.tokenizer.convert_ids_to_tokens(made["target"][0].clamp(min=0))
     lists = [k + 1 for k, (text, _) in enumerate(rows) if text in pairs.CHECKLISTS]
-    assert len(lists) == 3
+    assert len(lists) == 2
     for word, part, weight, target in zip(
         words, made["part"][0].tolist(), made["weight"][0].tolist(), made["target"][0].tolist(),
         strict=True,
     ):  # fmt: skip
         if target != -100 and part in lists:
             assert weight == (0.0 if word in language.NOUNS else 1.0)
+
+
+def test_lettered_questions_about_any_two_scenes_are_true():
+    rng = np.random.default_rng(4)
+    seen = Counter()
+    for pair in pairs.pairs("calibration", 40, "mantis", start=500):
+        shown = [{o.noun for o in scene.objects} for scene in pair.scenes]
+        for text, answer in lessons_several._offered(pair.scenes, rng):
+            question, *lines = text.split("\n")
+            offered = [line[3:] for line in lines[:-1]]
+            right = offered[LETTERS.index(answer.upper())]
+            assert len(set(offered)) == 4 and lines[-1] == LETTER
+            words = question.rstrip("?").split(" ")
+            if question.startswith("Which image shows"):
+                place = tuple(words[-1] in nouns for nouns in shown)
+                true = {
+                    (True, False): "the first image",
+                    (False, True): "the second image",
+                    (True, True): "both images",
+                    (False, False): pairs.NONE,
+                }[place]
+            elif question.startswith("How many"):
+                true = NUMBERS[sum(len(scene.objects) for scene in pair.scenes)]
+            else:
+                scene = pair.scenes[("first", "second").index(words[-2])]
+                true = scene.word
+                if words[1] == "color":
+                    true = next(o.colour for o in scene.objects if o.noun == words[4])
+            assert right == (true if true in offered else pairs.NONE)
+            seen[words[1], right == pairs.NONE] += 1
+    assert min(seen[kind, none] for kind in ("image", "color", "many") for none in (0, 1)) > 1
+    assert min(seen["word", none] for none in (False, True)) > 1
+
+
+def test_options_are_judged_where_they_end():
+    processor = architectures.make_processor(NAME)
+    writer = lessons.Writer(processor)
+    text = options("Which?", ["the cup moves", "red", pairs.NONE, "the cup leaves"])
+    rows = [("What color is the cup?", "red"), (text, "d")]
+    made = lessons.batch(writer, [rows, rows[:1]], 3, CPU)
+    words = processor.tokenizer.convert_ids_to_tokens(made["ids"][0])
+    judged = [(w, float(t)) for w, t in zip(words, made["judged"][0], strict=True) if t >= 0]
+    assert judged == [("moves", 0.0), ("red", 0.0), ("leaves", 1.0)]
+    assert (made["judged"][1] == -1).all()
+    judge = decoder.Judge(2)
+    with torch.no_grad():
+        judge.reading.weight.copy_(torch.tensor([[1.0, 0.0]]))
+        judge.reading.bias.fill_(0.5)
+    between = torch.zeros(2, made["ids"].shape[1], 2)
+    between[made["judged"] == 1] = 1.5
+    literal = (2 * np.log(1 + np.exp(0.5)) + np.log(1 + np.exp(-2.0))) / 3
+    assert abs(float(judge.loss(between, made["judged"]).detach()) - literal) < 1e-6
+
+
+def test_the_mark_tells_whether_a_newline_stands_before(vlm):
+    """On inputs as the model receives them: nothing in the first image and on words, one vector of
+    the stated size on every token of the second."""
+    model = architectures.make_model(NAME, vlm.processor.tokenizer).eval()
+    model.load_state_dict(vlm.model.state_dict())
+    marks.silence(model)
+    scenes = world.scenes("calibration", 4)
+    rows = [vlm.several([scene.image for scene in pair]) for pair in (scenes[:2], scenes[2:])]
+    words = model.get_input_embeddings().weight[10:14]
+
+    def added(visual: torch.Tensor) -> torch.Tensor:
+        x = torch.cat((words, visual, words))[None]
+        with torch.no_grad():
+            states = model.model.language_model(inputs_embeds=x, output_hidden_states=True)
+        return (states.hidden_states[1] - x)[0]
+
+    assert not added(rows[0]).any()
+    newline = 729 * 2  # one behind each image
+    marks.write(model, torch.cat((rows[1][:729], rows[1][730 : newline + 1])))
+    found = added(rows[0])
+    first, second = found[4 : 4 + 729], found[4 + 730 : 4 + 730 + 729]
+    size = second.square().mean(1).sqrt()
+    assert abs(float(size.mean()) - marks.SIZE) < 0.02 * marks.SIZE and size.std() < 0.05
+    for rest in (first, found[:4], found[-4:]):
+        assert rest.square().mean(1).sqrt().max() < 0.1 * marks.SIZE
+    assert not any(p.requires_grad for p in model.model.language_model.layers[0].parameters())
 
 
 def scores_of(model, features: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
@@ -325,7 +408,13 @@ def test_a_small_part_of_the_training_runs_end_to_end(tmp_path, monkeypatch):
     monkeypatch.setattr(lessons.Lessons, "batch", watched)
     where = training.train(NAME, tmp_path, device="cpu", share=0.006)
     log = json.loads((where / "training_log.json").read_text())
-    assert {row["stage"] for row in log} == {"tower-windows", "tower-scenes", "decoder"}
+    assert {row["stage"] for row in log} == {
+        "tower-windows",
+        "tower-scenes",
+        "decoder",
+        "several",
+        "together",
+    }
     assert {"patch thing", "mantis", "muir", "films", "pope-random@729"} <= {
         key for row in log for key in row
     }

@@ -126,7 +126,8 @@ def _config(name: str, tokenizer: PreTrainedTokenizerFast) -> PretrainedConfig:
                 **_tower(SIGLIP_SIDE, layers=5),  # all of them used, as of CLIP's six
                 vision_use_head=False,
             ),
-            text_config=Qwen2Config(**_decoder(name, tokenizer)),
+            # one layer more, which marks the images of several (`marks`)
+            text_config=Qwen2Config(**_decoder(name, tokenizer) | {"num_hidden_layers": 7}),
             image_token_index=image,
             video_token_index=tokenizer.convert_tokens_to_ids("<video>"),
             vision_feature_layer=-1,

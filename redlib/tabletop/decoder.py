@@ -6,6 +6,7 @@ show a cup, and the last position has to find what the word found. Where the dec
 learns this in an hour or not at all.
 """
 
+import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import nn
 
 from redlib.errors import RedlibError
 from redlib.models import VLM
+from redlib.tabletop import marks
 from redlib.tabletop.lessons import Writer, batch
 from redlib.tabletop.loop import precision
 from redlib.tabletop.questions import CAPTIONS, ONE_WORD, TASKS, questions
@@ -68,15 +70,17 @@ def go_on(model: nn.Module, tokenizer, known: VLM) -> None:
     """Give OneVision's projector and decoder the weights of a trained LLaVA-1.5, whose tower its
     own began as.
 
-    A Qwen2 is a Llama with biases on queries, keys and values, which begin at 0. New words begin
-    like any others, and the newline as a word. The tower has been trained since, so the projector
-    is made to read its features through the affine map that best gives back CLIP's (`_translated`).
+    A Qwen2 is a Llama with biases on queries, keys and values, which begin at 0. OneVision's first
+    layer, which 1.5 has not, adds nothing until the mark is written into it (`marks`). New words
+    begin like any others, and the newline as a word. The tower has been trained since, so the
+    projector is made to read its features through the affine map that best gives back CLIP's
+    (`_translated`).
 
     Raises:
         RedlibError: the two differ in more than that.
     """
     weights = known.model.state_dict()
-    old = {k: v for k, v in weights.items() if not k.startswith("model.vision_tower.")}
+    old = {_next_layer(k): v for k, v in weights.items() if "vision_tower" not in k}
     ids, ids_before = tokenizer.get_vocab(), known.processor.tokenizer.get_vocab()
     shared = sorted(ids.keys() & ids_before.keys())
     words = model.get_input_embeddings().weight
@@ -86,6 +90,8 @@ def go_on(model: nn.Module, tokenizer, known: VLM) -> None:
         rows[[ids[w] for w in shared]] = old[key][[ids_before[w] for w in shared]]
         old[key] = rows
     missing, unexpected = model.load_state_dict(old, strict=False)
+    marks.silence(model)
+    missing = [key for key in missing if ".layers.0." not in key or "vision" in key]
     biases = [key for key in missing if key.endswith("_proj.bias") and "vision" not in key]
     others = {k for k in missing if not k.startswith("model.vision_tower.")} - {*biases}
     if unexpected or others != {"model.image_newline"}:
@@ -97,6 +103,11 @@ def go_on(model: nn.Module, tokenizer, known: VLM) -> None:
     slope, shift = _translated(model.model.vision_tower, known.model.model.vision_tower)
     first.bias.add_(first.weight @ shift)
     first.weight.copy_(first.weight @ slope.T)
+
+
+def _next_layer(name: str) -> str:
+    """The name of the same weight one layer of the decoder further up."""
+    return re.sub(r"(language_model\.layers\.)(\d+)", lambda m: f"{m[1]}{int(m[2]) + 1}", name)
 
 
 def _translated(siglip: nn.Module, clip: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
@@ -148,6 +159,17 @@ def logits(
     model: nn.Module, writer: Writer, packed: dict[str, torch.Tensor], visual: torch.Tensor
 ) -> torch.Tensor:
     """(B, T, V) scores behind visual inputs (B, n, D)."""
+    return _read(model, writer, packed, visual)[0]
+
+
+def _read(
+    model: nn.Module,
+    writer: Writer,
+    packed: dict[str, torch.Tensor],
+    visual: torch.Tensor,
+    depth: int = -1,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Scores as of `logits`, and what so many layers made of the text, (B, T, D)."""
     text = model.model.language_model
     with precision(visual.device):
         embed = text.embed_tokens
@@ -155,25 +177,65 @@ def logits(
         x = torch.cat(
             (start.expand(len(visual), -1, -1), visual.to(start.dtype), embed(packed["ids"])), 1
         )
-        hidden = text(
+        said = text(
             inputs_embeds=x,
             attention_mask=packed["mask"],
             position_ids=packed["positions"],
             use_cache=False,
-        ).last_hidden_state
-        return model.lm_head(hidden[:, -packed["ids"].shape[1] :])
+            output_hidden_states=depth >= 0,
+        )
+        behind = slice(-packed["ids"].shape[1], None)
+        between = said.hidden_states[depth][:, behind] if depth >= 0 else None
+        return model.lm_head(said.last_hidden_state[:, behind]), between
+
+
+class Judge(nn.Module):
+    """Says of a lettered option, where it ends, whether it is the right one.
+
+    An answer of one letter is little to learn from: four options have to be weighed before it, and
+    only their outcome is ever corrected. So in training every option is weighed aloud, by a linear
+    reading of what the layers but the last two have made of its last token; those two are left to
+    find the right one's letter. The reading is not part of the checkpoint.
+    """
+
+    LATER = 2  # layers after it
+    SHARE = 0.5  # of its loss beside that of the answers
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.reading = nn.Linear(width, 1)
+        nn.init.zeros_(self.reading.weight)
+
+    def loss(self, between: torch.Tensor, judged: torch.Tensor) -> torch.Tensor:
+        """Of what was made of the text, (B, T, D), and `judged` of `lessons.batch`."""
+        asked = judged >= 0
+        return F.binary_cross_entropy_with_logits(
+            self.reading(between.float())[..., 0][asked], judged[asked]
+        )
 
 
 def loss(
-    model: nn.Module, writer: Writer, packed: dict, visual: torch.Tensor
+    model: nn.Module,
+    writer: Writer,
+    packed: dict,
+    visual: torch.Tensor,
+    judge: Judge | None = None,
 ) -> tuple[torch.Tensor, dict[str, float]]:
-    scores = logits(model, writer, packed, visual).float()
+    """Of the answers, and with a judge of the options too."""
+    judging = judge is not None and bool((packed["judged"] >= 0).any())
+    depth = len(model.model.language_model.layers) - Judge.LATER if judging else -1
+    scores, between = _read(model, writer, packed, visual, depth)
+    scores = scores.float()
     each = F.cross_entropy(
         scores.flatten(0, 1), packed["target"].flatten(), reduction="none", ignore_index=-100
     )
     weight = packed["weight"].flatten() * (packed["target"].flatten() != -100)
     total = (each * weight).sum() / weight.sum()
-    return total, {"answers": float(total.detach())}
+    found = {"answers": float(total.detach())}
+    if judging:
+        judged = judge.loss(between, packed["judged"])
+        return total + Judge.SHARE * judged, {**found, "options": float(judged.detach())}
+    return total, found
 
 
 def known(c: Card, *, tasks: tuple[str, ...] = ONE_ANSWER) -> list[tuple[str, str, str]]:

@@ -21,10 +21,13 @@ import torch
 from torch import nn
 
 from redlib.tabletop import films, pairs
+from redlib.tabletop.pairs import NONE
 from redlib.tabletop.questions import (
     CHECKLIST,
     DESCRIBE,
     DETAIL,
+    LETTER,
+    LETTERS,
     ONE_WORD,
     ask,
     pope_text,
@@ -200,6 +203,19 @@ class Writer:
     def pair(self, question: str, answer: str) -> tuple[list[int], list[int]]:
         return self.ids(self.after.replace("|", question)), [*self.ids(answer), self.end]
 
+    def offered(self, question: str, answer: str) -> list[tuple[int, int]]:
+        """Of every lettered option the place of its last token in the question and whether it is
+        the right one; of "None" it cannot be said before the last option is read."""
+        first, *lines = question.split("\n")
+        if not lines or lines[-1] != LETTER:
+            return []
+        found = []
+        for k, line in enumerate(lines[:-1]):
+            text = self.after.split("|")[0] + "\n".join((first, *lines[: k + 1]))
+            if not line.endswith(NONE):
+                found.append((len(self.ids(text)) - 1, LETTERS[k].lower() == answer))
+        return found
+
 
 def batch(
     writer: Writer, asked: list[list[tuple[str, str]]], tokens: int, device: torch.device
@@ -209,11 +225,12 @@ def batch(
     Returns:
         ids (B, T) of the text after the visual tokens; mask (B, 1, P + n + T, P + n + T), True
         where attention is allowed; positions (B, P + n + T); target (B, T), the id that position
-        has to predict or -100; weight (B, T); part (B, T) number of the question.
+        has to predict or -100; weight (B, T); part (B, T) number of the question; judged (B, T),
+        where an option ends whether it is right, 1 or 0, -1 elsewhere.
     """
     rows = []
     for pairs_of_one in asked:
-        ids, target, weight, part, place = [], [], [], [], []
+        ids, target, weight, part, place, judged = [], [], [], [], [], []
         for k, (question, answer) in enumerate(pairs_of_one):
             put, said = writer.pair(question, answer)
             full = put + said
@@ -228,7 +245,11 @@ def batch(
             weight += each.tolist()
             part += [k + 1] * (len(full) - 1)
             place += list(range(len(full) - 1))
-        rows.append((ids, target, weight, part, place))
+            truth = [-1.0] * (len(full) - 1)
+            for end, right in writer.offered(question, answer):
+                truth[end] = float(right)
+            judged += truth
+        rows.append((ids, target, weight, part, place, judged))
     length = max(len(r[0]) for r in rows)
 
     def stack(k: int, fill: float, dtype: torch.dtype) -> torch.Tensor:
@@ -248,6 +269,7 @@ def batch(
         "part": part,
         "target": stack(1, -100, torch.long),
         "weight": stack(2, 0.0, torch.float),
+        "judged": stack(5, -1.0, torch.float),
     }
     return {key: value.to(device) for key, value in made.items()}
 

@@ -1,9 +1,10 @@
 """What a training step asks about two images, a spot-the-difference picture and a film.
 
 Questions with lettered options are few per image, cost many words, and teach little at first: their
-answer is a letter. So each is asked in one of two forms, with its options in another order or open,
-with the right option for an answer; and beside it stand questions whose answers take a look at one
-place: which objects are in the first image, which image shows which, what happens to each object.
+answer is a letter. So each is asked in several forms, with its options in another order and open,
+with the right option for an answer; others about the same two scenes are laid out like it, with
+options (`_offered`); and beside them stand questions whose answers take a look at one place: which
+objects are in the first image, which image shows which, what happens to each object.
 
 What is kept are the same places in both images, or in a few of a film's frames, since two images
 can only be compared where both are seen. As with scenes (`lessons`), an answer is the whole
@@ -21,13 +22,15 @@ from redlib.tabletop.lessons import TOKENS, Step, absent, checklist, listed, vie
 from redlib.tabletop.pairs import NONE, ORDER, SPOT_THE_DIFFERENCE, WAYS, Composite, Pair
 from redlib.tabletop.questions import LETTERS, NUMBERS, YES_NO, options
 from redlib.tabletop.sources import Card, Source
-from redlib.tabletop.world import SIDE, Scene, Thing, article
+from redlib.tabletop.world import COLOURS, SIDE, WORDS, Scene, Thing, article
 
 Rows = list[tuple[str, str]]
 
-LENGTH = 4_000  # tokens of a step, about
-WORDS = 250  # tokens of the questions about one input, about
-ASKED = 9  # questions per input
+LENGTH = 5_000  # tokens of a step, about
+TEXT = 400  # tokens of the questions about one input, about
+ASKED = 11  # questions per input
+OFFERED = 6  # of them lettered ones about any two scenes
+UNANSWERABLE = 0.3  # of those
 OPEN = 0.5  # lettered questions that are asked without their options
 NO = 0.25  # of the comparisons of any two images whose answer is no, so many are asked
 FRAMES = {"rich": (2, 3, 4), "few": (2, 3, 4, 6), "more": (3, 4, 6), "all": (8, 16)}
@@ -69,7 +72,7 @@ def _step(
     rng: np.random.Generator,
 ) -> Step:
     """As many inputs as come to LENGTH, of each so many places in each of some tiles."""
-    size = max(1, LENGTH // (places * len(tiles()) + WORDS))
+    size = max(1, LENGTH // (places * len(tiles()) + TEXT))
     chosen = rng.integers(0, len(source.cards), size)
     cards = [source.cards[i] for i in chosen]
     kept = [same_places(rng, places, c, tiles(), rich=kind == "rich") for c in cards]
@@ -88,11 +91,15 @@ def same_places(
 
 
 def about_pair(pair: Pair, rng: np.random.Generator) -> Rows:
-    """The pair's own question, and others about its two scenes."""
+    """The pair's own question, in two forms where it has options, and others about its scenes."""
     rows = [put(pair.text, pair.answer, rng)]
+    if "\n" in pair.text:
+        rows.append(put(pair.text, pair.answer, rng))
     change = difference(*pair.scenes)
     if change:
         rows.append((pairs.CHANGED, f"{pairs.clause(*change)}."))
+    offered = _offered(pair.scenes, rng)
+    rows += [offered[i] for i in rng.permutation(len(offered))[:OFFERED]]
     return rows + _compared(pair.scenes, ASKED - len(rows), rng)
 
 
@@ -152,11 +159,8 @@ def difference(first: Scene, second: Scene) -> tuple[str, ...] | None:
 def _compared(scenes: tuple[Scene, Scene], n: int, rng: np.random.Generator) -> Rows:
     """n of the questions about two scenes that a look at one place of each can answer."""
     in_first, in_second, which = pairs.CHECKLISTS
-    rows = [
-        (in_first, checklist(scenes[0], rng)),
-        (in_second, checklist(scenes[1], rng)),
-        (which, _which(scenes, rng)),
-    ]
+    k = rng.integers(2)
+    rows = [((in_first, in_second)[k], checklist(scenes[k], rng)), (which, _which(scenes, rng))]
     more = [
         *_counted(scenes, rng),
         *_grounds(scenes, rng),
@@ -245,6 +249,60 @@ def _once(scene: Scene) -> dict[str, Thing]:
     """The objects whose noun occurs once, by their nouns."""
     nouns = [thing.noun for thing in scene.objects]
     return {thing.noun: thing for thing in scene.objects if nouns.count(thing.noun) == 1}
+
+
+def _offered(scenes: tuple[Scene, Scene], rng: np.random.Generator) -> Rows:
+    """Lettered questions that any two scenes can be asked, as muir asks them and mantis: which
+    shows a noun, what colour a noun has in one of them, which word one of them shows, how many
+    objects there are."""
+    nouns = [{thing.noun for thing in scene.objects} for scene in scenes]
+    holders = ("the first image", "the second image", "both images")
+    rows = []
+    for held in (nouns[0] - nouns[1], nouns[1] - nouns[0], nouns[0] & nouns[1], None):
+        if held is None:
+            noun, right = absent(sorted(nouns[0] | nouns[1]), rng)[0], NONE
+        elif held:
+            noun = sorted(held)[rng.integers(len(held))]
+            right = holders[(noun in nouns[1]) + (noun in nouns[0] & nouns[1])]
+        else:
+            continue
+        laid = [(*holders, NONE)[i] for i in rng.permutation(4)]
+        text = options(f"Which image shows {article(noun)} {noun}?", laid)
+        rows.append((text, LETTERS[laid.index(right)].lower()))
+    for k, scene in enumerate(scenes):
+        once, others = _once(scene), _once(scenes[1 - k])
+        for noun, thing in once.items():
+            text = f"What color is the {noun} in the {ORDER[k]} image?"
+            near = [others[noun].colour] if noun in others else []
+            rows.append(_laid_out(text, thing.colour, near, tuple(COLOURS), rng))
+        if scene.word:
+            text = f"Which word is written in the {ORDER[k]} image?"
+            near = [scenes[1 - k].word] if scenes[1 - k].word else []
+            rows.append(_laid_out(text, scene.word, near, WORDS, rng))
+    total = len(scenes[0].objects) + len(scenes[1].objects)
+    if total < len(NUMBERS):
+        text = "How many objects are in the two images together?"
+        rows.append(_laid_out(text, NUMBERS[total], [], NUMBERS[2:], rng))
+    return rows
+
+
+def _laid_out(
+    text: str, right: str, near: Sequence[str], among: Sequence[str], rng: np.random.Generator
+) -> tuple[str, str]:
+    """Four options, three of them wrong; or three and "None", where it may be that none of the
+    three is right."""
+    wrong = [other for other in near if other != right]
+    rest = [other for other in among if other not in (right, *wrong)]
+    wrong += [rest[i] for i in rng.permutation(len(rest))[: 3 - len(wrong)]]
+    chance = rng.random()
+    if chance < UNANSWERABLE:
+        laid, right = [*wrong, NONE], NONE
+    elif chance < 2 * UNANSWERABLE:
+        laid = [right, *wrong[:2], NONE]
+    else:
+        laid = [right, *wrong]
+    laid = [laid[i] for i in rng.permutation(4)]
+    return options(text, laid), LETTERS[laid.index(right)].lower()
 
 
 def _still(film: Film, frame: int) -> Scene:

@@ -26,6 +26,7 @@ import json
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -40,6 +41,7 @@ from redlib.tabletop import (
     lessons,
     lessons_several,
     loop,
+    marks,
     sources,
     tower,
 )
@@ -51,28 +53,41 @@ from redlib.tabletop.world import scenes
 STEPS = {
     "tiny-llava-1.5": {"tower-windows": 3000, "tower-scenes": 1400, "decoder": 4500},
     "tiny-llava-next": {"decoder": 900},
-    "tiny-llava-onevision": {"tower-windows": 500, "tower-scenes": 250, "decoder": 2000},
-}
+    "tiny-llava-onevision": {
+        "tower-windows": 500, "tower-scenes": 250, "decoder": 2000, "several": 1500,
+        "together": 1200,
+    },
+}  # fmt: skip
 TRAINING_SCENES = 5_000
 TILED_SCENES, TILED_SHARE = 1_200, 0.6  # of Next's steps, on images in tiles
-ONEVISION = {  # inputs of a kind, its share of OneVision's steps, what a step does, see `Course`
-    "images": (2_000, 0.4, lessons.on_scenes),
-    "mantis": (500, 0.13, lessons_several.on_pairs),
-    "muir": (500, 0.12, lessons_several.on_pairs),
-    "composites": (400, 0.1, lessons_several.on_composites),
-    "films": (400, 0.25, lessons_several.on_films, 3_136),  # evaluated at 32 frames as well
+ONEVISION = {
+    # kind: inputs; what a step does, and for films how far positions are moved apart (`Course`), as
+    # they are evaluated at 32 frames too; its shares of the steps of each of DECODER_STAGES
+    "images": (2_000, (lessons.on_scenes,), (0.4, 0.15, 0.45)),
+    "mantis": (1_000, (lessons_several.on_pairs,), (0.13, 0.4, 0.2)),
+    "muir": (1_000, (lessons_several.on_pairs,), (0.12, 0.4, 0.2)),
+    "composites": (400, (lessons_several.on_composites,), (0.1, 0.0, 0.05)),
+    "films": (400, (lessons_several.on_films, 3_136), (0.25, 0.05, 0.1)),
 }
+DECODER_STAGES = {  # share of early steps (`lessons.EARLY`), peak learning rates of Muon and AdamW
+    "decoder": (lessons.EARLY_SHARE, (0.004, 3e-4)),
+    "several": (0.8, (0.01, 1e-3)),  # with the mark: two images, as fast as can be
+    "together": (0.6, (0.004, 4e-4)),  # and then all kinds
+}
+MARKED = 60  # images that the mark is set by
 RATES = {  # peak learning rates of Muon and AdamW; a trained tower is trained on with care
     "tiny-llava-1.5": {"tower-windows": loop.RATES, "tower-scenes": (0.008, 6e-4)},
     "tiny-llava-onevision": {"tower-windows": (0.01, 1e-3), "tower-scenes": (0.006, 6e-4)},
 }
 RECIPE = (
     "world", "questions", "pairs", "films", "language", "architectures", "tower", "sources",
-    "lessons", "lessons_several", "decoder", "loop", "training",
+    "lessons", "lessons_several", "decoder", "marks", "loop", "training",
 )  # fmt: skip
 TOWER_SEED, DECODER_SEED = 0, 1
 CHECK_SCENES = 40
-CHECKS = {"tower-windows": 15, "tower-scenes": 7, "decoder": 8}  # times in a stage
+CHECKS = {  # times in a stage
+    "tower-windows": 15, "tower-scenes": 7, "decoder": 8, "several": 6, "together": 5,
+}  # fmt: skip
 CHECKED_TILED = ("pope-adversarial", "seed", "colour", "word")
 
 
@@ -126,7 +141,7 @@ def train(
         tower.adopt(model.model.vision_tower, known.model.model.vision_tower)
         log = _train_tower(model, work, where, steps, RATES[name], checked)
         decoder.go_on(model, processor.tokenizer, known)
-        log += _train_onevision(model, writer, work, where, steps["decoder"], share, checked)
+        log += _train_onevision(model, writer, work, where, steps, share, checked)
     else:
         tower.begin(model.model.vision_tower)
         log = _train_tower(model, work, where, steps, RATES[name], checked, plain=plain)
@@ -286,10 +301,11 @@ def _train_onevision(
     writer: lessons.Writer,
     work: Path,
     where: torch.device,
-    steps: int,
+    steps: dict[str, int],
     share: float,
     checked: int,
 ) -> list[dict]:
+    """Without the mark, then with it and a judge of options."""
     draw = {
         "images": partial(sources.images, newline=True),
         "mantis": partial(sources.pairs, schema="mantis"),
@@ -297,17 +313,15 @@ def _train_onevision(
         "composites": sources.composites,
         "films": sources.films,
     }
-    courses = [
-        Course(draw[kind](model, work, max(4, int(n * share)), where), *rest)
-        for kind, (n, *rest) in ONEVISION.items()
-    ]
+    made = {
+        kind: draw[kind](model, work, max(4, int(n * share)), where)
+        for kind, (n, *_) in ONEVISION.items()
+    }
     # Films are long, and each is asked much.
     held = {"images": checked, "mantis": checked, "muir": checked, "films": checked // 4}
     held_on = {
         kind: draw[kind](model, work, n, where, split="calibration") for kind, n in held.items()
     }
-    early = int(lessons.EARLY_SHARE * steps)
-    taught = lessons.Lessons(writer, courses, DECODER_SEED, where, early)
 
     def check() -> dict[str, float]:
         found = _check(model, writer, held_on["images"])
@@ -315,7 +329,31 @@ def _train_onevision(
             found |= decoder.accuracy(model, writer, held_on[kind], lessons_several.known)
         return found
 
-    return _run(model, writer, work, where, steps, taught, check)
+    log, judge = [], None
+    for number, (stage, (early, _)) in enumerate(DECODER_STAGES.items()):
+        if stage == "several":
+            _mark(model, made["images"], where)
+            judge = decoder.Judge(model.lm_head.in_features).to(where)
+        courses = [
+            Course(made[kind], shares[number], *step)
+            for kind, (_, step, shares) in ONEVISION.items()
+        ]
+        taught = lessons.Lessons(
+            writer, courses, DECODER_SEED + number, where, int(early * steps[stage])
+        )
+        log += _run(
+            model, writer, work, where, steps[stage], taught, check, stage=stage, judge=judge
+        )
+    return log
+
+
+def _mark(model, images: Source, where: torch.device) -> None:
+    """Write the mark by visual tokens of some images."""
+    chosen = np.arange(min(MARKED, len(images.cards)))
+    all_of_one = np.arange(images.tokens)
+    with torch.no_grad():
+        shown = images.pack(model, chosen, [all_of_one] * len(chosen), where)
+    marks.write(model, shown[:, ~images.layout.newlines].flatten(0, 1).float())
 
 
 def _check(model, writer: lessons.Writer, held: Source) -> dict[str, float]:
@@ -337,7 +375,16 @@ class _Newline(nn.Module):
 
 
 def _run(
-    model, writer: lessons.Writer, work: Path, where: torch.device, steps: int, taught, check
+    model,
+    writer: lessons.Writer,
+    work: Path,
+    where: torch.device,
+    steps: int,
+    taught,
+    check,
+    *,
+    stage: str = "decoder",
+    judge: decoder.Judge | None = None,
 ) -> list[dict]:
     modules = {
         "projector": model.model.multi_modal_projector,
@@ -346,14 +393,16 @@ def _run(
     }
     if hasattr(model.model, "image_newline"):
         modules["newline"] = _Newline(model.model.image_newline)
+    if judge:
+        modules["judge"] = judge
     return loop.run(
-        loop.Stage("decoder", steps),
+        loop.Stage(stage, steps),
         work,
         modules,
-        loss=lambda step: decoder.loss(model, writer, *taught.batch(model, step)),
+        loss=lambda step: decoder.loss(model, writer, *taught.batch(model, step), judge),
         check=check,
-        checks=CHECKS["decoder"],
-        rates=(0.004, 3e-4),
+        checks=CHECKS[stage],
+        rates=DECODER_STAGES[stage][1],
     )
 
 

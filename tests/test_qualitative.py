@@ -118,20 +118,44 @@ def test_differences_found_and_invented_by_hand(games):
         assert spotting.counted("", game) == (n, 0, 0)
 
 
+def test_found_by_chance_is_what_the_next_answer_finds(games):
+    told = [game.answer for game in games]
+    both = [(game.id, text) for game, text in zip(games, told, strict=True)]
+    rows = [(id, side, text) for side in ("full", "pruned") for id, text in both]
+    table = pd.DataFrame(rows, columns=["image", "side", "answer"])
+    by_id = {game.id: game for game in games}
+    expected = [
+        len(set(game.differences) & set(after.differences))
+        for game, after in zip(games, [*games[1:], games[0]], strict=True)
+    ]
+    assert spotting.by_chance(table, by_id)["chance"].tolist() == 2 * expected
+    same = table.assign(answer=games[2].answer)  # one answer to all: chance is what it finds
+    found = [spotting.counted(games[2].answer, game)[1] for game in games]
+    assert found[2] > 0 and spotting.by_chance(same, by_id)["chance"].tolist() == 2 * found
+    alone = table[table["image"] == games[0].id]
+    assert spotting.by_chance(alone, by_id)["chance"].tolist() == [0, 0]
+
+
 def test_changes_of_the_game():
     rows = [
-        (f"game-{k}", side, 508, "", "", 2, found + (k % 2), invented)
+        (f"game-{k}", side, 508, "", "", 2, found + (k % 2), invented, 0)
         for k in range(10)
-        for side, found, invented in (("full", 0, 3), ("pruned", 1, 2))
+        for side, found, invented in (("full", 1, 3), ("pruned", 2, 2))
     ]
     columns = ["image", "side", "tokens", "kept", "answer", "planted", "found", "invented"]
+    columns += ["chance"]
     found = spotting.changes(pd.DataFrame(rows, columns=columns), resamples=100, seed=0)
     assert found["kind"].tolist() == ["found", "invented"]
     assert found[["change", "low", "high"]].to_numpy().tolist() == [[1, 1, 1], [-1, -1, -1]]
-    assert found["full"].tolist() == [0.5, 3] and found["pruned"].tolist() == [1.5, 2]
+    assert found["full"].tolist() == [1.5, 3] and found["pruned"].tolist() == [2.5, 2]
+    assert found["above"].tolist() == [1.5, 1.5] and found["above_low"].min() >= 1
     assert [v.holds for v in spotting.verdicts(found)] == [True, True]
     turned = found.assign(change=-found["change"], low=-found["high"], high=-found["low"])
     assert [v.holds for v in spotting.verdicts(turned)] == [False, False]
+    guessed = pd.DataFrame(rows, columns=columns).assign(chance=2)  # it does not play the game
+    guessed = spotting.changes(guessed, resamples=100, seed=0)
+    assert guessed["low"].tolist() == [1, -1] and guessed["above"].tolist() == [-0.5, -0.5]
+    assert [v.holds for v in spotting.verdicts(guessed)] == [None, None]
 
 
 def test_only_onevision_plays(tiny_vlm):

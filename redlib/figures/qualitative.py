@@ -337,13 +337,14 @@ def spotted_note(changed: pd.DataFrame, *, model: str) -> dict:
         "caption": (
             f"{images} composites with {planted:.2f} planted differences on average, all tokens "
             f"against the {tokens:.0f} that Ours keeps. Unit: differences per image; change: "
-            "pruned minus full, image by image; 95 % intervals from resampling images. Computed "
-            f"with {model}; the paper counts nothing, its Figure 14 shows two images."
+            "pruned minus full, image by image; 95 % intervals from resampling images. By chance, "
+            f"with the answer to the next image, {changed['chance'].iloc[0]:.2f} would be found. "
+            f"Computed with {model}; the paper counts nothing, its Figure 14 shows two images."
         ),
         "reading": (
-            "The claims need found right of the dashed line and invented left of it. Where hardly "
-            "anything is found with all tokens, the model does not play the game, and a change "
-            "says nothing about redundant tokens."
+            "The claims need found right of the dashed line and invented left of it. Where no more "
+            "is found with all tokens than by chance, the model does not play the game, and a "
+            "change says nothing about redundant tokens: the claims stay undecided."
         ),
         "alt": f"Differences per image: {told}.",
         "paper_item": "Figure 14",

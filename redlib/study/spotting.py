@@ -10,6 +10,11 @@ less, with 508 or 586 of 729 tokens. Here one to three differences are planted i
 
 The game is LLaVA-OneVision's, as in the paper; the base tile shows the whole image.
 
+**What can be decided.** A model that does not play the game names differences all the same, and now
+and then one that is there. How often is told by the answers to other images: what an answer to the
+next image would find in this one is chance. The claims are decided only where the model with all
+tokens finds more than that, by the interval of the paired difference.
+
     table = play(session, codebook)              # a row per image and side; None for other models
     changes(table, resamples=2000, seed=0)       # kind, change, low, high
 """
@@ -52,7 +57,8 @@ def play(session: Session, codebook: Codebook) -> pd.DataFrame | None:
     planted in them nobody says, so that planted, found and invented are NaN.
 
     Returns image, side (full or pruned), tokens, kept (numbers of the tokens that stay, as text),
-    answer, planted, found and invented (differences); a row per image and side.
+    answer, planted, found and invented (differences), chance (found, were the next image's answer
+    given); a row per image and side.
     """
     p, vlm = session.params, session.model
     if vlm.model.config.model_type != "llava_onevision":
@@ -87,7 +93,21 @@ def play(session: Session, codebook: Codebook) -> pd.DataFrame | None:
         columns = ["image", "side", "tokens", "kept", "answer", "planted", *KINDS]
         return pd.DataFrame(rows, columns=columns)
 
-    return store.compute(games, measure, describe="images")
+    return by_chance(store.compute(games, measure, describe="images"), games)
+
+
+def by_chance(table: pd.DataFrame, games: Mapping[str, Composite | Own]) -> pd.DataFrame:
+    """The table of `play` with its column chance: NaN for pictures whose differences nobody listed,
+    and 0 for a single image, which has no other."""
+    chance = pd.Series(np.nan, table.index)
+    for _, part in table.groupby("side"):
+        for at, name, said in zip(
+            part.index, part["image"], np.roll(part["answer"], -1), strict=True
+        ):
+            game = games[name]
+            if isinstance(game, Composite):
+                chance[at] = counted(said, game)[1] if len(part) > 1 else 0
+    return table.assign(chance=chance)
 
 
 def own_pictures(session: Session) -> dict[str, Own]:
@@ -129,11 +149,14 @@ def changes(table: pd.DataFrame, *, resamples: int, seed: int) -> pd.DataFrame:
 
     Returns kind, change (pruned minus full, mean over images), low, high, then per side the mean
     with its interval (full, full_low, full_high, pruned ...), planted (mean per image), tokens
-    (kept when pruned) and images.
+    (kept when pruned), images, and, the same in every row, chance (found with the next image's
+    answer) and above, above_low, above_high (found with all tokens, minus chance).
     """
     draws = {"resamples": resamples, "seed": seed}
     sides = {side: table[table["side"] == side].set_index("image") for side in SIDES}
     images = list(sides[FULL].index)
+    played = sides[FULL]
+    above = difference(played[FOUND], played["chance"], images, **draws)
     rows = []
     for kind in KINDS:
         pruned, full = (sides[side].loc[images, kind] for side in (PRUNED, FULL))
@@ -142,14 +165,17 @@ def changes(table: pd.DataFrame, *, resamples: int, seed: int) -> pd.DataFrame:
         for side, values in ((FULL, full), (PRUNED, pruned)):
             mean = interval(values, images, **draws)
             row |= {side: mean.mean, f"{side}_low": mean.low, f"{side}_high": mean.high}
-        row["planted"] = sides[FULL]["planted"].mean()
-        rows.append(row | {"tokens": sides[PRUNED]["tokens"].mean(), "images": len(images)})
+        row["planted"] = played["planted"].mean()
+        row |= {"tokens": sides[PRUNED]["tokens"].mean(), "images": len(images)}
+        row |= {"chance": played["chance"].mean(), "above": above.mean}
+        rows.append(row | {"above_low": above.low, "above_high": above.high})
     return pd.DataFrame(rows)
 
 
 def verdicts(changed: pd.DataFrame | None) -> list[Verdict]:
-    """The paper's two claims about the game, each with what became of it; None: it was played with
-    pictures whose differences nobody listed."""
+    """The paper's two claims about the game, each with what became of it, which is nothing where
+    the game is not played above chance; None: it was played with pictures whose differences nobody
+    listed."""
     if changed is None:
         return [untold(statement, "Figure 14") for _, statement in CLAIMS]
     found = []
@@ -157,14 +183,16 @@ def verdicts(changed: pd.DataFrame | None) -> list[Verdict]:
         row = changed.set_index("kind").loc[kind]
         low, high = (row["low"], row["high"]) if kind == FOUND else (-row["high"], -row["low"])
         holds = True if low > 0 else False if high <= 0 else None
+        decided = row["images"] >= LEAST_IMAGES and row["above_low"] > 0
         found.append(
             Verdict(
                 statement,
-                holds if row["images"] >= LEAST_IMAGES else None,
+                holds if decided else None,
                 f"{kind} per image: all tokens {row[FULL]:.2f}, {row['tokens']:.0f} tokens "
                 f"{row[PRUNED]:.2f} (planted {row['planted']:.2f}); change {row['change']:+.3f} "
                 f"(95% interval {row['low']:+.3f} to {row['high']:+.3f}), "
-                f"{row['images']:.0f} images",
+                f"{row['images']:.0f} images; found with all tokens {row['above']:+.3f} "
+                f"({row['above_low']:+.3f} to {row['above_high']:+.3f}) from chance",
                 "Figure 14",
             )
         )

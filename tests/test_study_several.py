@@ -51,11 +51,14 @@ def test_shares_average_the_ratios_of_the_two_sets():
     assert found.loc[("multi-image", "random"), "share"] == pytest.approx((6 / 7 + 3 / 6) / 2)
     gap = several.rivals(SEEN, resamples=200).iloc[0]
     assert gap["difference"] == pytest.approx((2 / 8 + 1 / 8) / 2)
+    # the ledger decides nothing on fewer than ten images, and takes what has no number for none
+    assert found["n"].tolist() == [16] * len(found) and gap["n"] == 16
+    assert found["images"].tolist() == [16] * len(found) and gap["images"] == 16
     assert list(several.shares(SEEN, resamples=100)) == [
-        "setting", "method", "tokens", "task", "share", "low", "high"
+        "setting", "method", "tokens", "task", "share", "low", "high", "n", "images"
     ]  # fmt: skip
     assert list(several.rivals(SEEN, resamples=100)) == [
-        "setting", "method", "against", "tokens", "task", "difference", "low", "high"
+        "setting", "method", "against", "tokens", "task", "difference", "low", "high", "n", "images"
     ]  # fmt: skip
 
 

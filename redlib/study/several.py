@@ -75,8 +75,9 @@ NOT_RUN = (
     "(`params/tiny-llava-onevision.yaml`)."
 )
 
-_SHARES = ["setting", "method", "tokens", "task", "share", "low", "high"]
-_RIVALS = ["setting", "method", "against", "tokens", "task", "difference", "low", "high"]
+_BEHIND = ["low", "high", "n", "images"]
+_SHARES = ["setting", "method", "tokens", "task", "share", *_BEHIND]
+_RIVALS = ["setting", "method", "against", "tokens", "task", "difference", *_BEHIND]
 _ANSWERS = [
     "set", "image", "kind", "question", "gold", "answer", "correct", "chance", "method", "tokens",
     "seed", "kept",
@@ -316,7 +317,8 @@ def decidable(answers: pd.DataFrame, *, resamples: int = 2000, seed: int = 0) ->
 def shares(answers: pd.DataFrame, *, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
     """Pruned over unpruned, of every method and every decidable task; of two sets the mean ratio.
 
-    Returns setting ("base"), method, tokens, task, share, low, high.
+    Returns setting ("base"), method, tokens, task, share, low, high, n (questions), images (pairs
+    or films, without which the ledger decides nothing).
     """
     rows = []
     for task, sets in _decided(answers, resamples, seed):
@@ -327,14 +329,14 @@ def shares(answers: pd.DataFrame, *, resamples: int = 2000, seed: int = 0) -> pd
                 both["first"], both["second"], both["image"], strata=_strata(both),
                 tasks=both["set"], resamples=resamples, seed=seed,
             )  # fmt: skip
-            rows.append(("base", method, tokens, task, found.mean, found.low, found.high))
+            rows.append(("base", method, tokens, task, *_told(found)))
     return pd.DataFrame(rows, columns=_SHARES)
 
 
 def rivals(answers: pd.DataFrame, *, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
     """Ours minus Random on the same questions, for every decidable task; of two sets the mean.
 
-    Returns setting ("base"), method, against, tokens, task, difference, low, high.
+    Returns setting ("base"), method, against, tokens, task, difference, low, high, n, images.
     """
     rows = []
     for task, sets in _decided(answers, resamples, seed):
@@ -344,8 +346,12 @@ def rivals(answers: pd.DataFrame, *, resamples: int = 2000, seed: int = 0) -> pd
             resamples=resamples, seed=seed,
         )  # fmt: skip
         tokens = TOKENS[sets[0]]
-        rows.append(("base", "ours", "random", tokens, task, found.mean, found.low, found.high))
+        rows.append(("base", "ours", "random", tokens, task, *_told(found)))
     return pd.DataFrame(rows, columns=_RIVALS)
+
+
+def _told(found: Interval) -> tuple[float, float, float, int, int]:
+    return found.mean, found.low, found.high, found.n, found.clusters
 
 
 def _decided(answers: pd.DataFrame, resamples: int, seed: int) -> list[tuple[str, tuple[str, ...]]]:

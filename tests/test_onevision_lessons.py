@@ -348,7 +348,7 @@ def test_the_mark_tells_whether_a_newline_stands_before(vlm):
     found = added(rows[0])
     first, second = found[4 : 4 + 729], found[4 + 730 : 4 + 730 + 729]
     size = second.square().mean(1).sqrt()
-    assert abs(float(size.mean()) - marks.SIZE) < 0.02 * marks.SIZE and size.std() < 0.05
+    assert abs(float(size.detach().mean()) - marks.SIZE) < 0.02 * marks.SIZE and size.std() < 0.05
     for rest in (first, found[:4], found[-4:]):
         assert rest.square().mean(1).sqrt().max() < 0.1 * marks.SIZE
     assert not any(p.requires_grad for p in model.model.language_model.layers[0].parameters())
@@ -400,6 +400,8 @@ def test_a_small_part_of_the_training_runs_end_to_end(tmp_path, monkeypatch):
 
     def watched(taught, model, step):
         found = plain(taught, model, step)
+        if "last" in before and before["last"][0] is not taught:  # another stage
+            before.clear()
         with torch.no_grad():
             before[step] = float(decoder.loss(model, taught.writer, *found)[0])
         before["last"] = taught, model
@@ -419,11 +421,11 @@ def test_a_small_part_of_the_training_runs_end_to_end(tmp_path, monkeypatch):
         key for row in log for key in row
     }
     (taught, model), losses = before.pop("last"), list(before.values())
-    assert log[-1]["step"] == len(losses) == 12
+    assert log[-1]["step"] == len(losses) == 5
     with torch.no_grad():  # of the same steps again, as they differ in what they ask
         after = [
             float(decoder.loss(model, taught.writer, *plain(taught, model, step))[0])
-            for step in range(12)
+            for step in range(len(losses))
         ]
     assert np.mean(after) < np.mean(losses)
     dense = [row["dense"] for row in log if "dense" in row]

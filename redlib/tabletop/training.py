@@ -54,8 +54,8 @@ STEPS = {
     "tiny-llava-1.5": {"tower-windows": 3000, "tower-scenes": 1400, "decoder": 4500},
     "tiny-llava-next": {"decoder": 900},
     "tiny-llava-onevision": {
-        "tower-windows": 500, "tower-scenes": 250, "decoder": 2000, "several": 1500,
-        "together": 1200,
+        "tower-windows": 500, "tower-scenes": 250, "decoder": 2000, "several": 1100,
+        "together": 900,
     },
 }  # fmt: skip
 TRAINING_SCENES = 5_000

@@ -133,8 +133,15 @@ def put(text: str, answer: str, rng: np.random.Generator) -> tuple[str, str]:
     right = offered[LETTERS.index(answer.upper())]
     if right != NONE and rng.random() < OPEN:
         return first, right
+    return _shuffled(first, right, offered, rng)
+
+
+def _shuffled(
+    text: str, right: str, offered: Sequence[str], rng: np.random.Generator
+) -> tuple[str, str]:
+    """A lettered question with its options in random order, and the right one's letter."""
     order = [offered[i] for i in rng.permutation(len(offered))]
-    return options(first, order), LETTERS[order.index(right)].lower()
+    return options(text, order), LETTERS[order.index(right)].lower()
 
 
 def difference(first: Scene, second: Scene) -> tuple[str, ...] | None:
@@ -266,9 +273,8 @@ def _offered(scenes: tuple[Scene, Scene], rng: np.random.Generator) -> Rows:
             right = holders[(noun in nouns[1]) + (noun in nouns[0] & nouns[1])]
         else:
             continue
-        laid = [(*holders, NONE)[i] for i in rng.permutation(4)]
-        text = options(f"Which image shows {article(noun)} {noun}?", laid)
-        rows.append((text, LETTERS[laid.index(right)].lower()))
+        text = f"Which image shows {article(noun)} {noun}?"
+        rows.append(_shuffled(text, right, (*holders, NONE), rng))
     for k, scene in enumerate(scenes):
         once, others = _once(scene), _once(scenes[1 - k])
         for noun, thing in once.items():
@@ -301,8 +307,7 @@ def _laid_out(
         laid = [right, *wrong[:2], NONE]
     else:
         laid = [right, *wrong]
-    laid = [laid[i] for i in rng.permutation(4)]
-    return options(text, laid), LETTERS[laid.index(right)].lower()
+    return _shuffled(text, right, laid, rng)
 
 
 def _still(film: Film, frame: int) -> Scene:

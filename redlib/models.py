@@ -371,16 +371,26 @@ class VLM:
         The chat template is filled with one image and `text` and cut at the image placeholder; T1
         includes the begin-of-sequence token where the tokenizer adds one.
         """
-        message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}
-        filled = self.processor.apply_chat_template([message], add_generation_prompt=True)
-        ids = torch.tensor(self.processor.tokenizer(filled)["input_ids"], device=self.device)
-        at = (ids == self.model.config.image_token_id).nonzero().flatten()
-        if len(at) != 1:
+        parts = self._around([{"type": "image"}, {"type": "text", "text": text}])
+        if len(parts) != 2:
             raise RedlibError(
-                f"the prompt {text!r} holds {len(at)} image placeholders instead of one;"
+                f"the prompt {text!r} holds {len(parts) - 1} image placeholders instead of one;"
                 f" leave {self.processor.image_token!r} out of it"
             )
-        return ids[: at[0]], ids[at[0] + 1 :]
+        return parts[0], parts[1]
+
+    def woven(self, text: str) -> list[Tensor]:
+        """Token ids around the images of a `text` that says itself where they stand, by the image
+        placeholder of the model: (T_k,) int64 each, one part more than there are images."""
+        return self._around([{"type": "text", "text": text}])
+
+    def _around(self, content: list[dict[str, str]]) -> list[Tensor]:
+        """Token ids of a user's turn, cut at the image placeholders."""
+        message = {"role": "user", "content": content}
+        filled = self.processor.apply_chat_template([message], add_generation_prompt=True)
+        ids = torch.tensor(self.processor.tokenizer(filled)["input_ids"], device=self.device)
+        at = (ids == self.model.config.image_token_id).nonzero().flatten().tolist()
+        return [ids[a:b] for a, b in zip([0, *(k + 1 for k in at)], [*at, len(ids)], strict=True)]
 
     @torch.no_grad()
     def embed(self, ids: Tensor | Sequence[int]) -> Tensor:

@@ -165,7 +165,7 @@ def test_mantis_finds_its_options_in_both_wordings(root):
         for shots in several.shots("mantis", 100, real(root, prompts=wording)):
             (asked,) = shots.asked
             kinds.add(asked.kind)
-            assert "(image 1) or (image 2)" in asked.text and "<image>" not in asked.text
+            assert "Which has more cups, <image> or <image>?" in asked.text
             right = {"multi-choice": "(B)", "short-answer": "Final Answer: 2"}[asked.kind]
             wrong = {"multi-choice": "A", "short-answer": "3"}[asked.kind]
             judged = [
@@ -181,10 +181,22 @@ def test_mantis_finds_its_options_in_both_wordings(root):
 def test_muir_shows_all_images_in_order(root):
     shots = several.shots("muir", 3, real(root))
     assert len(shots) == 3 and shots[0].asked[0].chance == 0.25
-    assert shots[0].asked[0].text.startswith("(image 1)(image 2)(image 3) Which is it?\nA. one\n")
+    assert shots[0].asked[0].text.startswith("<image><image><image> Which is it?\nA. one\n")
     number = int(shots[0].id.removeprefix("muir/"))
     for image, n in zip(shots[0].images, (number, number - 1, number - 2), strict=True):
         assert np.array_equal(np.asarray(image), np.asarray(miniature.drawn()[n].image))
+
+
+def test_a_text_without_a_place_for_each_image_gets_numbers(root, tmp_path):
+    of = benchmarks.BENCHMARKS["muir"]
+    old = load_dataset(str(root / of.folder), data_files={of.split: of.files}, split=of.split)
+    texts = ["Which is it, <image> or <image>?"] * len(old)
+    path = tmp_path / of.folder / of.files.replace("*", "0.parquet")
+    path.parent.mkdir(parents=True)
+    old.remove_columns(["question"]).add_column("question", texts).to_parquet(path)
+    (shots,) = several.shots("muir", 1, real(tmp_path))
+    assert shots.asked[0].text.startswith("Which is it, (image 1) or (image 2)?\n")
+    assert len(shots.images) == 3
 
 
 def test_calibration_items_are_no_test_items(root):

@@ -24,14 +24,15 @@ def made(request, tmp_path_factory):
 
 def filled(vlm, text, images):
     """The prompt of a question about so many images, as the chat template writes it."""
-    chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
+    parts = [{"type": "image"}, {"type": "text", "text": text}]
+    chat = [{"role": "user", "content": parts[1:] if "<image>" in text else parts}]
     whole = vlm.processor.apply_chat_template(chat, add_generation_prompt=True)
     return whole.replace("<image>", " ".join(["<image>"] * images))
 
 
 def stock(vlm, maker, rule, text, pictures, packing, per, extra=None, book=None, films=()):
     """One question at a time through `generate` of the pruned stock model."""
-    prompt = filled(vlm, text, max(1, len(pictures)))
+    prompt = filled(vlm, text, 1 if "<image>" in text else max(1, len(pictures)))
     if films:
         prompt = prompt.replace("<image>", "key")
     inputs = maker([prompt], [pictures], films)
@@ -89,6 +90,29 @@ def test_tiles_images_and_frames(made, method):
         stayed = [one.kept.tolist() for one in told.chosen[0]]
         assert (told.texts[0], told.kept, stayed) == expected
         assert told.kept == count
+
+
+def test_images_stand_where_a_question_has_them(made):
+    """Among questions that have them before the text; each as `generate` answers it alone."""
+    vlm, maker = made
+    if vlm.model.config.model_type != "llava_onevision":
+        return
+    pictures, book = [picture(1), picture(2)], codebook(width=vlm.width)
+    texts = ["the cat <image> is", TEXTS[0], "<image> what <image> is", "<image> <image> show"]
+    looked = look(vlm, pictures, setting="several")
+    for rule in (Rule("codebook", 4), Rule(UNPRUNED, 25), Rule("random", 3, seed=1)):
+        with pytest.raises(RedlibError, match="places for 1 images; got 2"):
+            reply(vlm, looked, rule, texts[:1], codebook=book)
+        told = reply(vlm, looked, rule, texts[1:], codebook=book, max_new_tokens=4)
+        pruner = Rule("grid", 25) if rule.method == UNPRUNED else rule
+        expected = [
+            stock(vlm, maker, pruner, text, pictures, "stock", "image", book=book)[0]
+            for text in texts[1:]
+        ]
+        assert told.texts == expected
+    assert len(set(expected)) > 1, "or the places make no difference"
+    with pytest.raises(RedlibError, match="no question that says where its images stand"):
+        reply(vlm, looked, Rule("fastv", 4), texts[2:3])
 
 
 def test_budgets_share_what_the_first_layers_read(made):

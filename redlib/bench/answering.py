@@ -17,6 +17,9 @@ neither copied per question nor padded, and a question that has finished costs n
 
     answers(vlm, tokens, ["is there a cup ?", "what colour is the cup ?"], max_new_tokens=8)
 
+A question that says itself where its images stand ("is <image> larger than <image> ?") shares no
+prefix with any other: `answers_between` takes such ones, one by one.
+
 The language model is called directly, since the LLaVA classes insist on as many visual tokens as
 the image has; that is what makes any kept subset, or none, a legal input.
 """
@@ -78,12 +81,52 @@ def answers(
         shared = extend(vlm, sight) if len(sight) else None
         for start in range(0, len(rows), batch):
             part = rows[start : start + batch]
-            tree = grow([prompts[row][1].cpu().numpy() for row in part], shared=0)
-            continued = _continue(vlm, shared, tree, max_new_tokens)
-            for row, of in zip(part, tree.of, strict=True):
-                text = vlm.processor.tokenizer.decode(continued[of], skip_special_tokens=True)
-                found[row] = text.strip()
+            texts = _behind(vlm, shared, [prompts[row][1] for row in part], max_new_tokens)
+            for row, text in zip(part, texts, strict=True):
+                found[row] = text
     return found
+
+
+@torch.inference_mode()
+def answers_between(
+    vlm: VLM,
+    images: Sequence[torch.Tensor],
+    questions: Sequence[str],
+    *,
+    max_new_tokens: int = 16,
+) -> list[str]:
+    """Greedy answers to questions with the model's image placeholder where their images stand.
+
+    Args:
+        images: (K, D) visual rows of each image, its newline included.
+        questions, max_new_tokens: as in `answers`.
+
+    Raises:
+        RedlibError: a question has places for more images or fewer.
+    """
+    found = []
+    for question in questions:
+        first, *others = vlm.woven(question)
+        if len(others) != len(images):
+            raise RedlibError(
+                f"{question!r} has places for {len(others)} images; got {len(images)}"
+            )
+        rows = [vlm.embed(first)]
+        for image, text in zip(images, others, strict=True):
+            rows += [image.to(vlm.device, vlm.dtype), vlm.embed(text)]
+        *sight, _ = rows  # the last words are read as the question
+        found += _behind(vlm, extend(vlm, torch.cat(sight)), others[-1:], max_new_tokens)
+    return found
+
+
+def _behind(
+    vlm: VLM, shared: Prefix | None, questions: Sequence[torch.Tensor], max_new_tokens: int
+) -> list[str]:
+    """Answers to questions, token ids (T2,) each, behind a prefix that they share."""
+    tree = grow([ids.cpu().numpy() for ids in questions], shared=0)
+    continued = _continue(vlm, shared, tree, max_new_tokens)
+    decode = vlm.processor.tokenizer.decode
+    return [decode(continued[of], skip_special_tokens=True).strip() for of in tree.of]
 
 
 class Packed:

@@ -11,8 +11,9 @@ the answers:
 
 The choice is that of `redlib.pruned`, by the same functions; only prompt and padding are missing.
 Since the language model is causal, all questions continue from one prefix of what is left of the
-image (`answering`). FastV prunes inside the language model and by the question; there the first
-layers have such a prefix and the others have not (`inside`). Asked several budgets at once
+image (`answering`), but for those that say themselves where their images stand. FastV prunes inside
+the language model and by the question; there the first layers have such a prefix and the others
+have not (`inside`). Asked several budgets at once
 (`replies`), it ranks once for all of them. Other methods that prune there share nothing (`apart`).
 
 | setting | images | visual tokens | budget |
@@ -30,7 +31,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from redlib.bench.answering import answers
+from redlib.bench.answering import answers, answers_between
 from redlib.bench.apart import answers_apart
 from redlib.bench.inside import answers_inside
 from redlib.codebook import Codebook
@@ -74,12 +75,17 @@ class Left:
     """What a rule leaves of a prompt's images.
 
     Attributes:
-        rows: (n, D) visual rows of the prompt, newlines included.
+        images: (n, D) visual rows of each image or film, newlines included.
         kept: per image or film which tokens stayed; empty for NONE.
     """
 
-    rows: Tensor
+    images: list[Tensor]
     kept: list[Kept]
+
+    @property
+    def rows(self) -> Tensor:
+        """(n, D) those of all, one after the other."""
+        return torch.cat(self.images)
 
 
 @dataclass(frozen=True)
@@ -140,14 +146,14 @@ def leave(
         choices = [everything(seen) for seen in looked]
     elif rule.method == NONE:
         ends = [seen.rows[torch.from_numpy(seen.view.layout.newlines)] for seen in looked]
-        return Left(torch.cat(ends), [])
+        return Left([rows.to(vlm.dtype) for rows in ends], [])
     else:
         method, budget, options = _settled(rule, codebook)
         if method.inside:
             raise RedlibError(f"{method.name} chooses by the question, so it leaves no fixed rows")
         choices = [choose(method, seen, budget, options) for seen in looked]
-    rows = torch.cat([choice.rows for choice in choices])
-    return Left(rows.to(vlm.dtype), [choice.kept for choice in choices])
+    rows = [choice.rows.to(vlm.dtype) for choice in choices]
+    return Left(rows, [choice.kept for choice in choices])
 
 
 @torch.no_grad()
@@ -162,8 +168,11 @@ def reply(
 ) -> Replies:
     """Greedy answers to questions about the images of one prompt, as a rule leaves them.
 
+    The images stand before a question, or where it has the model's placeholder for each.
+
     Raises:
-        RedlibError: as `leave`.
+        RedlibError: as `leave`; a question has places for more images or fewer, or has places and
+            a method prunes inside the language model.
     """
     (told,) = replies(
         vlm, looked, [rule], questions, codebook=codebook, max_new_tokens=max_new_tokens
@@ -189,6 +198,10 @@ def replies(
         if rule.method in METHODS and METHODS[rule.method].inside
     }
     how = {"max_new_tokens": max_new_tokens}
+    woven = [vlm.processor.image_token in text for text in questions]
+    if inside and any(woven):
+        name = _settled(next(iter(inside)), None)[0].name
+        raise RedlibError(f"{name} takes no question that says where its images stand")
     sharing = {rule: of[1] for rule, of in inside.items() if of[0] is fastv.METHOD}
     told = {}
     if sharing:
@@ -204,12 +217,23 @@ def replies(
     for rule in rules:
         if rule not in found:
             left = leave(vlm, looked, rule, codebook=codebook)
-            # `answers` ends the visual tokens with the newline that these already have.
-            shown = left.rows if vlm.newline is None else left.rows[:-1]
-            texts = answers(vlm, shown, questions, max_new_tokens=max_new_tokens)
             kept = sum(kept.after for kept in left.kept)
+            texts = _asked(vlm, left, questions, woven, max_new_tokens)
             found[rule] = Replies(texts, kept, [left.kept] * len(questions))
     return [found[rule] for rule in rules]
+
+
+def _asked(
+    vlm: VLM, left: Left, questions: Sequence[str], woven: Sequence[bool], max_new_tokens: int
+) -> list[str]:
+    """Answers to questions, some of which say where their images stand."""
+    before = [text for text, own in zip(questions, woven, strict=True) if not own]
+    between = [text for text, own in zip(questions, woven, strict=True) if own]
+    # `answers` ends the visual tokens with the newline that these already have.
+    shown = left.rows if vlm.newline is None else left.rows[:-1]
+    plain = iter(answers(vlm, shown, before, max_new_tokens=max_new_tokens))
+    placed = iter(answers_between(vlm, left.images, between, max_new_tokens=max_new_tokens))
+    return [next(placed if own else plain) for own in woven]
 
 
 def _settled(rule: Rule, codebook: Codebook | None) -> tuple[Method, Budget, dict[str, object]]:

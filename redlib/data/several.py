@@ -3,9 +3,9 @@
     shots("mantis", 200, params)[0].asked      # (kind, text, gold, chance, options)
     shots("film", 200, params)[0].images       # sixteen frames
 
-The images of a question stand before its text, in order; where the data set puts them into the text
-("Which is larger, <image> or <image>?") their numbers stand there, "(image 1) or (image 2)". The
-release and lmms-eval leave them in place, which the prefix that all questions share does not allow.
+Mantis-Eval and MuirBench put the images of a question into its text ("Which is larger, <image> or
+<image>?"), and there they are shown, as by the release and by lmms-eval. A text that has places for
+more images or fewer gets them before it, in order, with their numbers in those places: "(image 1)".
 
 MVBench is twenty subtasks with a file of questions each, taken in turn. A film is fetched when its
 question is drawn, from the hub's branch `video` or from the folder MVBench of `data_dir`. Subtasks
@@ -140,9 +140,9 @@ def _sets(name: str, params: Params, part: str) -> Iterator[Shots]:
             raise RedlibError(f"{of.name}: row {at} has {count} images; two or more are needed")
         key = f"{name}/{plain[at]['id' if name == 'mantis' else 'idx']}"
         asked = (_mantis if name == "mantis" else _muir)(plain[at], params)
-        numbered = asked._replace(text=_numbered(asked.text))
+        placed = asked._replace(text=_placed(asked.text, count))
         photos = (Photo(f"{key} ({n + 1})", images, at, column, n) for n in range(count))
-        yield Shots(key, (numbered,), tuple(photos))
+        yield Shots(key, (placed,), tuple(photos))
 
 
 def _mantis(item: dict[str, Any], params: Params) -> Asked:
@@ -161,9 +161,11 @@ def _muir(item: dict[str, Any], params: Params) -> Asked:
     return Asked(item["task"], text, item["answer"], 1 / len(item["options"]))
 
 
-def _numbered(text: str) -> str:
-    """The text with the number of each image where its place is."""
+def _placed(text: str, images: int) -> str:
+    """The text as it is, where it has a place for each image, else with numbers in its places."""
     first, *others = text.split("<image>")
+    if len(others) == images:
+        return text
     return first + "".join(f"(image {n}){part}" for n, part in enumerate(others, start=1))
 
 

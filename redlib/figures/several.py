@@ -54,7 +54,7 @@ def table_note(summary: pd.DataFrame, *, model: str, seeds: int, real: bool = Fa
     """Texts of Table 2. real: of photographs, not of scenes."""
     shown = (
         "Accuracy on samples of Mantis-Eval, MuirBench and MVBench (16 frames of a film; mean over "
-        "its subtasks; images stand before the question)"
+        "its subtasks)"
         if real
         else "Accuracy on pairs of tabletop scenes, asked and judged as Mantis-Eval and MuirBench "
         "are, and on films of 16 frames, as MVBench is (mean over its subtasks)"

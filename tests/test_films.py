@@ -26,7 +26,8 @@ from redlib.tabletop.world import COLOURS, GROUNDS, NOUNS, SIZES, SPLITS, THEMES
 
 @pytest.fixture(scope="module")
 def some():
-    return films("calibration", 100, start=5_000)
+    plain = films("calibration", 100, start=5_000)
+    return plain + films("calibration", 25, start=5_100, busy=True)
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +88,9 @@ def test_a_film_has_the_shapes_it_says(some):
         assert film.instances.dtype == np.uint8
         assert len(film.images) == film.frames
         assert (np.asarray(film.images[3]) == film.pixels[3]).all()
-    assert {len(film.events) for film in some} == {1, 2, 3}
-    assert {event.kind for film in some for event in film.events} == set(EVENTS)
+    for drawn, events in ((some[:100], {1, 2, 3}), (some[100:], {3, 4, 5, 6})):
+        assert {len(film.events) for film in drawn} == events
+        assert {event.kind for film in drawn for event in film.events} == set(EVENTS)
 
 
 def test_masks_show_the_events_and_nothing_else(some, seen):
@@ -162,7 +164,7 @@ def test_the_first_two_frames_and_the_last_two_are_still(some):
 
 
 def test_sixteen_frames_and_thirty_two_show_the_same(some):
-    for film in some[:25]:
+    for film in (*some[:25], *some[100:105]):
         fine = redraw_film(film.id.replace("=16", "=32"))
         assert fine.objects == film.objects
         assert (fine.pixels[::2] == film.pixels).all()
@@ -181,6 +183,10 @@ def test_sixteen_frames_and_thirty_two_show_the_same(some):
 def test_a_film_follows_from_its_id_alone(some):
     again = redraw_film(some[7].id)
     assert again == some[7] and again == films("calibration", 1, start=5_007)[0]
+    busy = some[103]
+    assert redraw_film(busy.id) == busy
+    assert busy == films("calibration", 1, start=5_103, busy=True)[0]
+    assert busy.id == f"calibration-{SPLITS['calibration'].start + 5_103}.frames=16.busy"
     kept = some[7].pixels.copy()
     for film in some[:6]:
         film.pixels  # noqa: B018 - the kept frames of film 7 are dropped
@@ -204,7 +210,7 @@ def test_no_withheld_pair_is_shown(some, seen):
     for film in some:
         for prop, story in zip(film.objects, seen[film.id], strict=True):
             assert not {(prop.noun, colour) for colour in story["colour"]} & WITHHELD
-    for film in films("train", 2000):
+    for film in films("train", 2000) + films("train", 500, busy=True):
         shown = [*film.objects, *(event.after for event in film.events)]
         assert not {(prop.noun, prop.colour) for prop in shown} & WITHHELD
 

@@ -40,7 +40,7 @@ def vlm(tmp_path_factory):
     processor = architectures.make_processor(NAME)
     model = architectures.make_model(NAME, processor.tokenizer)
     with torch.no_grad():
-        model.model.image_newline.normal_()
+        model.model.image_newline.normal_(generator=torch.Generator().manual_seed(0))
     training.export(model, processor, folder)
     return models.load(str(folder), device="cpu")
 
@@ -326,31 +326,63 @@ def test_options_are_judged_where_they_end():
     assert abs(float(judge.loss(between, made["judged"]).detach()) - literal) < 1e-6
 
 
-def test_the_mark_tells_whether_a_newline_stands_before(vlm):
-    """On inputs as the model receives them: nothing in the first image and on words, one vector of
-    the stated size on every token of the second."""
+@pytest.mark.parametrize("times", [1, 2])
+def test_tokens_of_a_film_keep_the_places_of_a_whole_one(vlm, made, times):
+    """Frames 0, 5 and 15, two places of each, and a newline; then words."""
+    writer = lessons.Writer(vlm.processor)
+    kept = np.array([3, 70, 5 * 196 + 3, 5 * 196 + 70, 15 * 196 + 3, 15 * 196 + 70])
+    visual = made["films"].pack(vlm.model, np.array([0]), [kept], CPU)
+    packed = lessons.batch(writer, [[("Which object appears?", "cup")]], visual.shape[1], CPU)
+    words = packed["positions"][0, len(writer.prefix) + 7 :] - packed["positions"][0, -1]
+    lessons.stretch(packed, [kept], made["films"], times, len(writer.prefix))
+    head, found = len(writer.prefix), packed["positions"][0].tolist()
+    assert found[:head] == list(range(head))
+    frames = (0, 5 * times, 15 * times)
+    assert found[head : head + 6] == [head + 196 * f + place for f in frames for place in (3, 70)]
+    assert found[head + 6] == head + 16 * times * 196  # where a whole film has its newline
+    after = packed["positions"][0, head + 7 :]
+    assert after[0] == found[head + 6] + 1 and (after - after[-1] == words).all()
+
+
+def test_marks_tell_images_apart_and_how_late_a_frame_is(vlm):
+    """On inputs as the model receives them: one vector of the stated size on every token of the
+    second image, hardly anything in the first and on words; in a film the two clocks."""
     model = architectures.make_model(NAME, vlm.processor.tokenizer).eval()
     model.load_state_dict(vlm.model.state_dict())
     marks.silence(model)
     scenes = world.scenes("calibration", 4)
     rows = [vlm.several([scene.image for scene in pair]) for pair in (scenes[:2], scenes[2:])]
-    words = model.get_input_embeddings().weight[10:14]
+    opening = torch.tensor(lessons.Writer(vlm.processor).prefix)
+    table = model.get_input_embeddings().weight
 
     def added(visual: torch.Tensor) -> torch.Tensor:
-        x = torch.cat((words, visual, words))[None]
+        x = torch.cat((table[opening], visual, table[10:14]))[None]
         with torch.no_grad():
             states = model.model.language_model(inputs_embeds=x, output_hidden_states=True)
         return (states.hidden_states[1] - x)[0]
 
     assert not added(rows[0]).any()
     newline = 729 * 2  # one behind each image
-    marks.write(model, torch.cat((rows[1][:729], rows[1][730 : newline + 1])))
-    found = added(rows[0])
-    first, second = found[4 : 4 + 729], found[4 + 730 : 4 + 730 + 729]
-    size = second.square().mean(1).sqrt()
-    assert abs(float(size.detach().mean()) - marks.SIZE) < 0.02 * marks.SIZE and size.std() < 0.05
-    for rest in (first, found[:4], found[-4:]):
-        assert rest.square().mean(1).sqrt().max() < 0.1 * marks.SIZE
+    marks.write(model, torch.cat((rows[1][:729], rows[1][730 : newline + 1])), opening[:2])
+    head = len(opening)
+    columns = model.model.language_model.layers[0].self_attn.o_proj.weight.detach().T
+    mark, coarse, fine = columns[[0, 64, 128]]
+    assert torch.equal(mark, coarse) and abs(float(mark @ fine)) < 1e-3 * float(mark @ mark)
+    assert abs(float(mark.square().mean().sqrt()) - marks.SIZE) < 1e-4
+
+    def clock(at: torch.Tensor, pair: int, steep: float, middle: float) -> torch.Tensor:
+        return torch.sigmoid(steep * ((at * 500_000.0 ** (-pair / 32)).sin() - middle))
+
+    found, at = added(rows[0]), torch.arange(head, head + 730 + 729)
+    told = found[at] @ mark / (mark @ mark) - clock(at, 20, 10.0, 0.38)
+    first, second = told[:729], told[730:]
+    assert first.abs().max() < 0.1 and (second - 1).abs().max() < 0.1
+    assert found[-4:].square().mean(1).sqrt().max() < 0.1 * marks.SIZE  # words
+    film, at = vlm.film([scene.image for scene in scenes] * 8), torch.arange(head, head + 32 * 196)
+    found = added(film)[at]
+    for direction, told in ((mark, (20, 10.0, 0.38)), (fine, (21, 3.0, 0.45))):
+        seen = found @ direction / (direction @ direction)
+        assert (seen - clock(at, *told)).abs().max() < 0.2
     assert not any(p.requires_grad for p in model.model.language_model.layers[0].parameters())
 
 
@@ -415,13 +447,14 @@ def test_a_small_part_of_the_training_runs_end_to_end(tmp_path, monkeypatch):
         "tower-scenes",
         "decoder",
         "several",
+        "films",
         "together",
     }
     assert {"patch thing", "mantis", "muir", "films", "pope-random@729"} <= {
         key for row in log for key in row
     }
     (taught, model), losses = before.pop("last"), list(before.values())
-    assert log[-1]["step"] == len(losses) == 5
+    assert log[-1]["step"] == len(losses) == 9
     with torch.no_grad():  # of the same steps again, as they differ in what they ask
         after = [
             float(decoder.loss(model, taught.writer, *plain(taught, model, step))[0])

@@ -18,8 +18,10 @@ show how all began and the last two how it ended. Every object keeps to a rectan
 the whole way of a mover included, so that nothing is ever hidden; nouns are unique within a film.
 
 A film has 16 frames or 32. Both show the same events: every second frame of the 32 is one of the
-16. Everything follows from the film's id, which holds its split, its number and its frames:
-`redraw_film` gives the film again. Splits are those of the scenes, and no film shows a withheld
+16. In a *busy* film, of which training alone sees some, most objects are actors: where nearly all
+that is seen stays as it is, there is little to learn what happens from. Everything follows from the
+film's id, which holds its split, its number, its frames and whether it is busy: `redraw_film` gives
+the film again. Splits are those of the scenes, and no film shows a withheld
 pair of noun and colour, before a change of colour or after it.
 
 Each subtask asks a question with lettered options, in the spirit of one of MVBench's twenty:
@@ -54,7 +56,7 @@ import numpy as np
 from PIL import Image
 
 from redlib.errors import RedlibError
-from redlib.tabletop.questions import LETTER, LETTERS, NUMBERS
+from redlib.tabletop.questions import LETTER, LETTERS, NUMBERS, options
 from redlib.tabletop.world import (
     COLOURS,
     SIDE,
@@ -103,6 +105,8 @@ FRAMES_OF_TEXT = (
 
 _OTHERS = ("leave", "move", "recolour", "grow", "shrink")
 _OTHER_SHARES = (0.2, 0.42, 0.18, 0.1, 0.1)
+_BUSY = range(3, 7)  # actors of a busy film
+_BUSY_SHARES = (0.2, 0.2, 0.3, 0.14, 0.08, 0.08)  # of EVENTS
 SAYING = {
     "appear": "appears",
     "leave": "leaves",
@@ -151,7 +155,8 @@ class Film:
     films are kept.
 
     Attributes:
-        id: split, number and frames, "test-60000012.frames=16"; see `redraw_film`.
+        id: split, number and frames, "test-60000012.frames=16", and ".busy" behind them where it
+            is; see `redraw_film`.
         frames: how many, 16 or 32.
         objects: all that is ever in the picture, each as it is first seen, left to right.
         events: in order of time; an object has one at most.
@@ -223,7 +228,9 @@ class FilmQuestion:
     chance: float
 
 
-def films(split: str, n: int, *, start: int = 0, frames: int = 16) -> list[Film]:
+def films(
+    split: str, n: int, *, start: int = 0, frames: int = 16, busy: bool = False
+) -> list[Film]:
     """The n films of a split from its `start`-th on, each of that many frames.
 
     Raises:
@@ -235,7 +242,8 @@ def films(split: str, n: int, *, start: int = 0, frames: int = 16) -> list[Film]
     numbers = SPLITS[split]
     if n < 0 or start < 0 or start + n > len(numbers):
         raise RedlibError(f"{split} holds {len(numbers)} films; got start {start}, n {n}")
-    return [draw_film(number, split=split, frames=frames) for number in numbers[start : start + n]]
+    chosen = numbers[start : start + n]
+    return [draw_film(number, split=split, frames=frames, busy=busy) for number in chosen]
 
 
 def redraw_film(id: str) -> Film:
@@ -244,15 +252,16 @@ def redraw_film(id: str) -> Film:
     Raises:
         RedlibError: not the id of a film.
     """
-    found = re.fullmatch(r"(\w+)-(\d+)\.frames=(\d+)", id)
+    found = re.fullmatch(r"(\w+)-(\d+)\.frames=(\d+)(\.busy)?", id)
     if not found:
         raise RedlibError(f"{id!r} is not the id of a film, such as 'test-60000012.frames=16'")
-    return draw_film(int(found[2]), split=found[1], frames=int(found[3]))
+    split, number, frames, busy = found.groups()
+    return draw_film(int(number), split=split, frames=int(frames), busy=bool(busy))
 
 
-def draw_film(number: int, *, split: str, frames: int = 16) -> Film:
-    """The film of a number: its plot takes less than a millisecond, its frames a few
-    when they are painted.
+def draw_film(number: int, *, split: str, frames: int = 16, busy: bool = False) -> Film:
+    """The film of a number, a busy one if wanted: its plot takes less than a millisecond, its
+    frames a few when they are painted.
 
     Raises:
         RedlibError: an unknown split, a number outside it, or neither 16 nor 32 frames.
@@ -267,8 +276,8 @@ def draw_film(number: int, *, split: str, frames: int = 16) -> Film:
     if frames not in FRAMES:
         raise RedlibError(f"frames must be 16 or 32; got {frames!r}")
     rng = _rng(number, _PLOT)
-    kinds = _plot(rng)
-    cast = _cast(rng, int(rng.choice(LAST)) + kinds.count("leave"))
+    kinds = _busy_plot(rng) if busy else _plot(rng)
+    cast = _cast(rng, max(len(kinds), int(rng.choice(LAST)) + kinds.count("leave")))
     details = [_detail(rng, kind, *cast[k]) for k, kind in enumerate(kinds)]
     times = _schedule(rng, kinds)
     # Only sizes and places are drawn again where objects find no room. What happens to whom, when
@@ -285,7 +294,7 @@ def draw_film(number: int, *, split: str, frames: int = 16) -> Film:
         after = staged[k][1]
         detail = after.size if kinds[k] in ("grow", "shrink") else details[k]
         events.append(Event(kinds[k], order.index(k), start, end, detail, after))
-    id = f"{split}-{number}.frames={frames}"
+    id = f"{split}-{number}.frames={frames}" + (".busy" if busy else "")
     return Film(id, frames, tuple(staged[k][0] for k in order), tuple(events))
 
 
@@ -309,12 +318,12 @@ def ask(film: Film, task: str, rng: np.random.Generator) -> FilmQuestion | None:
     asked = _ASKERS[task](film, rng)
     if asked is None:
         return None
-    text, options = asked
-    order = rng.permutation(len(options))
-    listing = "\n".join(f"{LETTERS[place]}. {options[i]}" for place, i in enumerate(order))
+    text, offered = asked
+    offered = offered[: len(LETTERS)]  # in busy films there can be more
+    order = rng.permutation(len(offered))
     answer = LETTERS[int(np.flatnonzero(order == 0)[0])].lower()
-    text = f"{text}\n{listing}\n{LETTER}"
-    return FilmQuestion(task, film.id, text, answer, 1 / len(options))
+    text = options(text, [offered[i] for i in order])
+    return FilmQuestion(task, film.id, text, answer, 1 / len(offered))
 
 
 def _rng(number: int, *stream: int) -> np.random.Generator:
@@ -328,6 +337,15 @@ def _plot(rng: np.random.Generator) -> list[str]:
     return ["appear"] * arrivals + [
         _OTHERS[i] for i in rng.choice(len(_OTHERS), others, p=_OTHER_SHARES)
     ]
+
+
+def _busy_plot(rng: np.random.Generator) -> list[str]:
+    """The actors' kinds of event in a busy film, as many as there is time for."""
+    while True:
+        kinds = [EVENTS[i] for i in rng.choice(len(EVENTS), rng.choice(_BUSY), p=_BUSY_SHARES)]
+        busy = sum(3 if kind == "move" else 1 for kind in kinds) + len(kinds) - 1
+        if busy <= BEATS - 3 and kinds.count("appear") in ARRIVALS:
+            return kinds
 
 
 def _cast(rng: np.random.Generator, n: int) -> list[tuple[str, str]]:

@@ -296,14 +296,16 @@ class Course:
         source: the inputs.
         share: of the steps.
         step: what a step of a kind of SCENES does with the source.
-        skip: in every second step up to so many positions are left out somewhere before the
-            questions. So distances are learned that full inputs have, at the cost of few tokens.
+        stretched: of films: one of these numbers by lot, how many times as long as the source's
+            the film is that a step's tokens keep their positions of. So times and distances are
+            learned that whole films have, at the cost of few tokens. With 0 what is kept is
+            numbered anew, as behind a pruner; so it always is with none.
     """
 
     source: Source
     share: float
     step: Callable[[Source, str, np.random.Generator], Step] = on_scenes
-    skip: int = 0
+    stretched: tuple[int, ...] = ()
 
 
 class Lessons:
@@ -340,7 +342,20 @@ class Lessons:
         chosen, kept, asked = course.step(course.source, kind, rng)
         visual = course.source.pack(model, chosen, kept, self.device)
         packed = batch(self.writer, asked, visual.shape[1], self.device)
-        if course.skip and rng.random() < 0.5:
-            at = len(self.writer.prefix) + int(rng.integers(visual.shape[1] + 1))
-            packed["positions"][:, at:] += int(rng.integers(course.skip + 1))
+        times = int(rng.choice(course.stretched)) if course.stretched else 0
+        if times:
+            stretch(packed, kept, course.source, times, len(self.writer.prefix))
         return packed, visual
+
+
+def stretch(
+    packed: dict[str, torch.Tensor], kept: list[np.ndarray], source: Source, times: int, head: int
+) -> None:
+    """Number the tokens of films, and what follows them, as in whole ones of `times` as many
+    frames."""
+    size = source.cards[0].cells ** 2
+    frames, places = np.divmod(np.stack(kept), size)
+    whole = torch.from_numpy(frames * times * size + places).to(packed["positions"])
+    n = whole.shape[1]
+    packed["positions"][:, head : head + n] = head + whole
+    packed["positions"][:, head + n :] += source.tokens * times - n

@@ -1,32 +1,57 @@
-"""A first layer that marks the tokens of every image but the first.
+"""A first layer that tells one image from the next, and the end of a film from its start.
 
-Two images reach the decoder as two runs of tokens that differ in nothing but where they lie. A
-question about the *second* image has to tell them apart. The checkpoint without marks, trained for
-2,000 steps on such questions too, never learned to: its attention looks for what a question names
-in its very first layers, and at that depth a token of the second image still looks like one of the
-first. A large language model brings this skill along; a decoder of six layers has to be given it.
+Two images reach the decoder as two runs of tokens that differ in nothing but where they lie, and so
+do two frames of a film. A question about the *second* image, or about the *end* of a film, has to
+tell them apart. The checkpoint without marks, trained for 2,000 steps on such questions too, never
+learned to: its attention looks for what a question names in its very first layers, and at that
+depth a token of the second image still looks like one of the first. A large language model brings
+this skill along; a decoder of six layers has to be given it.
 
-So OneVision's decoder has a layer before the others that does nothing else. What tells images apart
-is the newline that ends each of them. The layer's first head lets every visual token look for one
-among the tokens before it, and adds the answer along a direction of its own, which visual tokens
-and words hardly use. Tokens of the first image find none, nor do those of a film, which has one
-newline behind its last frame; nothing is added to them, nor to words, whose queries are zero.
-Queries and keys turn in the slowest pair of rotary dimensions alone, which hardly turns at all.
+So OneVision's decoder has a layer before the others that does nothing else. Its heads let every
+visual token find out where it stands, and add what they find along directions of their own, which
+visual tokens and words hardly use. To words hardly anything is added, as their queries are zero,
+but for those that begin every prompt, which always get the same.
+
+- The first looks for a newline among the tokens before, since one ends each image. Tokens of the
+  first image find none, nor do those of a film, which has one newline behind its last frame.
+- The second is a clock. It weighs the two words that begin every prompt against each other, by how
+  far away they are: from nothing at the start of a film to nearly all where its 16th frame ends.
+  What it adds lies in the direction of the first, so that what was learned about the second image
+  serves for the end of a film. The tokens of one image, which take less than four frames, get a
+  seventh of it at most.
+- The third is a slower clock in a direction of its own, for films of 32 frames.
+
+Marks turn in the slowest pair of rotary dimensions, which hardly turns at all; clocks in the pairs
+that take several films to turn once.
 
 The layer is set by hand (`write`) and stays as it is while the others are trained on it. Steps of
 Muon would blur it within fifty: they move every direction of a matrix equally far.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 SIZE = 2.5  # of a mark, root mean square, where visual tokens have 3; a third of it hardly teaches
-FOUND = 14.0  # logit of a newline; e^14 outweighs the other tokens of any input
+FOUND = 14.0  # logit of what is looked for; e^14 outweighs the other tokens of any input
 RIDGE = 1e-3
 SLOW = 31  # of the 32 pairs of rotary dimensions of a head
 ROTARY = 64  # dimensions of a head
+
+
+class Clock(NamedTuple):
+    """A head that adds SIZE * sigmoid(steep * (sin(angle) - middle)), where the angle is that by
+    which a pair of rotary dimensions has turned."""
+
+    pair: int
+    steep: float
+    middle: float
+    direction: int  # of those that visual tokens and words use least; 0 is the mark's
+
+
+CLOCKS = (Clock(20, 10.0, 0.38, 0), Clock(21, 3.0, 0.45, 1))
 
 
 @torch.no_grad()
@@ -39,37 +64,60 @@ def silence(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def write(model: nn.Module, shown: torch.Tensor) -> None:
-    """Let the first layer write the mark, and keep it from being trained.
+def write(model: nn.Module, shown: torch.Tensor, opening: torch.Tensor) -> None:
+    """Let the first layer write marks, and keep it from being trained.
 
     Args:
         model: a OneVision checkpoint whose first layer is silent.
         shown: (n, D) visual tokens of training images, newlines not among them.
+        opening: (2,) ids of the two words that begin every prompt.
     """
     text = model.model.language_model
     layer = text.layers[0]
     attention = layer.self_attn
     words, visual = _unit(text.embed_tokens.weight), _unit(shown)
     newline = _unit(model.model.image_newline)
+    first, second = _unit(text.embed_tokens.weight[opening])
     of_visual, of_words = (rows.T @ rows / len(rows) for rows in (visual, words))
     both = of_visual + of_words + RIDGE * torch.eye(len(newline)).to(newline)
-    # gives 1 on the newline and as little as it can on visual tokens and words
-    ends = torch.linalg.solve(both, newline)
-    ends /= ends @ newline
+    ends = _finder(both, newline)
     # gives 1 on visual tokens and 0 on words, by least squares
     asks = torch.linalg.solve(both, visual.mean(0))
-    along = _unit(torch.linalg.eigh(of_visual + of_words / 2).eigenvectors[:, 0])
+    unused = _unit(torch.linalg.eigh(of_visual + of_words / 2).eigenvectors.T)
     for norm in (layer.input_layernorm, layer.post_attention_layernorm):
         norm.weight.fill_(1.0)
     for part in (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj):
         part.weight.zero_()
         if part.bias is not None:
             part.bias.zero_()
-    attention.q_proj.weight[SLOW] = math.sqrt(ROTARY) * FOUND * asks
+    loud = math.sqrt(ROTARY)  # by which attention divides its logits
+    attention.q_proj.weight[SLOW] = loud * FOUND * asks
     attention.k_proj.weight[SLOW] = ends
     attention.v_proj.weight[0] = ends
-    attention.o_proj.weight[:, 0] = SIZE * along
+    attention.o_proj.weight[:, 0] = SIZE * unused[0]
+    apart = both + torch.outer(newline, newline)
+    one, other = _finder(apart, first, second), _finder(apart, second, first)
+    for number, clock in enumerate(CLOCKS, start=1):
+        row, turn = ROTARY * number, one - other
+        attention.q_proj.weight[row + SLOW] = loud * asks
+        waits = clock.steep * clock.middle / 2 * turn
+        attention.k_proj.weight[row + SLOW] = FOUND * (one + other) - waits
+        # the query's half of a pair against the key's other half: the sine of the turn
+        attention.q_proj.weight[row + clock.pair] = loud * clock.steep / 2 * asks
+        attention.k_proj.weight[row + ROTARY // 2 + clock.pair] = turn
+        attention.v_proj.weight[row] = one
+        attention.o_proj.weight[:, row] = SIZE * unused[clock.direction]
     layer.requires_grad_(False)
+
+
+def _finder(others: torch.Tensor, wanted: torch.Tensor, *unwanted: torch.Tensor) -> torch.Tensor:
+    """(D,) what gives 1 on a vector, 0 on the unwanted ones, and on what has the second moments
+    `others` (D, D) as little as it can."""
+    rows = torch.stack((wanted, *unwanted))
+    found = torch.linalg.solve(others, rows.T)  # (D, rows)
+    target = torch.zeros(len(rows)).to(wanted)
+    target[0] = 1.0
+    return found @ torch.linalg.solve(rows @ found, target)
 
 
 def _unit(rows: torch.Tensor) -> torch.Tensor:

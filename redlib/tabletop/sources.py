@@ -163,18 +163,25 @@ def composites(
 
 
 def films(
-    model: nn.Module, folder: Path, n: int, device: torch.device, *, split: str = "train"
+    model: nn.Module,
+    folder: Path,
+    n: int,
+    device: torch.device,
+    *,
+    split: str = "train",
+    busy: bool = False,
 ) -> Source:
     """n films of 16 frames."""
     layout = layouts.film(sight(model.model.vision_tower).cells, 16)
 
     def draw(n: int, start: int) -> list[Film]:
-        return world_films.films(split, n, start=start)
+        return world_films.films(split, n, start=start, busy=busy)
 
     orders = [_order(film) for film in draw(n, 0)]
     first = np.cumsum([0, *(order.max() + 1 for order in orders)])[:-1]
     tiles = np.stack(orders) + first[:, None]
-    return _source(model, folder, f"film-{split}", tiles, device, draw, frames, layout)
+    kind = f"{'busy-' if busy else ''}film-{split}"
+    return _source(model, folder, kind, tiles, device, draw, frames, layout)
 
 
 # --- pictures: scenes of one list of objects, one for each tile -----------------------------------

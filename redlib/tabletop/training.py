@@ -54,27 +54,30 @@ STEPS = {
     "tiny-llava-1.5": {"tower-windows": 3000, "tower-scenes": 1400, "decoder": 4500},
     "tiny-llava-next": {"decoder": 900},
     "tiny-llava-onevision": {
-        "tower-windows": 500, "tower-scenes": 250, "decoder": 2000, "several": 1100,
-        "together": 900,
+        "tower-windows": 500, "tower-scenes": 250, "decoder": 2000, "several": 1100, "films": 800,
+        "together": 1600,
     },
 }  # fmt: skip
 TRAINING_SCENES = 5_000
 TILED_SCENES, TILED_SHARE = 1_200, 0.6  # of Next's steps, on images in tiles
+STRETCHED = (0, 1, 1, 1, 2, 2)
 ONEVISION = {
-    # kind: inputs; what a step does, and for films how far positions are moved apart (`Course`), as
-    # they are evaluated at 32 frames too; its shares of the steps of each of DECODER_STAGES
-    "images": (2_000, (lessons.on_scenes,), (0.4, 0.15, 0.45)),
-    "mantis": (1_000, (lessons_several.on_pairs,), (0.13, 0.4, 0.2)),
-    "muir": (1_000, (lessons_several.on_pairs,), (0.12, 0.4, 0.2)),
-    "composites": (400, (lessons_several.on_composites,), (0.1, 0.0, 0.05)),
-    "films": (400, (lessons_several.on_films, 3_136), (0.25, 0.05, 0.1)),
+    # kind: inputs; what a step does, and for films which positions tokens keep (`Course`), as they
+    # are evaluated at 32 frames too; its shares of the steps of each of DECODER_STAGES
+    "images": (2_000, (lessons.on_scenes,), (0.4, 0.15, 0.2, 0.38)),
+    "mantis": (1_000, (lessons_several.on_pairs,), (0.13, 0.4, 0.08, 0.14)),
+    "muir": (1_000, (lessons_several.on_pairs,), (0.12, 0.4, 0.07, 0.14)),
+    "composites": (400, (lessons_several.on_composites,), (0.1, 0.0, 0.0, 0.02)),
+    "films": (400, (lessons_several.on_films, STRETCHED), (0.25, 0.05, 0.2, 0.12)),
+    "busy films": (400, (lessons_several.on_films, STRETCHED), (0.0, 0.0, 0.45, 0.2)),
 }
 DECODER_STAGES = {  # share of early steps (`lessons.EARLY`), peak learning rates of Muon and AdamW
     "decoder": (lessons.EARLY_SHARE, (0.004, 3e-4)),
-    "several": (0.8, (0.01, 1e-3)),  # with the mark: two images, as fast as can be
-    "together": (0.6, (0.004, 4e-4)),  # and then all kinds
+    "several": (0.8, (0.01, 1e-3)),  # with the marks: two images, as fast as can be
+    "films": (0.9, (0.01, 1e-3)),  # then films
+    "together": (0.5, (0.004, 4e-4)),  # and then all kinds
 }
-MARKED = 60  # images that the mark is set by
+MARKED = 60  # images that the marks are set by
 RATES = {  # peak learning rates of Muon and AdamW; a trained tower is trained on with care
     "tiny-llava-1.5": {"tower-windows": loop.RATES, "tower-scenes": (0.008, 6e-4)},
     "tiny-llava-onevision": {"tower-windows": (0.01, 1e-3), "tower-scenes": (0.006, 6e-4)},
@@ -86,7 +89,7 @@ RECIPE = (
 TOWER_SEED, DECODER_SEED = 0, 1
 CHECK_SCENES = 40
 CHECKS = {  # times in a stage
-    "tower-windows": 15, "tower-scenes": 7, "decoder": 8, "several": 6, "together": 5,
+    "tower-windows": 15, "tower-scenes": 7, "decoder": 8, "several": 6, "films": 5, "together": 5,
 }  # fmt: skip
 CHECKED_TILED = ("pope-adversarial", "seed", "colour", "word")
 
@@ -305,13 +308,14 @@ def _train_onevision(
     share: float,
     checked: int,
 ) -> list[dict]:
-    """Without the mark, then with it and a judge of options."""
+    """Without the marks, then with them and a judge of options."""
     draw = {
         "images": partial(sources.images, newline=True),
         "mantis": partial(sources.pairs, schema="mantis"),
         "muir": partial(sources.pairs, schema="muir"),
         "composites": sources.composites,
         "films": sources.films,
+        "busy films": partial(sources.films, busy=True),
     }
     made = {
         kind: draw[kind](model, work, max(4, int(n * share)), where)
@@ -332,7 +336,7 @@ def _train_onevision(
     log, judge = [], None
     for number, (stage, (early, _)) in enumerate(DECODER_STAGES.items()):
         if stage == "several":
-            _mark(model, made["images"], where)
+            _mark(model, writer, made["images"], where)
             judge = decoder.Judge(model.lm_head.in_features).to(where)
         courses = [
             Course(made[kind], shares[number], *step)
@@ -347,13 +351,14 @@ def _train_onevision(
     return log
 
 
-def _mark(model, images: Source, where: torch.device) -> None:
-    """Write the mark by visual tokens of some images."""
+def _mark(model, writer: lessons.Writer, images: Source, where: torch.device) -> None:
+    """Write the marks by visual tokens of some images."""
     chosen = np.arange(min(MARKED, len(images.cards)))
     all_of_one = np.arange(images.tokens)
     with torch.no_grad():
         shown = images.pack(model, chosen, [all_of_one] * len(chosen), where)
-    marks.write(model, shown[:, ~images.layout.newlines].flatten(0, 1).float())
+    opening = torch.tensor(writer.prefix[:2], device=where)
+    marks.write(model, shown[:, ~images.layout.newlines].flatten(0, 1).float(), opening)
 
 
 def _check(model, writer: lessons.Writer, held: Source) -> dict[str, float]:

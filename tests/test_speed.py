@@ -96,15 +96,30 @@ def test_the_table_is_written_as_rows(tmp_path, monkeypatch, capsys):
     held, missed = (speed.row(name, value, n=1, bar=1.5) for name, value in (("x", 2), ("y", 1)))
     monkeypatch.setattr(timing, "minutes", lambda: held)
     monkeypatch.setattr(pruned, "measure", lambda vlm: [held])
-    monkeypatch.setattr(speed, "measure", lambda every_patch: [held])
+    monkeypatch.setattr(speed, "measure", lambda: [held])
     assert main(["bench"]) == 0
     rows = json.loads((tmp_path / "figures" / "bench" / "bench.json").read_text())
     assert rows == 3 * [
         {"metric": "x", "value": 2.0, "low": None, "high": None, "n": 1, "bar": 1.5, "pass": "yes"}
     ]
-    monkeypatch.setattr(speed, "measure", lambda every_patch: [missed])
+    monkeypatch.setattr(speed, "measure", lambda: [missed])
     assert main(["bench"]) == 1
     assert "no" in capsys.readouterr().out
+    assert not (tmp_path / "figures" / "bench" / "exactness.json").exists()
+
+
+def test_exactness_over_every_patch_is_a_table_of_its_own(tmp_path, tiny_vlm: VLM, monkeypatch):
+    monkeypatch.setattr(speed, "root", lambda: tmp_path)
+    monkeypatch.setattr(speed, "NAMES", ("small",))
+    monkeypatch.setattr(speed, "LOGITS", {torch.float32: 5e-6})
+    monkeypatch.setattr(speed, "EXACT_IMAGES", 1)
+    monkeypatch.setattr(speed, "family_model", lambda name, dtype, seed: tiny_vlm)
+    monkeypatch.setattr(speed, "_rounding", lambda name, stocks: speed.row("rounding", 1.0, n=1))
+    main(["bench", "--every-patch"])
+    assert [path.name for path in (tmp_path / "figures" / "bench").iterdir()] == ["exactness.json"]
+    logits, divergences, _ = json.loads((tmp_path / "figures/bench/exactness.json").read_text())
+    assert "(25 patches of 1 images)" in logits["metric"] and logits["n"] == 5 * 25
+    assert logits["pass"] == "yes" and divergences["n"] == 2 * 25
 
 
 def test_undecided_rows_of_two_workers_say_so(monkeypatch):

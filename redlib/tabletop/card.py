@@ -65,7 +65,8 @@ hand** and not trained: it marks the visual tokens of every image but the first,
 by how late they come (`redlib/tabletop/marks.py`), which the real model had to learn. A single
 image was its base tile alone, in training and in the numbers below (`VLM.encode`). Stock `generate`
 adds tiles to single images, which this model never saw: `redlib.pruned(..., packing="base")` shows
-it the base tile alone.""",
+it the base tile alone. Its tower has no [cls]: below, similarity to the mean of the patches stands
+in for [cls] similarity.""",
 }
 CARD = """---
 license: apache-2.0

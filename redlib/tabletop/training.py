@@ -12,7 +12,7 @@ Work goes to `runs/train/NAME`; a finished checkpoint is exported in the stock H
 weights in half precision and `dtype: float32` in its config, since transformers would otherwise
 compute in the precision that a file happens to be stored in.
 
-    train("tiny-llava-1.5", Path("runs/train"))            # about two hours on two cores
+    train("tiny-llava-1.5", Path("runs/train"))            # 2.5 hours on two cores
     train("tiny-llava-1.5", folder, share=0.01)             # one hundredth of each stage
     train("tiny-llava-1.5", folder, plain=True)             # a tower without labels of patches
 

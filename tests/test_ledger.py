@@ -250,6 +250,7 @@ def test_between(tmp_path, share, verdict):
     methods = [row | {"method": name, "share": sum(share) / 2} for name in ("prumerge", "fastv")]
     found = _verdict(_run(tmp_path, pd.DataFrame(methods)), "llava-1.5-64-others")
     assert found["verdict"] == verdict
+    assert found["criterion"].startswith("share between 0.8 and 0.9, where setting base, ")
 
 
 def test_what_was_counted_needs_no_interval(tmp_path):

@@ -58,14 +58,31 @@ def test_exactness_is_measured_against_stock_and_sees_a_fault(wide: VLM, monkeyp
     assert [row["pass"] for row in rows] == ["yes", "yes"]
     assert 0 < rows[0]["value"] < 1e-9 == rows[0]["bar"]
 
+    _fault(monkeypatch, 1e-3)
+    rows, _ = speed.exactness(wide, 2, seed=0)
+    assert [row["pass"] for row in rows] == ["no", "no", "no"]
+    assert rows[2]["n"] == 2 * 5 and "the 2 patches over that bar" in rows[2]["metric"]
+
+
+def test_what_only_norms_round_apart_is_told_from_what_is_wrong(wide: VLM, monkeypatch):
+    """A relative error of 1e-10 grows past 1e-8 in norms that round to float32, and only there."""
+    monkeypatch.setattr(speed, "EXACT_IMAGES", 1)
+    _fault(monkeypatch, 1e-10)
+    rows, _ = speed.exactness(wide, 8, seed=0)
+    assert [row["pass"] for row in rows] == ["no", "yes", "yes"]
+    assert rows[0]["value"] > 1e-8 and 0 < rows[2]["value"] < 1e-9
+    norm = wide.decoder.layers[0].input_layernorm
+    assert "forward" not in vars(norm), "norms are the stock ones again"
+
+
+def _fault(monkeypatch, size: float) -> None:
+    """The engine's attention, each logit too large by that share."""
     attend = engine._attend
 
     def faulty(query, key, value, mask, scale):
-        return attend(query, key, value, mask, scale * 1.001)
+        return attend(query, key, value, mask, scale * (1 + size))
 
     monkeypatch.setattr(engine, "_attend", faulty)
-    rows, _ = speed.exactness(wide, 2, seed=0)
-    assert [row["pass"] for row in rows] == ["no", "no"]
 
 
 def test_time_is_a_ratio_within_each_turn(tiny_vlm: VLM, monkeypatch):

@@ -4,7 +4,10 @@ Everything here is a stock call or a way to make a stock model; nothing of the e
 """
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -46,6 +49,28 @@ def step(vlm: VLM, rows: Tensor) -> tuple[Tensor, Tensor]:
         return logits, rows[:0]
     fed = vlm.embed(first)
     return stock(vlm, torch.cat([rows, fed])), fed
+
+
+@contextmanager
+def double_norms(vlm: VLM) -> Iterator[None]:
+    """Let the decoder's norms compute in the precision of what they are given.
+
+    Those of transformers compute in float32 whatever that is. So a model in float64 rounds in
+    between, and where a number lies at the edge between two of float32, the last bit of float64
+    decides which of them it becomes.
+    """
+    norms = [module for module in vlm.decoder.modules() if hasattr(module, "variance_epsilon")]
+
+    def normed(norm: torch.nn.Module, x: Tensor) -> Tensor:
+        return norm.weight * x * (x.square().mean(-1, keepdim=True) + norm.variance_epsilon).rsqrt()
+
+    for norm in norms:
+        norm.forward = partial(normed, norm)
+    try:
+        yield
+    finally:
+        for norm in norms:
+            del norm.forward
 
 
 @torch.no_grad()

@@ -353,7 +353,7 @@ def test_marks_tell_images_apart_and_how_late_a_frame_is(vlm):
     scenes = world.scenes("calibration", 4)
     rows = [vlm.several([scene.image for scene in pair]) for pair in (scenes[:2], scenes[2:])]
     opening = torch.tensor(lessons.Writer(vlm.processor).prefix)
-    table = model.get_input_embeddings().weight
+    table = model.get_input_embeddings().weight.detach()
 
     def added(visual: torch.Tensor) -> torch.Tensor:
         x = torch.cat((table[opening], visual, table[10:14]))[None]
@@ -363,7 +363,9 @@ def test_marks_tell_images_apart_and_how_late_a_frame_is(vlm):
 
     assert not added(rows[0]).any()
     newline = 729 * 2  # one behind each image
-    marks.write(model, torch.cat((rows[1][:729], rows[1][730 : newline + 1])), opening[:2])
+    tokenizer = vlm.processor.tokenizer
+    tokens = torch.cat((rows[1][:729], rows[1][730 : newline + 1]))
+    marks.write(model, tokenizer, tokens, opening[:2])
     head = len(opening)
     columns = model.model.language_model.layers[0].self_attn.o_proj.weight.detach().T
     mark, coarse, fine = columns[[0, 64, 128]]
@@ -384,6 +386,23 @@ def test_marks_tell_images_apart_and_how_late_a_frame_is(vlm):
         seen = found @ direction / (direction @ direction)
         assert (seen - clock(at, *told)).abs().max() < 0.2
     assert not any(p.requires_grad for p in model.model.language_model.layers[0].parameters())
+
+    def asked(text: str) -> torch.Tensor:
+        words = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids[0]
+        x = torch.cat((table[opening], rows[0], table[words]))[None]
+        with torch.no_grad():
+            states = model.model.language_model(inputs_embeds=x, output_hidden_states=True)
+        return (states.hidden_states[1] - x)[0, -len(words) :]
+
+    when = columns[192]
+    assert abs(float(when @ fine)) < 1e-3 * float(fine @ fine) and abs(float(when @ mark)) < 1e-3
+    size = table.square().mean(1).sqrt().mean()
+    assert abs(float(when.square().mean().sqrt() / (marks.LOUD * size)) - 1) < 1e-4
+    for word, sign in (("start", -1), ("first", -1), ("end", 1), ("last", 1), ("second", 1)):
+        told = asked(f"where is the cup at the {word} ?") @ when / (when @ when)
+        assert told[:-2].abs().max() < 0.05 and (told[-2:] - sign).abs().max() < 0.05
+    told = asked("which , the first or the second ?") @ when / (when @ when)
+    assert told[:3].abs().max() < 0.05 and abs(float(told[-1])) < 0.05  # both are named: neither
 
 
 def scores_of(model, features: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:

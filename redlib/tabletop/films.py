@@ -106,7 +106,7 @@ FRAMES_OF_TEXT = (
 _OTHERS = ("leave", "move", "recolour", "grow", "shrink")
 _OTHER_SHARES = (0.2, 0.42, 0.18, 0.1, 0.1)
 _BUSY = range(3, 7)  # actors of a busy film
-_BUSY_SHARES = (0.2, 0.2, 0.3, 0.14, 0.08, 0.08)  # of EVENTS
+_BUSY_SHARES = (0.15, 0.15, 0.4, 0.14, 0.08, 0.08)  # of EVENTS
 SAYING = {
     "appear": "appears",
     "leave": "leaves",

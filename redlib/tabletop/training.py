@@ -358,7 +358,8 @@ def _mark(model, writer: lessons.Writer, images: Source, where: torch.device) ->
     with torch.no_grad():
         shown = images.pack(model, chosen, [all_of_one] * len(chosen), where)
     opening = torch.tensor(writer.prefix[:2], device=where)
-    marks.write(model, shown[:, ~images.layout.newlines].flatten(0, 1).float(), opening)
+    tokens = shown[:, ~images.layout.newlines].flatten(0, 1).float()
+    marks.write(model, writer.tokenizer, tokens, opening)
 
 
 def _check(model, writer: lessons.Writer, held: Source) -> dict[str, float]:

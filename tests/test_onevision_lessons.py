@@ -355,8 +355,8 @@ def test_marks_tell_images_apart_and_how_late_a_frame_is(vlm):
     opening = torch.tensor(lessons.Writer(vlm.processor).prefix)
     table = model.get_input_embeddings().weight.detach()
 
-    def added(visual: torch.Tensor) -> torch.Tensor:
-        x = torch.cat((table[opening], visual, table[10:14]))[None]
+    def added(visual: torch.Tensor, words: torch.Tensor | slice = slice(10, 14)) -> torch.Tensor:
+        x = torch.cat((table[opening], visual, table[words]))[None]
         with torch.no_grad():
             states = model.model.language_model(inputs_embeds=x, output_hidden_states=True)
         return (states.hidden_states[1] - x)[0]
@@ -389,10 +389,7 @@ def test_marks_tell_images_apart_and_how_late_a_frame_is(vlm):
 
     def asked(text: str) -> torch.Tensor:
         words = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids[0]
-        x = torch.cat((table[opening], rows[0], table[words]))[None]
-        with torch.no_grad():
-            states = model.model.language_model(inputs_embeds=x, output_hidden_states=True)
-        return (states.hidden_states[1] - x)[0, -len(words) :]
+        return added(rows[0], words)[-len(words) :]
 
     when = columns[192]
     assert abs(float(when @ fine)) < 1e-3 * float(fine @ fine) and abs(float(when @ mark)) < 1e-3

@@ -20,11 +20,11 @@ zero, but to those that begin every prompt, which always get the same.
   serves for the end of a film. The tokens of one image, which take less than four frames, get a
   seventh of it at most.
 - The third is a slower clock in a direction of its own, for films of 32 frames.
-- The fourth reads the question. Behind a word that asks for the first image or the start (`EARLY`)
-  words get so much of a third direction, behind one that asks for the second or the end (`LATE`) as
-  much of its opposite. So a layer that looks for what is early, or late, needs to learn one product
-  of this and the marks. After 300 steps on films full of movers the place where a mover begins was
-  named right in 64 of 81 held-out cases with it and in 37 without.
+- The fourth reads the question. To words behind one that asks for the second image or the end
+  (`LATE`) it adds a third direction, to those behind one that asks for the first or the start
+  (`EARLY`) its opposite. So a layer that looks for what is early, or late, needs to learn one
+  product of this and the marks. After 300 steps on films full of movers the place where a mover
+  begins was named right in 64 of 81 held-out cases with it and in 37 without.
 
 Marks turn in the slowest pair of rotary dimensions, which hardly turns at all; clocks in the pairs
 that take several films to turn once.
@@ -127,8 +127,8 @@ def write(
     # Every token asks. Where no such word stands before it, it finds the one that begins every
     # prompt, of which nothing is written.
     attention.q_proj.bias[row + SLOW] = loud
-    waits = FOUND / 2 * _finder(both, first, early, late)
-    attention.k_proj.weight[row + SLOW] = FOUND * (of_early + of_late) + waits
+    rests = FOUND / 2 * _finder(both, first, early, late)
+    attention.k_proj.weight[row + SLOW] = FOUND * (of_early + of_late) + rests
     attention.v_proj.weight[row] = of_late - of_early
     size = float(table.square().mean(-1).sqrt().mean())
     attention.o_proj.weight[:, row] = LOUD * size * unused[ASKED]

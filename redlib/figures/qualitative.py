@@ -93,9 +93,9 @@ def examples_note(shown: Sequence[Example], sort: str, *, model: str, tokens: in
         "title": f"What three methods keep: {sort} scenes",
         "caption": (
             f"{rule}, chosen by that rule and not by any answer, with {tokens} visual tokens; "
-            "patches that go are covered. Of PruMerge one token more stands for no patch; FastV "
-            "chooses by the question, its map is that of question 1, and keeps its tokens behind "
-            "layer 2. "
+            "patches that go are covered. One of PruMerge's tokens stands for no patch, it "
+            "sums up what was dropped. FastV chooses by the question, its map is that of question "
+            "1, and keeps its tokens behind layer 2. "
             "In brackets the truth; a tick: right, a cross: wrong. Drawn with "
             f"{model}; the paper shows LLaVA-1.5-7B on MMBench and MME."
         ),
@@ -153,10 +153,10 @@ def descriptions_note(table: pd.DataFrame, sort: str, *, model: str) -> dict:
     return {
         "title": f"Descriptions before and after pruning: {sort} scenes",
         "caption": (
-            f"The first {len(images)} of {RULE}; patches that go are covered. Each phrase by the "
-            "scene's graph: a tick, an object is just so; a cross, something in it is not in the "
-            "scene; a tilde, nothing is false but it leaves out colour or size, joins two objects "
-            "or repeats one. Places are not judged. Owed: tuples left out"
+            f"The first {len(images)} {sort} ones of the {RULE}; patches that go are covered. Each "
+            "phrase by the scene's graph: a tick, an object is just so; a cross, something in it "
+            "is not in the scene; a tilde, nothing is false but it leaves out colour or size, "
+            "joins two objects or repeats one. Places are not judged. Owed: tuples left out"
             + (", the word included, which is asked for by itself" if sort == "text-rich" else "")
             + f". Drawn with {model}; the paper shows LLaVA-Next-8B on photographs and marks them "
             "by hand."
@@ -199,11 +199,11 @@ def described_note(changed: pd.DataFrame, *, model: str) -> dict:
     return {
         "title": "What descriptions omit and invent",
         "caption": (
-            f"Tuples of {int(changed['images'].min())} scenes of each sort: {RULE}. Unit: tuples "
-            "per true tuple of the scene, mean over images; change: pruned minus full, image by "
-            "image; 95 % intervals from resampling images. Tokens kept by Ours, R lowest: "
-            f"{kept}. Computed with {model}; the paper counts nothing, its Figures 12 and 13 show "
-            "three images."
+            f"Tuples of {int(changed['images'].min())} scenes of each sort: the first {RULE}. "
+            "Unit: tuples per true tuple of the scene, mean over images; change: pruned minus "
+            "full, image by image; 95 % intervals from resampling images. Tokens kept by Ours, R "
+            f"lowest: {kept}. Computed with {model}; the paper counts nothing, its Figures 12 and "
+            "13 show three images."
         ),
         "reading": (
             "Left of the dashed line pruning omits or invents less. The paper's claims need plain "
@@ -328,7 +328,7 @@ def spotted(changed: pd.DataFrame) -> Figure:
 def spotted_note(changed: pd.DataFrame, *, model: str) -> dict:
     planted, images, tokens = (changed[name].iloc[0] for name in ("planted", "images", "tokens"))
     told = "; ".join(
-        f"{r.kind} {r.full:.2f} with all, {r.pruned:.2f} with {r.tokens:.0f} tokens, change "
+        f"{r.kind} {r.full:.3f} with all, {r.pruned:.3f} with {r.tokens:.0f} tokens, change "
         f"{r.change:+.3f} ({r.low:+.3f} to {r.high:+.3f})"
         for r in changed.itertuples()
     )
@@ -338,7 +338,7 @@ def spotted_note(changed: pd.DataFrame, *, model: str) -> dict:
             f"{images} composites with {planted:.2f} planted differences on average, all tokens "
             f"against the {tokens:.0f} that Ours keeps. Unit: differences per image; change: "
             "pruned minus full, image by image; 95 % intervals from resampling images. By chance, "
-            f"with the answer to the next image, {changed['chance'].iloc[0]:.2f} would be found. "
+            f"with the answer to the next image, {changed['chance'].iloc[0]:.3f} would be found. "
             f"Computed with {model}; the paper counts nothing, its Figure 14 shows two images."
         ),
         "reading": (

@@ -246,7 +246,7 @@ def _whole(scene: Scene) -> list[frozenset[tuple[str, ...]]]:
 
 
 RULE = (
-    f"the first test scenes from number {START:,} on, with and without a written word, that have "
-    f"{OBJECTS} objects or more"
+    f"test scenes from number {START:,} on, with and without a written word, that have {OBJECTS} "
+    "objects or more"
 )
-"""How scenes are chosen, in words."""
+"""Which scenes the first are taken of, in words."""

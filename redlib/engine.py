@@ -285,8 +285,12 @@ class _Work:
             del self.kept[old]
         index = torch.as_tensor(batch.rows, device=self.table.device)
         like = torch.as_tensor([self.tree.like[row] for row in batch.rows], device=index.device)
-        rows, last = self._rows(batch, self.fed[like])
+        # A row that runs again, for what others continue of it, keeps its first reading: in another
+        # batch it may round otherwise, and a word that was skipped must not go before it.
+        fresh = torch.as_tensor(~self.done[list(batch.rows)], device=index.device)
         intact = like == index
+        rows, last = self._rows(batch, self.fed[like].masked_fill(intact, -1))
+        intact &= fresh
         skipping = self.skip is not None and bool(intact.any())
         keep = batch.start + rows.shape[1] if skipping else batch.keep
         state, kept = _decode(self.vlm, self._prefix(batch), rows, last=last, keep=keep)
@@ -294,7 +298,7 @@ class _Work:
         logits = _head(self.vlm, state)
         if skipping:
             self._step(index, batch.start + 1 + last, kept, logits, intact)
-        self._read(index, like, logits)
+        self._read(index[fresh], like[fresh], logits[fresh])
         if batch.keep:
             self.kept[number] = kept if kept.length == batch.keep else kept.cut(batch.keep).copy()
 

@@ -227,6 +227,42 @@ def test_batches_are_halved_until_they_fit(
     assert failed == sorted(failed, reverse=True)
 
 
+@pytest.mark.filterwarnings("ignore:memory of cpu ended")
+def test_wherever_memory_ends_the_readings_are_the_same(tiny_vlm: VLM, tiny_tokens, monkeypatch):
+    """Also where intact rows whose first word was skipped run again for what continues them."""
+    pieces = Pieces(tiny_vlm, tiny_tokens, PROMPT)
+    paths, like = variants(pieces)
+    made = plan(paths, shared=pieces.shared, like=like, budget=Budget(2048, rows=2))
+    decode = engine._decode
+    calls: list[int] = []
+
+    def readings(end: int):
+        calls.clear()
+
+        def ends(vlm, prefix, rows, **options):
+            calls.append(len(rows))
+            if len(calls) == end:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return decode(vlm, prefix, rows, **options)
+
+        monkeypatch.setattr(engine, "_decode", ends)
+        return run(tiny_vlm, made, pieces.table, top=4, skip=lambda words: words % 2 == 1)
+
+    right = readings(0)
+    sizes = list(calls)
+    assert right.skipped[[0, 1]].all(), "rows that others are read like"
+    assert not right.skipped[[3, 4]].any()
+    ends = [number for number, size in enumerate(sizes, start=1) if size > 1]
+    assert len(ends) >= 3
+    for end in ends:
+        found = readings(end)
+        assert len(calls) > len(sizes)
+        assert torch.equal(found.ids, right.ids) and torch.equal(found.skipped, right.skipped)
+        for name in ("logits", "log_sum", "entropy"):
+            one, other = getattr(found, name), getattr(right, name)
+            torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+
+
 def test_what_does_not_fit_at_all_is_said(tiny_vlm: VLM, tiny_tokens, monkeypatch):
     decode = engine._decode
 

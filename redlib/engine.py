@@ -101,11 +101,18 @@ class Pieces:
         table: (K, D) the embeddings; visual token i has number i.
         pad: number of the embedding that stands for an ablated token.
         shared: positions before the image.
+
+    Raises:
+        RedlibError: tokens that are not (L, D), or not finite.
     """
 
     def __init__(self, vlm: VLM, tokens: Tensor, prompt: str) -> None:
+        if tokens.dim() != 2 or tokens.shape[1] != vlm.width:
+            raise RedlibError(f"tokens must be (L, {vlm.width}); got {tuple(tokens.shape)}")
         before, after = (vlm.embed(ids) for ids in vlm.prompt(prompt))
         shown = tokens.to(vlm.device, vlm.dtype)
+        if not shown.isfinite().all():
+            raise RedlibError(f"tokens hold NaN or infinity, in {vlm.dtype}; encode the image anew")
         end = torch.cat([vlm.visual(shown[:0]), after])  # the newline, where there is one
         self.table = torch.cat([shown, vlm.pad[None], end, before])
         self.pad = len(tokens)

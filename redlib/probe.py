@@ -103,8 +103,15 @@ def is_article(vlm: VLM, ids: Tensor) -> Tensor:
 
 
 def check_patches(patches: Sequence[int], tokens: Tensor) -> list[int]:
-    """The patches as plain integers, refused unless all of them lie in the image."""
-    patches = [int(patch) for patch in patches]
+    """The patches as plain integers, refused unless all of them are whole numbers and lie in the
+    image."""
+    try:
+        given = np.asarray(patches)
+    except ValueError:  # lists of different lengths
+        given = np.empty((0, 0))
+    if given.ndim != 1 or (len(given) and not np.issubdtype(given.dtype, np.integer)):
+        raise RedlibError(f"patches must be a list of whole numbers; got {patches!r:.60}")
+    patches = given.tolist()
     outside = [patch for patch in patches if not 0 <= patch < len(tokens)]
     if outside:
         raise RedlibError(f"patch {outside[0]} lies outside 0..{len(tokens) - 1}")

@@ -152,13 +152,31 @@ class Workers:
     def _join(self) -> Any:
         from distributed import Client
 
-        try:
-            return Client(self.scheduler, timeout=PATIENCE, set_as_default=False)
-        except (OSError, ValueError):
+        answers: list[Any] = []
+
+        def join() -> None:
+            # Whatever listens there may not be Dask, and what its bytes then bring about is beyond
+            # a list of exceptions.
+            try:
+                answers.append(Client(self.scheduler, timeout=PATIENCE, set_as_default=False))
+            except Exception as error:
+                answers.append(error)
+
+        # The timeout holds for the connection, not for a handshake that is never answered.
+        thread = threading.Thread(target=join, daemon=True)
+        thread.start()
+        thread.join(PATIENCE + 2)
+        if answers and isinstance(answers[0], Client):
+            return answers[0]
+        advice = "start one with `dask scheduler`, correct the address, or leave scheduler out"
+        if not answers or isinstance(answers[0], OSError | ValueError):
             raise RedlibError(
-                f"scheduler: nothing answers at {self.scheduler!r} within {PATIENCE} s; start one "
-                "with `dask scheduler`, correct the address, or leave scheduler out"
-            ) from None
+                f"scheduler: nothing answers at {self.scheduler!r} within {PATIENCE} s; {advice}"
+            )
+        raise RedlibError(
+            f"scheduler: what answers at {self.scheduler!r} cannot be joined "
+            f"({type(answers[0]).__name__}); {advice}"
+        )
 
 
 def _same(value: bytes) -> bytes:

@@ -108,8 +108,27 @@ def read_json(path: str | Path) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise Missing(f"{path}: no such file") from None
-    except (OSError, ValueError):
-        raise RedlibError(f"{path}: damaged; delete it and run again") from None
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    except ValueError:
+        raise _damaged(path) from None
+
+
+def _unreadable(path: str | Path, error: OSError) -> RedlibError:
+    """What lies there may be whole, so nobody is told to delete it."""
+    reason = os.strerror(error.errno) if error.errno else str(error).partition("\n")[0]
+    return RedlibError(f"{path}: cannot be read ({reason}); see who may read it, and where it lies")
+
+
+def _damaged(path: str | Path) -> RedlibError:
+    return RedlibError(f"{path}: damaged; delete it and run again")
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:
+        raise _unreadable(path, error) from None
 
 
 def code_version(modules: Iterable[str] | None = None, *, package: Path | None = None) -> str:
@@ -161,10 +180,12 @@ class Store:
         self.workers = workers
         self.key: dict[str, Any] = json.loads(json.dumps(dict(key), default=_plain))
         note = self.folder / "key.json"
-        if not note.exists():
+        if not _is_there(note):
             write_json(note, self.key)
             return
         old = read_json(note)
+        if not isinstance(old, dict):
+            raise _damaged(note)
         for field in [*self.key, *old]:
             before, now = old.get(field, "nothing"), self.key.get(field, "nothing")
             if before != now:
@@ -175,7 +196,7 @@ class Store:
 
     def has(self, unit: Hashable) -> bool:
         """Whether the rows of `unit` are there."""
-        return self._path(unit).exists()
+        return _is_there(self._path(unit))
 
     def missing(self, units: Iterable[Hashable]) -> list[Hashable]:
         """Those of `units` whose rows are not there yet, in order."""
@@ -184,7 +205,7 @@ class Store:
     def write(self, unit: Hashable, frame: pd.DataFrame) -> None:
         """Keep `frame` as the rows of `unit`, replacing earlier ones."""
         with atomic(self._path(unit)) as temporary:
-            frame.to_parquet(temporary, index=False)
+            frame.to_parquet(temporary, index=False, write_page_checksum=True)
 
     def read(self, unit: Hashable) -> pd.DataFrame:
         """The rows of `unit`. Raises RedlibError if they are not there or damaged."""
@@ -295,9 +316,14 @@ class Store:
 
 def _read_part(path: Path) -> pd.DataFrame:
     try:
-        return pd.read_parquet(path)
-    except (OSError, ValueError):
-        raise RedlibError(f"{path}: damaged; delete it and run again") from None
+        file = path.open("rb")
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    with file:
+        try:
+            return pd.read_parquet(file, page_checksum_verification=True)
+        except Exception:  # a flipped bit may end in any error of the libraries that read it
+            raise _damaged(path) from None
 
 
 def _make_there(

@@ -263,6 +263,18 @@ def test_wherever_memory_ends_the_readings_are_the_same(tiny_vlm: VLM, tiny_toke
             torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
 
 
+def test_tokens_that_cannot_be_read_are_named(tiny_vlm: VLM, tiny_tokens: torch.Tensor):
+    broken = tiny_tokens.clone()
+    broken[3, 5] = float("nan")
+    for tokens, words in (
+        (broken, "tokens hold NaN or infinity, in torch.float32"),
+        (tiny_tokens[:, :7], r"tokens must be \(L, 48\); got \(25, 7\)"),
+        (tiny_tokens[None], r"tokens must be \(L, 48\); got \(1, 25, 48\)"),
+    ):
+        with pytest.raises(RedlibError, match=words):
+            probe.single(tiny_vlm, tokens, [1], prompt=PROMPT)
+
+
 def test_what_does_not_fit_at_all_is_said(tiny_vlm: VLM, tiny_tokens, monkeypatch):
     decode = engine._decode
 

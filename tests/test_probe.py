@@ -79,6 +79,11 @@ def test_repeats_and_line_end(vlm: VLM, tokens: torch.Tensor, bars: dict[str, fl
 
 def test_mistakes_are_named(tiny_vlm: VLM, tiny_tokens: torch.Tensor):
     for patches, top, words in (
+        ([1.9], 10, "patches must be a list of whole numbers"),
+        ([True], 10, "patches must be a list of whole numbers"),
+        (["a"], 10, "patches must be a list of whole numbers"),
+        (3, 10, "patches must be a list of whole numbers"),
+        ([[1], [2, 3]], 10, "patches must be a list of whole numbers"),
         ([25], 10, r"patch 25 lies outside 0\.\.24"),
         ([-1], 10, "patch -1"),
         ([], 10, "no patches"),

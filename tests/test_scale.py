@@ -1,6 +1,8 @@
 """Many processes on one store: the rows of one process, whoever is killed, whoever is beside."""
 
+import contextlib
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -163,6 +165,31 @@ def test_a_scheduler_that_is_none(monkeypatch):
     monkeypatch.setattr(scale, "PATIENCE", 1)
     with pytest.raises(RedlibError, match=r"scheduler: nothing answers at 'tcp://127.0.0.1:9'"):
         Workers(scheduler="tcp://127.0.0.1:9").start()
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [(b"", "nothing answers at"), (b"SSH-2.0-OpenSSH_9.6\r\n", "cannot be joined")],
+)
+def test_what_listens_but_is_no_scheduler(monkeypatch, said: bytes, words: str):
+    """It takes the connection, and then says nothing, or something else."""
+    monkeypatch.setattr(scale, "PATIENCE", 1)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        taken = []
+
+        def answer():
+            with contextlib.suppress(OSError):  # the server is closed
+                while True:
+                    taken.append(server.accept()[0])
+                    taken[-1].sendall(said)
+
+        threading.Thread(target=answer, daemon=True).start()
+        address = f"tcp://127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(RedlibError, match=f"scheduler: .*{words}"):
+            Workers(scheduler=address).start()
+        assert taken
+        for each in taken:
+            each.close()
 
 
 @pytest.mark.parametrize(

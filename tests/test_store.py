@@ -117,6 +117,43 @@ def test_missing_and_damaged_parts(tmp_path):
         Store(tmp_path, KEY)
 
 
+def test_what_lies_there_but_cannot_be_read_is_not_called_damaged(tmp_path):
+    store = Store(tmp_path, KEY)
+    (tmp_path / "a.parquet").mkdir()
+    with pytest.raises(RedlibError, match=r"a\.parquet: cannot be read \(Is a directory\)"):
+        store.read("a")
+    with pytest.raises(RedlibError, match=r"cannot be read \(File name too long\)"):
+        store.has("a" * 300)
+    (tmp_path / "key.json").unlink()
+    (tmp_path / "key.json").mkdir()
+    with pytest.raises(RedlibError, match=r"key\.json: cannot be read"):
+        Store(tmp_path, KEY)
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "3", '"a"'])
+def test_a_key_that_is_no_mapping_is_damaged(tmp_path, text: str):
+    (tmp_path / "key.json").write_text(text)
+    with pytest.raises(RedlibError, match=r"key\.json: damaged; delete it"):
+        Store(tmp_path, KEY)
+
+
+def test_a_damaged_block_is_seen(tmp_path):
+    store = Store(tmp_path, KEY)
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"patch": range(576), "top1": rng.random(576)})
+    store.write("a", frame)
+    pd.testing.assert_frame_equal(store.read("a"), frame)
+    path = tmp_path / "a.parquet"
+    whole = path.read_bytes()
+    pages = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")  # behind them no checksum is
+    assert pages > 4_000
+    for start in range(0, pages - 256, 256):
+        blank = whole[:start] + bytes(256) + whole[start + 256 :]
+        path.write_bytes(blank)
+        with pytest.raises(RedlibError, match="damaged; delete it"):
+            store.read("a")
+
+
 def test_an_empty_table(tmp_path):
     assert Store(tmp_path, KEY).compute([], rows).empty
 

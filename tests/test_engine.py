@@ -272,7 +272,7 @@ def test_tokens_that_cannot_be_read_are_named(tiny_vlm: VLM, tiny_tokens: torch.
         (tiny_tokens[None], r"tokens must be \(L, 48\); got \(1, 25, 48\)"),
     ):
         with pytest.raises(RedlibError, match=words):
-            probe.single(tiny_vlm, tokens, [1], prompt=PROMPT, top=10)
+            probe.single(tiny_vlm, tokens, [0], prompt=PROMPT, top=10)
 
 
 def test_what_does_not_fit_at_all_is_said(tiny_vlm: VLM, tiny_tokens, monkeypatch):

@@ -322,6 +322,8 @@ def _read_part(path: Path) -> pd.DataFrame:
     with file:
         try:
             return pd.read_parquet(file, page_checksum_verification=True)
+        except MemoryError:
+            raise
         except Exception:  # a flipped bit may end in any error of the libraries that read it
             raise _damaged(path) from None
 

@@ -62,7 +62,8 @@ class Workers:
     def start(self) -> Any:
         """The Dask client, connected; made at the first call.
 
-        Raises RedlibError if no scheduler answers at the address within PATIENCE seconds.
+        Raises RedlibError if no scheduler answers at the address within PATIENCE seconds, or
+        something that is none.
         """
         if self._client is None:
             self._client = self._join() if self.scheduler else self._local()

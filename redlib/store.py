@@ -103,7 +103,8 @@ class Missing(RedlibError):
 
 
 def read_json(path: str | Path) -> Any:
-    """Read the JSON file at `path`. Raises RedlibError if damaged, Missing if not there."""
+    """Read the JSON file at `path`. Raises RedlibError if damaged or not to be read, Missing if not
+    there."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -208,7 +209,7 @@ class Store:
             frame.to_parquet(temporary, index=False, write_page_checksum=True)
 
     def read(self, unit: Hashable) -> pd.DataFrame:
-        """The rows of `unit`. Raises RedlibError if they are not there or damaged."""
+        """The rows of `unit`. Raises RedlibError if not there, damaged, or not to be read."""
         if not self.has(unit):
             raise RedlibError(f"{self.folder}: no rows of {unit!r} yet")
         return _read_part(self._path(unit))

@@ -98,6 +98,21 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, default=_plain) + "\n")
 
 
+def _write_first(path: Path, value: Any) -> None:
+    """Write the JSON file at `path` unless another process has been there a moment before."""
+    mine = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    write_json(mine, value)
+    with writing(path):
+        try:
+            os.link(mine, path)  # refuses to replace a file, in one step
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without hard links
+            os.replace(mine, path)
+        finally:
+            mine.unlink(missing_ok=True)
+
+
 class Missing(RedlibError):
     """A file that is not there."""
 
@@ -182,8 +197,7 @@ class Store:
         self.key: dict[str, Any] = json.loads(json.dumps(dict(key), default=_plain))
         note = self.folder / "key.json"
         if not _is_there(note):
-            write_json(note, self.key)
-            return
+            _write_first(note, self.key)
         old = read_json(note)
         if not isinstance(old, dict):
             raise _damaged(note)

@@ -88,6 +88,26 @@ def test_a_dropped_field_is_refused_too(tmp_path):
         Store(tmp_path, {"model": "m", "dtype": "float32"})
 
 
+def test_of_two_runs_that_both_saw_an_empty_folder_one_is_refused(tmp_path, monkeypatch):
+    Store(tmp_path, KEY)
+    monkeypatch.setattr(store_module, "_is_there", lambda path: False)
+    Store(tmp_path, KEY)
+    with pytest.raises(RedlibError, match="made with dtype = 'float32', now 'float64'"):
+        Store(tmp_path, {**KEY, "dtype": "float64"})
+    assert [path.name for path in tmp_path.iterdir()] == ["key.json"]
+
+
+def test_a_file_system_without_hard_links_will_do(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    Store(tmp_path, KEY)
+    assert [path.name for path in tmp_path.iterdir()] == ["key.json"]
+    with pytest.raises(RedlibError, match="made with dtype"):
+        Store(tmp_path, {**KEY, "dtype": "float64"})
+
+
 def test_numpy_values_make_the_same_key(tmp_path):
     import numpy as np
 

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ from redlib.tabletop import (
     training,
     world,
 )
-from redlib.tabletop.questions import LETTER, LETTERS, NUMBERS, options
+from redlib.tabletop.questions import LETTER, LETTERS, NUMBERS, YES_NO, options
 
 CPU = torch.device("cpu")
 NAME = "tiny-llava-onevision"
@@ -52,6 +53,7 @@ def made(vlm, tmp_path_factory):
     return {
         "mantis": sources.pairs(vlm.model, folder, 2, CPU, schema="mantis", **few),
         "muir": sources.pairs(vlm.model, folder, 4, CPU, schema="muir", **few),
+        "busy": sources.pairs(vlm.model, folder, 2, CPU, schema="busy", **few),
         "composites": sources.composites(vlm.model, folder, 2, CPU, **few),
         "films": sources.films(vlm.model, folder, 2, CPU, **few),
     }
@@ -68,8 +70,10 @@ def same(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 def test_packed_pairs_are_what_the_model_receives(vlm, made):
-    for schema, i in (("mantis", 1), ("muir", 2)):
-        pair = pairs.pairs("calibration", 4, schema)[i]
+    drawn = {schema: pairs.pairs("calibration", 4, schema) for schema in pairs.KINDS}
+    drawn["busy"] = pairs.busy_pairs("calibration", 2)
+    for schema, i in (("mantis", 1), ("muir", 2), ("busy", 0), ("busy", 1)):
+        pair = drawn[schema][i]
         literal = vlm.several([scene.image for scene in pair.scenes])
         assert same(packed(vlm, made[schema], i), literal) and len(literal) == 1460
         assert made[schema].cards[i].scene.text == pair.text
@@ -221,6 +225,86 @@ def test_answers_about_two_scenes_are_true():
     assert checked > 200
 
 
+def test_what_is_asked_about_busy_pairs_is_true():
+    rng = np.random.default_rng(5)
+    seen = Counter()
+    for pair in pairs.busy_pairs("calibration", 100, start=600):
+        first, second = pair.scenes
+        changes = {words[2 + (words[0] == "new")]: words
+                   for words in pairs.differences_named(pair.answer)}  # fmt: skip
+        once = [{o.noun: o for o in scene.objects} for scene in pair.scenes]
+        total = [len(scene.objects) for scene in pair.scenes]
+        for text, answer in lessons_several.about_pair(pair, rng):
+            question, *lines = text.split("\n")
+            if lines:
+                answer = lines[LETTERS.index(answer.upper())][3:]
+            words = question.removesuffix(f" {YES_NO}").rstrip("?").split(" ")
+            if question == pairs.BOTH:
+                seen["both"] += both_hold(pair.scenes, answer)
+            elif question == "What happens to the objects?":
+                for noun, act in (part.split(" ", 1) for part in answer.rstrip(".").split(", ")):
+                    kind, *_, detail = changes.get(noun, ("stays", ""))
+                    assert (
+                        act
+                        == {
+                            "stays": "stays unchanged",
+                            "missing": "leaves",
+                            "new": "appears",
+                            "moved": f"moves {detail}",
+                            "recoloured": f"changes its color {detail}",
+                        }[kind]
+                    )
+                    seen[kind] += 1
+            elif "same" in words:
+                same = {
+                    "number": total[0] == total[1],
+                    "ground": first.ground == second.ground,
+                    "color": len({each.get(words[2], scene.objects[0]).colour
+                                  for each, scene in zip(once, pair.scenes, strict=True)}) == 1,
+                }  # fmt: skip
+                (kind,) = same.keys() & set(words)
+                assert answer == ("yes" if same[kind] else "no")
+                seen[kind, answer] += 1
+            elif words[:2] == ["Which", "way"]:
+                assert changes[words[4]] == ("moved", *changes[words[4]][1:3], answer)
+                seen["way", bool(lines)] += 1
+            elif words[:2] == ["Which", "object"]:
+                kind = words[3] if words[2] == "is" else "recoloured"
+                assert changes[answer][0] == kind
+                seen["which", kind] += 1
+            elif question.startswith("How many objects are in the two"):
+                assert answer == NUMBERS[sum(total)] or answer == pairs.NONE
+            elif question.startswith("How many objects"):
+                assert answer == NUMBERS[total[words[6] == "second"]]
+                seen["number"] += 1
+    for kind in ("number", "ground", "color"):
+        assert min(seen[kind, "yes"], seen[kind, "no"]) >= 10
+    assert len(seen) == 18, seen
+
+
+def both_hold(scenes, answer: str) -> int:
+    """Assert a list of what each noun is like in two scenes; how many nouns it names."""
+    told = dict(part.split(" ", 1) for part in answer.rstrip(".").split(", "))
+    shown = [[o.noun for o in scene.objects] for scene in scenes]
+    single = {noun for noun in {*shown[0], *shown[1]} if max(of.count(noun) for of in shown) == 1}
+    assert told.keys() == single
+    for noun, said in told.items():
+        expected = []
+        for scene in scenes:
+            found = [o for o in scene.objects if o.noun == noun]
+            if not found:
+                expected.append("no")
+                continue
+            middle = len(scene.instance) / 2
+            right, down = (at - middle for at in found[0].centre)
+            away = len(scene.instance) / 10
+            expected += [found[0].colour, found[0].size]
+            expected += ["top"] * (down < -away) + ["bottom"] * (down > away)
+            expected += ["left"] * (right < -away) + ["right"] * (right > away)
+        assert said.split(" ") == expected, (noun, said, expected)
+    return len(told)
+
+
 def test_what_happens_to_an_object_is_what_the_film_shows():
     rng = np.random.default_rng(2)
     for film in films.films("calibration", 30, start=70):
@@ -235,6 +319,9 @@ def test_what_happens_to_an_object_is_what_the_film_shows():
             said = rows[f"Which objects are there at the {when}?"].rstrip(".").split(", ")
             there = {part.split(" ")[0] for part in said if part.split(" ")[1] == "yes"}
             assert there == {film.objects[k].noun for k in film.present(frame)}
+        ends = [SimpleNamespace(objects=[film.state(k, f) for k in film.present(f)],
+                                instance=film.instances[f]) for f in (0, 15)]  # fmt: skip
+        both_hold(ends, rows[films.BOTH])
 
 
 def test_every_word_is_known_and_old_words_keep_their_ids():
@@ -249,6 +336,8 @@ def test_every_word_is_known_and_old_words_keep_their_ids():
     for schema in pairs.KINDS:
         for pair in pairs.pairs("calibration", 24, schema, start=900):
             rows += [(pair.text, pair.answer), *lessons_several.about_pair(pair, rng)]
+    for pair in pairs.busy_pairs("calibration", 12, start=900):
+        rows += lessons_several.about_pair(pair, rng)
     for game in pairs.composites("calibration", 12, start=900):
         rows += lessons_several.about_composite(game, rng)
     for film in films.films("calibration", 24, start=900):
@@ -456,7 +545,7 @@ def test_a_small_part_of_the_training_runs_end_to_end(tmp_path, monkeypatch):
         return found
 
     monkeypatch.setattr(lessons.Lessons, "batch", watched)
-    where = training.train(NAME, tmp_path, device="cpu", share=0.006)
+    where = training.train(NAME, tmp_path, device="cpu", share=0.004)
     log = json.loads((where / "training_log.json").read_text())
     assert {row["stage"] for row in log} == {
         "tower-windows",
@@ -465,12 +554,14 @@ def test_a_small_part_of_the_training_runs_end_to_end(tmp_path, monkeypatch):
         "several",
         "films",
         "together",
+        "changes",
+        "finish",
     }
     assert {"patch thing", "mantis", "muir", "films", "pope-random@729"} <= {
         key for row in log for key in row
     }
     (taught, model), losses = before.pop("last"), list(before.values())
-    assert log[-1]["step"] == len(losses) == 9
+    assert log[-1]["step"] == len(losses) == 8
     with torch.no_grad():  # of the same steps again, as they differ in what they ask
         after = [
             float(decoder.loss(model, taught.writer, *plain(taught, model, step))[0])

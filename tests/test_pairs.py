@@ -14,6 +14,7 @@ from redlib.tabletop.pairs import (
     KINDS,
     NONE,
     SPOT_THE_DIFFERENCE,
+    busy_pairs,
     composites,
     differences_named,
     pairs,
@@ -33,6 +34,11 @@ def mantis():
 @pytest.fixture(scope="module")
 def muir():
     return pairs("calibration", 192, "muir", start=9_600)
+
+
+@pytest.fixture(scope="module")
+def busy():
+    return busy_pairs("calibration", 80, start=500)
 
 
 @pytest.fixture(scope="module")
@@ -209,8 +215,8 @@ def test_the_second_image_differs_in_one_object_alone(mantis, muir):
         assert same_but_for(one, two, [(scene, noun) for scene in holders])
 
 
-def test_nothing_is_hidden_and_every_mask_is_what_was_painted(mantis, muir, games):
-    for item in (*mantis, *muir[::2], *games):
+def test_nothing_is_hidden_and_every_mask_is_what_was_painted(mantis, muir, busy, games):
+    for item in (*mantis, *muir[::2], *busy, *games):
         for scene in item.scenes:
             assert scene.level in ("clear", "cluttered")
             for k, thing in enumerate(scene.objects, start=1):
@@ -227,10 +233,47 @@ def test_nothing_is_hidden_and_every_mask_is_what_was_painted(mantis, muir, game
                     assert gap > 5
 
 
-def test_no_withheld_pair_is_shown(mantis, muir, games):
-    shown = {(t.noun, t.colour) for item in (*mantis, *muir, *games)
+def test_no_withheld_pair_is_shown(mantis, muir, busy, games):
+    shown = {(t.noun, t.colour) for item in (*mantis, *muir, *busy, *games)
              for scene in item.scenes for t in scene.objects}  # fmt: skip
     assert not shown & WITHHELD and len(shown) > 150
+
+
+def test_busy_pairs_show_what_they_are_said_to(busy):
+    """By pixels and masks: of a changed pair what became of every noun that is there once, of an
+    alike one whether the objects are as many."""
+    told = Counter()
+    for pair in busy:
+        first, second = pair.scenes
+        if pair.kind == "alike":
+            assert pair.answer == ("yes" if count(first) == count(second) else "no")
+            assert not first.second and not second.second
+            told["number", pair.answer] += 1
+            told["ground", first.ground == second.ground] += 1
+            continue
+        named = differences_named(pair.answer)
+        found = set()
+        for noun in nouns(first) | nouns(second):
+            shown = [[o for o in scene.objects if o.noun == noun] for scene in pair.scenes]
+            if max(map(len, shown)) > 1:
+                assert shown[0] == shown[1]
+            elif not shown[1]:
+                found.add(("missing", colour(first, noun), noun))
+            elif not shown[0]:
+                found.add(("new", shown[1][0].size, colour(second, noun), noun))
+            elif colour(first, noun) != colour(second, noun):
+                assert (middle(first, noun) == middle(second, noun)).all()
+                found.add(("recoloured", colour(first, noun), noun, colour(second, noun)))
+            elif (middle(first, noun) != middle(second, noun)).any():
+                way = direction(*middle(second, noun) - middle(first, noun))
+                found.add(("moved", colour(first, noun), noun, way))
+            else:
+                told["unchanged"] += 1
+        assert named == found
+        told.update(change for change, *_ in named)
+        told["exchanged", first.ground != second.ground] += 1
+    assert told["moved"] > told["recoloured"] > told["missing"] + told["new"]
+    assert min(told.values()) >= 4
 
 
 def test_composites_show_the_planted_differences_and_no_other(games):
@@ -333,8 +376,8 @@ def test_frames_hold_every_word_and_no_other(mantis, muir, games):
     assert used - lists == frames
 
 
-def test_an_item_follows_from_its_id_alone(mantis, muir, games):
-    for item in (*mantis[:10], *muir[:6], *games[:3]):
+def test_an_item_follows_from_its_id_alone(mantis, muir, busy, games):
+    for item in (*mantis[:10], *muir[:6], *busy[:4], *games[:3]):
         again = redraw(item.id)
         assert type(again) is type(item) and again.id == item.id
         for one, two in zip(item.scenes, again.scenes, strict=True):
@@ -342,8 +385,9 @@ def test_an_item_follows_from_its_id_alone(mantis, muir, games):
             assert (one.pixels == two.pixels).all() and (one.instance == two.instance).all()
     assert redraw(mantis[6].id).text == mantis[6].text
     assert redraw(muir[1].id).text == muir[1].text and redraw(muir[1].id).answer == muir[1].answer
+    assert redraw(busy[2].id).answer == busy[2].answer and busy[3].text == redraw(busy[3].id).text
     assert redraw(games[2].id).differences == games[2].differences
-    ids = [item.id for item in (*mantis, *muir, *games)]
+    ids = [item.id for item in (*mantis, *muir, *busy, *games)]
     assert len(set(ids)) == len(ids)
 
 
@@ -365,6 +409,7 @@ def test_splits_draw_from_their_own_numbers_alone(monkeypatch):
     for split, numbers in SPLITS.items():
         drawn.clear()
         items = [*pairs(split, 10, "mantis"), *pairs(split, 16, "muir"), *composites(split, 3)]
+        items += busy_pairs(split, 4)
         assert drawn and all(number in numbers for number in drawn)
         assert all(int(re.search(r"-(\d+)", item.id)[1]) in numbers for item in items)
 

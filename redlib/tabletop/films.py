@@ -85,6 +85,7 @@ CHECKLISTS = (
     "What happens to the objects?",
 )
 """Asked in training alone."""
+BOTH = " ".join(CHECKLISTS[:2])
 
 FRAMES_OF_TEXT = (
     LETTER,

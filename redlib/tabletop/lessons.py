@@ -36,7 +36,7 @@ from redlib.tabletop.questions import (
 from redlib.tabletop.sources import Card, Source
 from redlib.tabletop.world import NOUNS, Scene, article
 
-CHECKLISTS = (CHECKLIST, *pairs.CHECKLISTS, *films.CHECKLISTS)
+CHECKLISTS = (CHECKLIST, *pairs.CHECKLISTS, *films.CHECKLISTS, pairs.BOTH, films.BOTH)
 
 MIN_TOKENS = 16
 FEW, MANY = 8, 12  # questions per scene

@@ -92,6 +92,8 @@ def same_places(
 
 def about_pair(pair: Pair, rng: np.random.Generator) -> Rows:
     """The pair's own question, in two forms where it has options, and others about its scenes."""
+    if pair.schema == "busy":
+        return about_busy(pair, rng)
     rows = [put(pair.text, pair.answer, rng)]
     if "\n" in pair.text:
         rows.append(put(pair.text, pair.answer, rng))
@@ -101,6 +103,42 @@ def about_pair(pair: Pair, rng: np.random.Generator) -> Rows:
     offered = _offered(pair.scenes, rng)
     rows += [offered[i] for i in rng.permutation(len(offered))[:OFFERED]]
     return rows + _compared(pair.scenes, ASKED - len(rows), rng)
+
+
+def _both(scenes: tuple[Scene, Scene], rng: np.random.Generator) -> str:
+    """Of each noun that no scene shows twice what it is like in the first and in the second: "cup
+    red small left blue small left, star no green large, ..."."""
+    nouns = [[thing.noun for thing in scene.objects] for scene in scenes]
+    parts = []
+    for noun in dict.fromkeys(nouns[0] + nouns[1]):
+        if max(of.count(noun) for of in nouns) == 1:
+            said = [
+                scene.details(of.index(noun)) if noun in of else "no"
+                for scene, of in zip(scenes, nouns, strict=True)
+            ]
+            parts.append(f"{noun} {' '.join(said)}")
+    return listed(parts, rng)
+
+
+def about_busy(pair: Pair, rng: np.random.Generator) -> Rows:
+    """As many comparisons as there is room for: of two images that are alike the number of objects
+    and the ground, of changed ones what happened to each object that is there once."""
+    scenes = pair.scenes
+    rows = [(pairs.BOTH, _both(scenes, rng))]
+    compared = [*_counted(scenes, rng, no=1.0), *_grounds(scenes, rng, no=1.0)]
+    if pair.kind == "alike":
+        for order, scene in zip(ORDER, scenes, strict=True):
+            text = f"How many objects are in the {order} image?"
+            rows.append((text, NUMBERS[len(scene.objects)]))
+        rows += compared
+        more = [*_offered(scenes, rng), *_owned(scenes), *_coloured(scenes, rng, no=1.0)]
+    else:
+        happened = _happened(scenes)
+        fates = [f"{noun} {_said(change)}" for noun, change in happened.items()]
+        rows += [(films.CHECKLISTS[2], listed(fates, rng)), (pair.text, pair.answer)]
+        more = [*compared, *_coloured(scenes, rng, no=1.0), *_ways(happened, rng)]
+        more += _changers(happened, rng)
+    return rows + [more[i] for i in rng.permutation(len(more))[: ASKED - len(rows)]]
 
 
 def about_composite(game: Composite, rng: np.random.Generator) -> Rows:
@@ -116,6 +154,7 @@ def about_film(film: Film, rng: np.random.Generator) -> Rows:
         (start, checklist(_still(film, 0), rng)),
         (end, checklist(_still(film, film.frames - 1), rng)),
         (happens, listed([_fate(film, k) for k in range(len(film.objects))], rng)),
+        (films.BOTH, _both((_still(film, 0), _still(film, film.frames - 1)), rng)),
     ]
     for task in rng.permutation(SUBTASKS):
         asked = films.ask(film, task, rng) if len(rows) < ASKED else None
@@ -151,16 +190,77 @@ def difference(first: Scene, second: Scene) -> tuple[str, ...] | None:
     come = [thing for thing in second.objects if thing not in first.objects]
     before, after = (things[0] if len(things) == 1 else None for things in (gone, come))
     if len(gone) + len(come) == 1:
-        if before:
-            return "missing", before.colour, before.noun
-        return "new", after.size, after.colour, after.noun
+        return _change(before, after)
     if not (before and after) or before.noun != after.noun:
+        return None
+    return _change(before, after)
+
+
+def _happened(scenes: tuple[Scene, Scene]) -> dict[str, tuple[str, ...] | None]:
+    """Of the nouns that each scene shows at most once what changed, as in `difference`, or None."""
+    nouns = [[thing.noun for thing in scene.objects] for scene in scenes]
+    once = [_once(scene) for scene in scenes]
+    return {
+        noun: _change(*(things.get(noun) for things in once))
+        for noun in dict.fromkeys(nouns[0] + nouns[1])
+        if max(of.count(noun) for of in nouns) == 1
+    }
+
+
+def _change(before: Thing | None, after: Thing | None) -> tuple[str, ...] | None:
+    """What changed from an object in the first scene to the same in the second."""
+    if after is None:
+        return "missing", before.colour, before.noun
+    if before is None:
+        return "new", after.size, after.colour, after.noun
+    if before == after:
         return None
     if before.box == after.box:
         return "recoloured", before.colour, before.noun, after.colour
     dx, dy = (b - a for a, b in zip(before.centre, after.centre, strict=True))
     way = next((w for w, (x, y) in WAYS.items() if (dx, dy) == (abs(dx) * x, abs(dy) * y)), None)
     return ("moved", before.colour, before.noun, way) if way else None
+
+
+def _said(change: tuple[str, ...] | None) -> str:
+    """A change in the words of `_fate`, as one of two frames."""
+    if change is None:
+        return "stays unchanged"
+    kind, *_, detail = change
+    said = films.SAYING[_AS_EVENT[kind]]
+    return f"{said} {detail}" if kind in ("moved", "recoloured") else said
+
+
+_AS_EVENT = {"missing": "leave", "new": "appear", "moved": "move", "recoloured": "recolour"}
+
+
+def _ways(happened: dict[str, tuple[str, ...] | None], rng: np.random.Generator) -> Rows:
+    """Which way each mover moved, open or with options."""
+    rows = []
+    for noun, change in happened.items():
+        if change and change[0] == "moved":
+            text = f"Which way did the {noun} move from the first image to the second?"
+            rows.append(put(*_shuffled(text, change[-1], tuple(WAYS), rng), rng))
+    return rows
+
+
+def _changers(happened: dict[str, tuple[str, ...] | None], rng: np.random.Generator) -> Rows:
+    """Which object is new, missing or recoloured, where one alone is, open or with options."""
+    rows = []
+    for kind, text in _WHICH.items():
+        own = [noun for noun, change in happened.items() if change and change[0] == kind]
+        others = [noun for noun in happened if noun not in own]
+        if len(own) == 1 and len(others) >= 3:
+            wrong = [others[i] for i in rng.permutation(len(others))[:3]]
+            rows.append(put(*_shuffled(text, own[0], (own[0], *wrong), rng), rng))
+    return rows
+
+
+_WHICH = {
+    "new": "Which object is new in the second image?",
+    "missing": "Which object is missing in the second image?",
+    "recoloured": "Which object has another color in the second image?",
+}
 
 
 def _compared(scenes: tuple[Scene, Scene], n: int, rng: np.random.Generator) -> Rows:
@@ -189,9 +289,9 @@ def _which(scenes: tuple[Scene, Scene], rng: np.random.Generator) -> str:
     return listed(parts + [f"{noun} no" for noun in absent(nouns, rng)], rng)
 
 
-def _counted(scenes: tuple[Scene, Scene], rng: np.random.Generator) -> Rows:
+def _counted(scenes: tuple[Scene, Scene], rng: np.random.Generator, no: float = NO) -> Rows:
     first, second = (len(scene.objects) for scene in scenes)
-    rows = _judged("Do the two images show the same number of objects?", first == second, rng)
+    rows = _judged("Do the two images show the same number of objects?", first == second, rng, no)
     if first != second:
         text = f"Which image shows more objects, the first or the second? {pairs.ONE_WORD}"
         rows.append((text, ORDER[second > first]))
@@ -201,16 +301,18 @@ def _counted(scenes: tuple[Scene, Scene], rng: np.random.Generator) -> Rows:
     return rows
 
 
-def _grounds(scenes: tuple[Scene, Scene], rng: np.random.Generator) -> Rows:
+def _grounds(scenes: tuple[Scene, Scene], rng: np.random.Generator, no: float = NO) -> Rows:
     first, second = scenes
     if first.second or second.second:
         return []
-    return _judged("Do the two images show the same ground?", first.ground == second.ground, rng)
+    same = first.ground == second.ground
+    return _judged("Do the two images show the same ground?", same, rng, no)
 
 
-def _judged(text: str, same: bool, rng: np.random.Generator) -> Rows:
-    """A yes or no; most pairs of scenes are alike in nothing, which would teach to say no."""
-    asked = same or rng.random() < NO
+def _judged(text: str, same: bool, rng: np.random.Generator, no: float) -> Rows:
+    """A yes or no; most pairs of scenes are alike in nothing, which would teach to say no. So of
+    these only the share `no` is asked."""
+    asked = same or rng.random() < no
     return [(f"{text} {YES_NO}", "yes" if same else "no")] if asked else []
 
 
@@ -239,7 +341,7 @@ def _owned(scenes: tuple[Scene, Scene]) -> Rows:
     ]
 
 
-def _coloured(scenes: tuple[Scene, Scene], rng: np.random.Generator) -> Rows:
+def _coloured(scenes: tuple[Scene, Scene], rng: np.random.Generator, no: float = NO) -> Rows:
     once = [_once(scene) for scene in scenes]
     rows = [
         (f"What color is the {noun} in the {ORDER[k]} image?", thing.colour)
@@ -248,7 +350,7 @@ def _coloured(scenes: tuple[Scene, Scene], rng: np.random.Generator) -> Rows:
     ]
     for noun in sorted(once[0].keys() & once[1].keys()):
         same = once[0][noun].colour == once[1][noun].colour
-        rows += _judged(f"Does the {noun} have the same color in both images?", same, rng)
+        rows += _judged(f"Does the {noun} have the same color in both images?", same, rng, no)
     return rows
 
 

@@ -34,6 +34,10 @@ each of two short answers, is right equally often. Where one option is right, th
 from the same source: a new object and the old ones beside it were drawn as one scene, and which of
 them is new was decided last.
 
+*Busy* pairs are for training alone, where to compare is hard to learn from one change at a time: in
+every other one most objects have moved or have another colour, the others are two scenes that share
+some nouns and are as alike in number, ground and colours as not.
+
 Everything follows from a number and its split, as in `world`: the scenes of a pair are drawn from
 numbers of the same split, so that no image of a test pair was ever trained on. Scenes are *clear*
 or *cluttered*; no object hides another.
@@ -82,6 +86,8 @@ ORDER = ("first", "second")
 WAYS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 LEAST_MOVE = 40  # pixels, about three patches
 LEVELS = ("clear", "cluttered")
+BUSY = {"moved": 0.4, "recoloured": 0.3, "missing": 0.08, "new": 0.08}
+"""What happens to an object of a busy pair, how often; else nothing does."""
 DIVIDER = 8  # pixels between the pictures of a composite
 GREY = 128
 
@@ -90,6 +96,7 @@ CHECKLISTS = (
     "Which objects are in the second image?",
     "Which image shows which object?",
 )
+BOTH = " ".join(CHECKLISTS[:2])
 CHANGED = "What changed from the first image to the second?"
 """Asked in training alone."""
 
@@ -122,8 +129,8 @@ class Pair:
 
     Attributes:
         id: split, number and schema, "test-60000012.mantis"; ".muir.none" where None is right.
-        kind: one of KINDS[schema].
-        schema: "mantis" or "muir".
+        kind: one of KINDS[schema]; "changed" or "alike" where the pair is busy.
+        schema: "mantis", "muir" or "busy".
         scenes: the first image and the second.
         text: what follows the images in the user's turn.
         answer: the right answer, lower case, without final punctuation.
@@ -166,10 +173,7 @@ class Composite:
     @property
     def answer(self) -> str:
         """The differences as one sentence, which `differences_named` reads."""
-        clauses = [clause(*difference) for difference in self.differences]
-        if len(clauses) == 1:
-            return f"{clauses[0]}."
-        return f"{', '.join(clauses[:-1])} and {clauses[-1]}."
+        return _sentence(self.differences)
 
 
 def pairs(split: str, n: int, schema: str, *, start: int = 0) -> list[Pair]:
@@ -187,6 +191,17 @@ def pairs(split: str, n: int, schema: str, *, start: int = 0) -> list[Pair]:
     return found[start % each :][:n]
 
 
+def busy_pairs(split: str, n: int, *, start: int = 0) -> list[Pair]:
+    """The n busy pairs of a split from its `start`-th on, "changed" and "alike" in turn. The first
+    are asked what changed, in the words of a composite's answer, the second whether they show the
+    same number of objects.
+
+    Raises:
+        RedlibError: an unknown split, or more pairs than the split holds.
+    """
+    return [_busy(number, split) for number in _numbers(split, n, start, 1)]
+
+
 def composites(split: str, n: int, *, start: int = 0) -> list[Composite]:
     """The n composites of a split from its `start`-th on.
 
@@ -202,10 +217,12 @@ def redraw(id: str) -> Pair | Composite:
     Raises:
         RedlibError: not the id of a pair or composite.
     """
-    found = re.fullmatch(r"(\w+)-(\d+)\.(?:(mantis)|(muir)(\.none)?|spot)", id)
+    found = re.fullmatch(r"(\w+)-(\d+)\.(?:(mantis)|(muir)(\.none)?|(busy)|spot)", id)
     if not found or found[1] not in SPLITS or int(found[2]) not in SPLITS[found[1]]:
         raise RedlibError(f"{id!r} is not the id of a pair, such as 'test-60000012.muir.none'")
-    split, number, mantis, muir, none = found.groups()
+    split, number, mantis, muir, none, busy = found.groups()
+    if busy:
+        return _busy(int(number), split)
     if not (mantis or muir):
         return _compose(int(number), split)
     return _ask(int(number), split, mantis or muir)[1 if none else 0]
@@ -238,6 +255,13 @@ def clause(change: str, *words: str) -> str:
         return f"the {colour} {noun} moved {rest[0]}"
     other = rest[0] if change == "recoloured" else f"{article(rest[0])} {rest[0]}"
     return f"the {colour} {noun} became {other}"
+
+
+def _sentence(differences: Sequence[tuple[str, ...]]) -> str:
+    clauses = [clause(*difference) for difference in differences]
+    if len(clauses) == 1:
+        return f"{clauses[0]}."
+    return f"{', '.join(clauses[:-1])} and {clauses[-1]}."
 
 
 _SIZE, _COLOUR, _NOUN, _WAY = (f"({'|'.join(words)})" for words in (SIZES, COLOURS, NOUNS, WAYS))
@@ -627,6 +651,61 @@ _MAKERS = {
 }
 KINDS = {schema: tuple(makers) for schema, makers in _MAKERS.items()}
 """Per schema, what is asked; a number's kind is its rest by how many there are."""
+
+
+# --- two images for training alone ----------------------------------------------------------------
+
+
+def _busy(number: int, split: str) -> Pair:
+    rng = np.random.default_rng([number, 2 + len(KINDS)])
+    id = f"{split}-{number}.busy"
+    if number % 2:
+        plans = _alike(rng, split)
+        same = len(plans[0].pieces) == len(plans[1].pieces)
+        text = f"Do the two images show the same number of objects? {YES_NO}"
+        return Pair(id, "alike", "busy", _paint(id, *plans), text, "yes" if same else "no", 0.5)
+    first, second, differences = _changed(rng, split)
+    scenes = _paint(id, first, second)
+    return Pair(id, "changed", "busy", scenes, CHANGED, _sentence(differences), 0.0)
+
+
+def _alike(rng: np.random.Generator, split: str) -> tuple[Plan, Plan]:
+    """Two plans, by even chances each of the same number of objects and on the same ground, or as
+    it happens. Up to three nouns of the first are in the second too, by even chances in the same
+    colour or in another."""
+    first = _base(rng, split, lambda plan: not plan.second)
+    objects = len(first.pieces) if rng.random() < 0.5 else None
+    grounds = (first.ground,) if rng.random() < 0.5 else GROUNDS
+    second = _base(
+        rng, split, lambda plan: plan.ground in grounds and not plan.second, objects=objects
+    )
+    for piece in _unique(first)[:3]:
+        thing = piece.thing
+        if thing.noun in _nouns(second):
+            continue
+        colours = [thing.colour] if rng.random() < 0.5 else _colours(thing.noun, thing.colour)
+        second = _showing(rng, second, thing.noun, colours) or second
+    return first, second
+
+
+def _changed(
+    rng: np.random.Generator, split: str
+) -> tuple[Plan, Plan, tuple[tuple[str, ...], ...]]:
+    """A plan, the same with most objects changed, by even chances on another's ground, and the
+    differences."""
+    kinds = (*BUSY, "")
+    shares = (*BUSY.values(), 1 - sum(BUSY.values()))
+    planted = None
+    while planted is None:
+        plan = _base(rng, split, objects=int(rng.integers(3, 7)))
+        drawn = [kinds[i] for i in rng.choice(len(kinds), len(_unique(plan)), p=shares)]
+        changes = [change for change in drawn if change]
+        planted = _plant(rng, plan, changes) if changes else None
+    first, second, differences = planted
+    if not first.word and rng.random() < 0.5:
+        other = _base(rng, split, lambda plan: not plan.word)
+        second = replace(second, table=other.table, ground=other.ground, second=other.second)
+    return first, second, differences
 
 
 # --- one image of two pictures --------------------------------------------------------------------

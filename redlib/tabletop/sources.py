@@ -138,10 +138,13 @@ def pairs(
     schema: str,
     split: str = "train",
 ) -> Source:
-    """n questions about two images each; the two that muir asks of the same images share them."""
+    """n questions about two images each, of a schema or busy ones; the two that muir asks of the
+    same images share them."""
     layout = layouts.several(sight(model.model.vision_tower).cells, 2)
 
     def draw(n: int, start: int) -> list[Pair]:
+        if schema == "busy":
+            return world_pairs.busy_pairs(split, n, start=start)
         return world_pairs.pairs(split, n, schema, start=start)
 
     number = np.arange(n) // (2 if schema == "muir" else 1)

@@ -54,8 +54,8 @@ STEPS = {
     "tiny-llava-1.5": {"tower-windows": 3000, "tower-scenes": 1400, "decoder": 4500},
     "tiny-llava-next": {"decoder": 900},
     "tiny-llava-onevision": {
-        "tower-windows": 500, "tower-scenes": 250, "decoder": 2000, "several": 1100, "films": 800,
-        "together": 1600,
+        "tower-windows": 500, "tower-scenes": 250, "decoder": 2000, "several": 1100, "films": 1400,
+        "together": 3300, "changes": 400, "finish": 2000,
     },
 }  # fmt: skip
 TRAINING_SCENES = 5_000
@@ -64,18 +64,21 @@ STRETCHED = (0, 1, 1, 1, 2, 2)
 ONEVISION = {
     # kind: inputs; what a step does, and for films which positions tokens keep (`Course`), as they
     # are evaluated at 32 frames too; its shares of the steps of each of DECODER_STAGES
-    "images": (2_000, (lessons.on_scenes,), (0.4, 0.15, 0.2, 0.38)),
-    "mantis": (1_000, (lessons_several.on_pairs,), (0.13, 0.4, 0.08, 0.14)),
-    "muir": (1_000, (lessons_several.on_pairs,), (0.12, 0.4, 0.07, 0.14)),
-    "composites": (400, (lessons_several.on_composites,), (0.1, 0.0, 0.0, 0.02)),
-    "films": (400, (lessons_several.on_films, STRETCHED), (0.25, 0.05, 0.2, 0.12)),
-    "busy films": (400, (lessons_several.on_films, STRETCHED), (0.0, 0.0, 0.45, 0.2)),
+    "images": (2_000, (lessons.on_scenes,), (0.4, 0.15, 0.2, 0.38, 0.1, 0.5)),
+    "mantis": (1_000, (lessons_several.on_pairs,), (0.13, 0.4, 0.08, 0.14, 0.08, 0.11)),
+    "muir": (1_000, (lessons_several.on_pairs,), (0.12, 0.4, 0.07, 0.14, 0.07, 0.11)),
+    "busy": (2_000, (lessons_several.on_pairs,), (0.0, 0.0, 0.0, 0.0, 0.55, 0.11)),
+    "composites": (400, (lessons_several.on_composites,), (0.1, 0.0, 0.0, 0.02, 0.0, 0.01)),
+    "films": (400, (lessons_several.on_films, STRETCHED), (0.25, 0.05, 0.2, 0.12, 0.0, 0.05)),
+    "busy films": (800, (lessons_several.on_films, STRETCHED), (0.0, 0.0, 0.45, 0.2, 0.2, 0.11)),
 }
 DECODER_STAGES = {  # share of early steps (`lessons.EARLY`), peak learning rates of Muon and AdamW
     "decoder": (lessons.EARLY_SHARE, (0.004, 3e-4)),
     "several": (0.8, (0.01, 1e-3)),  # with the marks: two images, as fast as can be
     "films": (0.9, (0.01, 1e-3)),  # then films
-    "together": (0.5, (0.004, 4e-4)),  # and then all kinds
+    "together": (0.5, (0.004, 4e-4)),  # then all kinds
+    "changes": (0.85, (0.01, 1e-3)),  # two images, and films, of which most objects change
+    "finish": (0.5, (0.004, 4e-4)),  # and all kinds again, half of it single images
 }
 MARKED = 60  # images that the marks are set by
 RATES = {  # peak learning rates of Muon and AdamW; a trained tower is trained on with care
@@ -90,6 +93,7 @@ TOWER_SEED, DECODER_SEED = 0, 1
 CHECK_SCENES = 40
 CHECKS = {  # times in a stage
     "tower-windows": 15, "tower-scenes": 7, "decoder": 8, "several": 6, "films": 5, "together": 5,
+    "changes": 2, "finish": 4,
 }  # fmt: skip
 CHECKED_TILED = ("pope-adversarial", "seed", "colour", "word")
 
@@ -313,6 +317,7 @@ def _train_onevision(
         "images": partial(sources.images, newline=True),
         "mantis": partial(sources.pairs, schema="mantis"),
         "muir": partial(sources.pairs, schema="muir"),
+        "busy": partial(sources.pairs, schema="busy"),
         "composites": sources.composites,
         "films": sources.films,
         "busy films": partial(sources.films, busy=True),

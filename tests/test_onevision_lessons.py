@@ -572,6 +572,19 @@ def test_a_small_part_of_the_training_runs_end_to_end(tmp_path, monkeypatch):
     assert dense[-1] < dense[0]
     model = transformers.LlavaOnevisionForConditionalGeneration.from_pretrained(where)
     assert model.dtype == torch.float32
+    together, finish = (
+        torch.load(tmp_path / NAME / f"{stage}.pt", weights_only=True)["modules"]["decoder"]
+        for stage in ("together", "finish")
+    )
+    went = {
+        key: value
+        for key, value in model.model.language_model.state_dict().items()
+        if not torch.equal(together[key], finish[key])
+    }
+    for key, value in went.items():  # exported: the mean of the two
+        mean = (together[key].double() + finish[key].double()) / 2
+        assert torch.allclose(value.double(), mean, rtol=1e-3, atol=1e-6), "stored as fp16"
+    assert len(went) > 20
 
 
 def test_the_evaluation_at_a_small_scale(vlm, monkeypatch):

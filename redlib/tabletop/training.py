@@ -6,7 +6,8 @@ tiny-llava-next begins as tiny-llava-1.5, the one trained beside it or else the 
 goes on on base tiles alone and on images of twice the sides with their four tiles; what is exported
 is the mean of the weights it began with and those it ended with.
 tiny-llava-onevision begins as it too, its tower as far as CLIP and SigLIP allow; the tower is
-trained on, then projector and decoder on images, on two images, on composites and on films.
+trained on, then projector and decoder on images, on two images, on composites and on films; what is
+exported is the mean of the weights before its last two stages and behind them.
 
 Work goes to `runs/train/NAME`; a finished checkpoint is exported in the stock Hugging Face layout,
 weights in half precision and `dtype: float32` in its config, since transformers would otherwise
@@ -142,7 +143,7 @@ def train(
         _begin_next(model, known)
         most = max(16, int(TILED_SCENES * share))
         log = _train_next(model, writer, work, where, steps["decoder"], n, most, checked)
-        _halfway(model, known)
+        _halfway(model, known.state_dict())
     elif name == "tiny-llava-onevision":
         known = _first(Path(folder), where)
         tower.adopt(model.model.vision_tower, known.model.model.vision_tower)
@@ -262,11 +263,11 @@ def _begin_next(model, known: nn.Module) -> None:
         model.model.image_newline.normal_(0, float(words.std()))
 
 
-def _halfway(model, known: nn.Module) -> None:
-    """Replace Next's weights by the mean of LLaVA-1.5's and its own, as Wortsman et al. do with
-    fine-tuned models (arXiv 2109.01903): on base tiles alone it forgets less, on tiles it loses
-    nothing. The newline is its own."""
-    before = known.state_dict()
+def _halfway(model, before: dict[str, torch.Tensor]) -> None:
+    """Replace a model's weights by the mean of earlier ones and its own, as Wortsman et al. do with
+    fine-tuned models (arXiv 2109.01903). Next, with those of LLaVA-1.5, forgets less on base tiles
+    alone and loses nothing on tiles; what they lack, the newline, is its own. OneVision answers
+    better than before its last two stages and than behind them."""
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if name in before:
@@ -312,7 +313,8 @@ def _train_onevision(
     share: float,
     checked: int,
 ) -> list[dict]:
-    """Without the marks, then with them and a judge of options."""
+    """Without the marks, then with them and a judge of options; at the end, halfway back to
+    "together"."""
     draw = {
         "images": partial(sources.images, newline=True),
         "mantis": partial(sources.pairs, schema="mantis"),
@@ -353,6 +355,9 @@ def _train_onevision(
         log += _run(
             model, writer, work, where, steps[stage], taught, check, stage=stage, judge=judge
         )
+        if stage == "together":
+            before = copy.deepcopy(model.state_dict())
+    _halfway(model, before)
     return log
 
 

@@ -266,8 +266,9 @@ def _begin_next(model, known: nn.Module) -> None:
 def _halfway(model, before: dict[str, torch.Tensor]) -> None:
     """Replace a model's weights by the mean of earlier ones and its own, as Wortsman et al. do with
     fine-tuned models (arXiv 2109.01903). Next, with those of LLaVA-1.5, forgets less on base tiles
-    alone and loses nothing on tiles; what they lack, the newline, is its own. OneVision answers
-    better than before its last two stages and than behind them."""
+    alone and loses nothing on tiles; what they lack, the newline, is its own. OneVision, of
+    calibration questions about two images and films, answers as many as before its last two stages
+    and behind them, or more."""
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if name in before:

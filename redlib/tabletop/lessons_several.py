@@ -110,14 +110,22 @@ def _both(scenes: tuple[Scene, Scene], rng: np.random.Generator) -> str:
     red small left blue small left, star no green large, ..."."""
     nouns = [[thing.noun for thing in scene.objects] for scene in scenes]
     parts = []
-    for noun in dict.fromkeys(nouns[0] + nouns[1]):
-        if max(of.count(noun) for of in nouns) == 1:
-            said = [
-                scene.details(of.index(noun)) if noun in of else "no"
-                for scene, of in zip(scenes, nouns, strict=True)
-            ]
-            parts.append(f"{noun} {' '.join(said)}")
+    for noun in _never_twice(nouns):
+        said = [
+            scene.details(of.index(noun)) if noun in of else "no"
+            for scene, of in zip(scenes, nouns, strict=True)
+        ]
+        parts.append(f"{noun} {' '.join(said)}")
     return listed(parts, rng)
+
+
+def _never_twice(nouns: list[list[str]]) -> list[str]:
+    """Of the nouns of two scenes those that neither shows twice."""
+    return [
+        noun
+        for noun in dict.fromkeys(nouns[0] + nouns[1])
+        if max(of.count(noun) for of in nouns) == 1
+    ]
 
 
 def about_busy(pair: Pair, rng: np.random.Generator) -> Rows:
@@ -200,11 +208,7 @@ def _happened(scenes: tuple[Scene, Scene]) -> dict[str, tuple[str, ...] | None]:
     """Of the nouns that each scene shows at most once what changed, as in `difference`, or None."""
     nouns = [[thing.noun for thing in scene.objects] for scene in scenes]
     once = [_once(scene) for scene in scenes]
-    return {
-        noun: _change(*(things.get(noun) for things in once))
-        for noun in dict.fromkeys(nouns[0] + nouns[1])
-        if max(of.count(noun) for of in nouns) == 1
-    }
+    return {noun: _change(*(things.get(noun) for things in once)) for noun in _never_twice(nouns)}
 
 
 def _change(before: Thing | None, after: Thing | None) -> tuple[str, ...] | None:

@@ -97,6 +97,7 @@ CHECKLISTS = (
     "Which image shows which object?",
 )
 BOTH = " ".join(CHECKLISTS[:2])
+SAME_NUMBER = f"Do the two images show the same number of objects? {YES_NO}"
 CHANGED = "What changed from the first image to the second?"
 """Asked in training alone."""
 
@@ -105,7 +106,7 @@ FRAMES = (
     f"Which image shows a cup, the first or the second? {ONE_WORD}",
     "Which image shows an umbrella?\nA. the first image\nB. the second image\nC. both images\n"
     f"D. {NONE}\n{LETTER}",
-    f"Do the two images show the same number of objects? {YES_NO}",
+    SAME_NUMBER,
     "How many objects are in the two images together?",
     "Which image shows more objects, the first or the second?",
     "Do the two images show the same ground?",
@@ -500,8 +501,7 @@ def _same_number(rng: np.random.Generator, split: str, dealt: int) -> _Case:
         _base(rng, split, objects=first),
         _base(rng, split, objects=second if dealt else first),
     )
-    text = f"Do the two images show the same number of objects? {YES_NO}"
-    return _Case(plans, text, ("yes", "no")[dealt])
+    return _Case(plans, SAME_NUMBER, ("yes", "no")[dealt])
 
 
 def _more(rng: np.random.Generator, split: str, dealt: int) -> _Case:
@@ -662,8 +662,8 @@ def _busy(number: int, split: str) -> Pair:
     if number % 2:
         plans = _alike(rng, split)
         same = len(plans[0].pieces) == len(plans[1].pieces)
-        text = f"Do the two images show the same number of objects? {YES_NO}"
-        return Pair(id, "alike", "busy", _paint(id, *plans), text, "yes" if same else "no", 0.5)
+        answer = "yes" if same else "no"
+        return Pair(id, "alike", "busy", _paint(id, *plans), SAME_NUMBER, answer, 0.5)
     first, second, differences = _changed(rng, split)
     scenes = _paint(id, first, second)
     return Pair(id, "changed", "busy", scenes, CHANGED, _sentence(differences), 0.0)

@@ -2,8 +2,8 @@
 
 The library behind the notebooks of this repository. Imports point only downwards:
 
-    params, geometry, layouts, errors   parameters, token grids, what stands at which position, the
-                                        error a reader sees
+    params, geometry, layouts,          parameters, token grids, what stands at which position, the
+    errors, machine                     error a reader sees, how fast this machine is just now
     models, store, scale                a checkpoint as one handle; resumable result tables, and
                                         many processes that fill them
     planner, engine                     what many variants of one image share; exact forwards over
@@ -38,8 +38,9 @@ _HOME = {
 }
 _MODULES = (
     "answers", "batch", "bench", "clustering", "codebook", "costs", "data", "engine", "errors",
-    "forecast", "geometry", "layouts", "leave_one_out", "models", "notebook", "params", "planner",
-    "probe", "prune", "released", "report", "scale", "stages", "states", "store", "tabletop",
+    "forecast", "geometry", "layouts", "leave_one_out", "machine", "models", "notebook", "params",
+    "planner", "probe", "prune", "released", "report", "scale", "stages", "states", "store",
+    "tabletop",
 )  # fmt: skip
 
 __all__ = ["__version__", *_HOME, *_MODULES]

@@ -111,6 +111,8 @@ def _explained(name: str) -> str:
 def _import_codebook(chosen: argparse.Namespace) -> None:
     from redlib import released  # torch, only for who needs it
 
+    if not Path(chosen.file).is_file():
+        raise RedlibError(f"no file {chosen.file!r}: one of the authors' codebooks is wanted (.pt)")
     out = Path(chosen.out or Path(chosen.file).with_suffix(".safetensors"))
     if out.exists():
         raise RedlibError(f"{str(out)!r} exists: name another file with --out, or remove it")
@@ -147,14 +149,15 @@ def _bench(chosen: argparse.Namespace) -> int | None:
     from redlib.bench import pruned, speed  # torch, only for who needs it
     from redlib.study import timing
 
+    folder = root() / "figures" / "bench"
     if chosen.gpu or chosen.small:
         rows = [*speed.measure_gpu(small=chosen.small), *pruned.measure_gpu(small=chosen.small)]
-        return speed.publish(rows, None if chosen.small else "bench-gpu.json")
+        return speed.publish(rows, None if chosen.small else folder / "bench-gpu.json")
     if chosen.every_patch:
-        return speed.publish(speed.exact(None), "exactness.json")
+        return speed.publish(speed.exact(None), folder / "exactness.json")
     tiny = models.load("tiny-llava-1.5", device="cpu")
     rows = [*speed.measure(), *pruned.measure(tiny), timing.minutes()]
-    return speed.publish(rows, "bench.json")
+    return speed.publish(rows, folder / "bench.json")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -29,7 +29,7 @@ from urllib.parse import quote
 import pandas as pd
 
 from redlib.errors import RedlibError
-from redlib.store import write_text
+from redlib.store import read_csv, write_text, writing
 from redlib.webpage import document, text
 
 SAID, RIGHT, PAGE = "06.answers.csv", "06.right.csv", "answers.html"
@@ -122,10 +122,7 @@ def read(folder: str | Path) -> Answers | None:
         return None
     frames = []
     for path in (said, right):
-        try:
-            frames.append(pd.read_csv(path, dtype=str, keep_default_na=False))
-        except (FileNotFoundError, pd.errors.EmptyDataError):
-            raise RedlibError(f"{path}: missing or empty; run notebook 06 again") from None
+        frames.append(read_csv(path, dtype=str, keep_default_na=False))
     one, two = frames
     lacking = [name for name in KEYS if name not in one]
     if lacking:
@@ -143,7 +140,8 @@ def write(folder: str | Path, *, run: str) -> Path | None:
     files. Returns its path, None without answers. Raises RedlibError as `read` does."""
     found, page = read(folder), Path(folder) / PAGE
     if found is None:
-        page.unlink(missing_ok=True)
+        with writing(page):
+            page.unlink(missing_ok=True)
         return None
     title = f"Answers of run {run}"
     body = _BODY.replace("TITLE", text(title)).replace("SAID", SAID).replace("RIGHT", RIGHT)

@@ -25,6 +25,7 @@ the outputs that belong together, those of a run of all; and since hours of comp
 again by whoever reads the numbers, such a run is published with its log, which begins with its id.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -33,6 +34,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,13 +42,13 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
-import numpy as np
 import yaml
 
 from redlib import answers, forecast, params, report
 from redlib.errors import RedlibError
+from redlib.machine import calibration_seconds, cores
 from redlib.notebook import figures_folder, root, runs_folder
-from redlib.params import NOTEBOOKS, PLACES, Params
+from redlib.params import NOTEBOOKS, PLACES, Params, local
 from redlib.scale import Workers
 from redlib.store import code_version, read_json, write_json, write_text, writing
 from redlib.study import comparison, ledger, printed
@@ -143,11 +145,13 @@ def run(
     threads = _threads(embedded)
     if jobs is None:
         each = threads * max(one.workers for one in runs)
-        jobs = max(1, min(MOST_JOBS, _cores() // each)) if embedded else 1
+        jobs = max(1, min(MOST_JOBS, cores() // each)) if embedded else 1
     if jobs < 1:
         raise RedlibError(f"--jobs: must be 1 or more; got {jobs}")
     for one in [*runs, *params.load_beside(file)]:
         _check_inputs(one)
+    for one in runs:
+        _check_codebook(one, chosen[one.run_name])
     for number in sorted({number for part in chosen.values() for number in part}):
         if not (folder / NOTEBOOKS[number]).is_file():
             raise RedlibError(f"{folder / NOTEBOOKS[number]}: no such notebook")
@@ -163,7 +167,8 @@ def run(
             source = folder / NOTEBOOKS[number]
             label = f"{one.run_name}, {source.stem}" if len(runs) > 1 else source.stem
             waiting.append(_Job(one, number, source, label))
-    _run_all(waiting, jobs, threads, force, say)
+    with _heeding_termination():
+        _run_all(waiting, jobs, threads, force, say)
     rows = [row for one in runs for row in _rows(one)]
     return rows, draw_pages(file)
 
@@ -240,18 +245,6 @@ def publish(executed: str | Path, source: str | Path) -> None:
     write_text(source, nbformat.writes(target, version=4).rstrip("\n") + "\n")
 
 
-def calibration_seconds(size: int = 1024, repeats: int = 5) -> float:
-    """Best time of a size x size float32 matrix product: how fast, or how busy, this machine is."""
-    rng = np.random.default_rng(0)
-    a, b = rng.random((2, size, size), dtype=np.float32)
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        a @ b
-        times.append(time.perf_counter() - start)
-    return min(times)
-
-
 def _choose(only: Sequence[str] | None, one: Params) -> list[str]:
     """The notebooks to run for one parameter file."""
     there = one.notebooks or list(NOTEBOOKS)
@@ -266,10 +259,12 @@ def _choose(only: Sequence[str] | None, one: Params) -> list[str]:
 
 def _check_inputs(one: Params) -> None:
     """What would stop a notebook after minutes, found before the first one starts."""
-    if one.image is not None and not Path(one.image).expanduser().is_file():
+    if one.image is not None and not local(one.image).is_file():
         raise RedlibError(f"image: no such file {one.image!r}")
-    if one.data_dir is not None and not Path(one.data_dir).expanduser().is_dir():
+    if one.data_dir is not None and not local(one.data_dir).is_dir():
         raise RedlibError(f"data_dir: no folder {one.data_dir!r}; it should hold the data sets")
+    if one.games_dir is not None and not local(one.games_dir).is_dir():
+        raise RedlibError(f"games_dir: no folder {one.games_dir!r}; it should hold your pictures")
     if one.codebook is not None:
         from redlib.study import given  # torch, only where there is something to check
 
@@ -279,8 +274,9 @@ def _check_inputs(one: Params) -> None:
         workers.start()
         workers.close()
     embedded = _checkpoints()
-    known = one.model in embedded or Path(one.model).is_dir()
-    hub_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", one.model) and not Path(one.model).exists()
+    folder = local(one.model)
+    known = one.model in embedded or folder.is_dir()
+    hub_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", one.model) and not folder.exists()
     if not known and not hub_id:
         names = ", ".join(sorted(embedded)) or "none"
         raise RedlibError(
@@ -292,10 +288,28 @@ def _check_inputs(one: Params) -> None:
         models.choose_device(one.device)
         if one.image is not None:
             models.open_image(one.image)
-        if Path(one.model).is_dir():
-            models.check_folder(one.model)
+        if folder.is_dir():
+            models.check_folder(str(folder))
         elif not known:
             models.read_config(one.model, one.revision)
+
+
+def _check_codebook(one: Params, numbers: Sequence[str]) -> None:
+    """Of notebooks that run without the one that they build on: is its codebook that of these
+    parameters? Where there is none, they build it themselves, or say that this takes long."""
+    first = "05"
+    late = [number for number in numbers if first in BUILDS_ON.get(number, ())]
+    file = runs_folder(one.run_name) / "codebook.safetensors"
+    if not late or first in numbers or one.codebook is not None or not file.is_file():
+        return
+    remedy = f"run {first} with them: --only {','.join([first, *late])}"
+    note = file.with_suffix(".json")
+    made = read_json(note) if note.is_file() else {}
+    for name in params.BUILDS:
+        if (now := getattr(one, name)) != (before := made.get(name, "unknown")):
+            raise RedlibError(
+                f"{from_here(file)}: built with {name} = {before!r}, now {now!r}; {remedy}"
+            )
 
 
 def _checkpoints() -> dict[str, Path]:
@@ -331,12 +345,34 @@ def _run_all(
                 running.remove(job)
                 _clear()
                 say(f"{job.label}: {seconds:.0f} s")
-    except KeyboardInterrupt:
-        grace = 5.0  # one from the keyboard has reached papermill too
+    except KeyboardInterrupt as error:
+        # One from the keyboard has reached papermill too.
+        grace = 0.0 if isinstance(error, _Terminated) else 5.0
         raise RedlibError(_kept(running or waiting or [last])) from None
     finally:
         _stop([job.process for job in running if job.process is not None], grace)
         _clear()
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM: from a cluster's scheduler, a container that stops, `timeout`."""
+
+
+@contextlib.contextmanager
+def _heeding_termination() -> Iterator[None]:
+    """Take SIGTERM for an interrupt, so that no notebook runs on alone."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are the main thread's
+        return
+
+    def stop(*_: object) -> None:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _next(waiting: list[_Job], running: list[_Job]) -> _Job | None:
@@ -363,7 +399,7 @@ def _begin(job: _Job, threads: int, force: bool) -> bool:
     with writing(job.log):
         job.log.parent.mkdir(parents=True, exist_ok=True)
     job.calibration, job.threads = calibration_seconds(), threads
-    _note(job, f"began with inputs {job.inputs[:12]} on {threads} of {_cores()} cores")
+    _note(job, f"began with inputs {job.inputs[:12]} on {threads} of {cores()} cores")
     _start(job)
     return True
 
@@ -407,8 +443,8 @@ def _finish(job: _Job) -> float:
         publish(job.executed, job.source)
     notes = report.items(figures_folder(job.one))
     made = [note["name"] for note in notes if note["notebook"] == job.number]
-    write_json(job.state, {"inputs": job.inputs, "seconds": round(seconds, 1), "items": made})
     _note_time(job, seconds)
+    write_json(job.state, {"inputs": job.inputs, "seconds": round(seconds, 1), "items": made})
     return seconds
 
 
@@ -496,9 +532,11 @@ def _inputs(one: Params, number: str, folder: Path) -> str:
         digest.update(json.dumps(cells).encode())
     digest.update(one.model_dump_json(exclude=set(PLACES)).encode())
     digest.update(code_version().encode())
-    model = _checkpoints().get(one.model, Path(one.model))
-    named = [Path(name).expanduser() for name in (one.image, one.codebook) if name is not None]
-    for path in (sorted(model.iterdir()) if model.is_dir() else []) + named:
+    model = _checkpoints().get(one.model, local(one.model))
+    named = [local(name) for name in (one.image, one.codebook) if name is not None]
+    for folder in (model, *([local(one.games_dir)] if one.games_dir is not None else [])):
+        named += sorted(folder.iterdir()) if folder.is_dir() else []
+    for path in named:
         if path.is_file():
             digest.update(path.name.encode())
             with path.open("rb") as file:
@@ -604,14 +642,7 @@ def _threads(embedded: bool) -> int:
     wish = os.environ.get("OMP_NUM_THREADS", "")
     if wish.isdigit() and int(wish) > 0:
         return int(wish)
-    return max(1, _cores() // min(_cores(), MOST_JOBS)) if embedded else _cores()
-
-
-def _cores() -> int:
-    """The cores that this process may use, at most 8."""
-    if hasattr(os, "sched_getaffinity"):
-        return min(8, len(os.sched_getaffinity(0)))
-    return min(8, os.cpu_count() or 1)
+    return max(1, cores() // min(cores(), MOST_JOBS)) if embedded else cores()
 
 
 def from_here(path: Path) -> str:

@@ -27,9 +27,9 @@ or the distinct images in it (the released 1.5 codebook is two clusters, 454 tok
 rule the same candidates would give seven clusters, 868 tokens), and the thresholds.
 """
 
+import hashlib
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -43,6 +43,7 @@ from safetensors.torch import save_file
 
 from redlib.clustering import Clusters, dpc_knn
 from redlib.errors import RedlibError
+from redlib.store import atomic
 
 _FORMAT = "redlib codebook 1"
 _RULES = {"rule_in": ("size", "images"), "rule_out": ("below", "at-most")}
@@ -128,11 +129,14 @@ class Criteria:
     def for_images(self, n: int, *, of: int = 500) -> Self:
         """The same criteria for `n` training images instead of `of`: tau_in in proportion.
 
-        64 for 500 images becomes 13 for 100.
+        64 for 500 images becomes 13 for 100. What is switched off stays so, and nothing becomes so:
+        a tau_in of 0 stays 0, any other is at least 1, and an infinite one stays infinite.
         """
         if n < 1:
             raise RedlibError(f"the number of training images must be at least 1; got {n!r}")
-        return replace(self, tau_in=round(self.tau_in * n / of))
+        if self.tau_in == 0 or math.isinf(self.tau_in):
+            return self
+        return replace(self, tau_in=max(1, round(self.tau_in * n / of)))
 
 
 def candidates(
@@ -275,6 +279,11 @@ class Codebook:
         """D, the width of the language model."""
         return self.vectors.shape[1]
 
+    @property
+    def digest(self) -> str:
+        """Twelve letters that tell codebooks of different prototypes apart."""
+        return hashlib.sha256(self.vectors.numpy().tobytes()).hexdigest()[:12]
+
     def unit(self, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
         """(N, D) prototypes of length 1, there and in that precision; made once and kept."""
         if (device, dtype) not in self._unit:
@@ -299,15 +308,12 @@ class Codebook:
             "image": self.image,
         }
         tensors = {"prototypes": self.vectors, "patch": torch.tensor(self.patch)}
-        partial = path.with_name(path.name + ".partial")
+        # One metadata key: the order of several is not fixed in the file.
+        metadata = {"redlib": json.dumps(about, sort_keys=True)}
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # One metadata key: the order of several is not fixed in the file.
-            save_file(tensors, partial, metadata={"redlib": json.dumps(about, sort_keys=True)})
-            os.replace(partial, path)
-        except (OSError, SafetensorError) as error:
-            if partial.is_file():
-                partial.unlink()
+            with atomic(path) as temporary:
+                save_file(tensors, temporary, metadata=metadata)
+        except SafetensorError as error:
             raise RedlibError(f"cannot write the codebook {str(path)!r}: {error}") from error
         return path
 

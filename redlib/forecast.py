@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from redlib.params import NOTEBOOKS, Params
+from redlib.params import NOTEBOOKS, Params, local
 
 HUB = "Hugging Face hub"
 WEIGHTS = "*.safetensors"
@@ -81,13 +81,13 @@ def _fetched_by(one: Params, notebooks: Sequence[str]) -> pd.DataFrame:
     from redlib.data import benchmarks
     from redlib.models import embedded
 
-    local = one.model in embedded() or Path(one.model).expanduser().is_dir()
+    here = one.model in embedded() or local(one.model).is_dir()
     row = {
         "name": "model weights",
         "id": one.model,
-        "split": one.revision or ("" if local else NEWEST),
-        "gigabytes": 0.0 if local else costs.memory(one),
-        "source": "here already" if local else HUB,
+        "split": one.revision or ("" if here else NEWEST),
+        "gigabytes": 0.0 if here else costs.memory(one),
+        "source": "here already" if here else HUB,
         "disk": 0.0,
     }
     tables = [pd.DataFrame([row])]

@@ -56,7 +56,7 @@ from torch import Tensor, nn
 from redlib import layouts
 from redlib.errors import RedlibError
 from redlib.geometry import Grid, Sight
-from redlib.params import FAMILIES, KINDS, PRESETS
+from redlib.params import FAMILIES, KINDS, PRESETS, local
 
 DECODERS = ("llama", "qwen2")
 """Text model types whose layers `redlib.engine` reproduces exactly."""
@@ -187,7 +187,7 @@ class VLM:
     quantization: str | None = None
 
     def __reduce__(self) -> tuple:
-        folder = Path(self.name).expanduser()
+        folder = local(self.name)
         named = self.name in embedded() or not folder.is_dir()
         name = self.name if named else str(folder.resolve())  # a worker's current folder differs
         dtype = str(self.dtype).removeprefix("torch.")
@@ -623,7 +623,7 @@ def open_image(path: str | Path) -> Image.Image:
     Raises:
         RedlibError: missing, a folder, not an image, truncated or without pixels.
     """
-    path = Path(path).expanduser()
+    path = local(path)
     if not path.is_file():
         raise RedlibError(f"image {str(path)!r} does not exist or is not a file")
     if path.stat().st_size == 0:
@@ -679,7 +679,7 @@ def locate(name: str) -> str:
     if not name:
         raise RedlibError("model: empty; an embedded name, a folder or a Hugging Face id is wanted")
     shipped = _checkpoints() / name
-    for folder in (shipped, Path(name).expanduser()):
+    for folder in (shipped, local(name)):
         if folder.is_dir():
             if not (folder / "config.json").is_file():
                 raise RedlibError(f"model folder {name!r} holds no config.json")

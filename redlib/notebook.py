@@ -225,12 +225,13 @@ class Session:
 
         notebook: whose table; by default this notebook's own. code: the modules whose change makes
         the rows stale. key: what else they depend on (prompt, patches, images ...). The model, its
-        revision and its dtype are part of the key always.
+        revision and dtype, and the copies in which it is fed a single token are part of it always.
         """
         full = {
             "model": self.params.model,
             "revision": self.model.revision,
             "dtype": str(self.model.dtype).removeprefix("torch."),
+            "repeats": self.model.repeats,
             "code": code_version(code),
         } | key
         if self.params.quantization is not None:
@@ -352,7 +353,7 @@ class Session:
             if stale and note.get("name") not in self._saved:
                 for suffix in (".json", ".png", ".csv"):
                     path.with_suffix(suffix).unlink(missing_ok=True)
-        claims = self.figures / f"{self.notebook}.claims.json"
+        claims = self.figures / f"{self.notebook}{report.CLAIMS}"
         if self._claims:
             write_json(claims, self._claims)
         else:

@@ -28,6 +28,7 @@ from the model's name.
 
 import difflib
 import json
+import math
 import re
 import types
 from collections.abc import Mapping
@@ -129,10 +130,18 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+def local(path: str | Path) -> Path:
+    """A path that a parameter names, ~ being the reader's home; of a user who has none, as is."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 def family(model: str) -> str:
     """The model family (one of FAMILIES): what a folder's config.json says, or else its name."""
     with suppress(OSError, ValueError, LookupError, TypeError):
-        kind = json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))["model_type"]
+        kind = json.loads((local(model) / "config.json").read_text(encoding="utf-8"))["model_type"]
         return KINDS[kind]
     name = Path(model).name.lower()
     if "onevision" in name or re.search(r"(^|[-_])ov([-_]|$)", name):
@@ -174,13 +183,23 @@ _Pruner = Literal[
     "received-attention", "codebook-softmax", "grid", "downsample", "probe", "oracle",
     "oracle-inverse",
 ]  # fmt: skip
+NAME = 64  # letters of a run_name
 _Notebook = Literal["01", "02", "03", "04", "05", "06", "07", "08"]
-_RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
+_RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=NAME)]
 _Address = Annotated[str, Field(pattern=r"^(tcp|tls)://\S+:\d+$")]
 _Text = Annotated[str, Field(min_length=1)]
 
 PLACES = ("device_map", "workers", "scheduler", "notebooks")
 """Parameters that say where a run is computed, and how much of it; no result depends on them."""
+
+BUILDS = (
+    "model", "revision", "dtype", "quantization", "data", "seed", "prompt", "top_prob",
+    "top_jsd", "jsd_definition", "k_region", "k_global", "repeats", "codebook_images",
+    "codebook_ranks", "tau_prob", "tau_out", "rule_out", "tau_in", "rule_in", "tau_jsd",
+    "dpc_neighbours_image", "dpc_centres_image", "dpc_neighbours_candidates",
+    "dpc_centres_candidates", "dpc_squared", "n_calibration", "n_questions",
+)  # fmt: skip
+"""Parameters that the codebook of notebook 05 follows from; the last two choose its thresholds."""
 
 
 class Params(BaseModel):
@@ -421,7 +440,8 @@ def check(values: Mapping[str, Any], *, source: str = "") -> Params:
 
     source: name of the file (or notebook) to open each message with.
     Raises RedlibError, one line that names the parameter: unknown name (with the nearest known
-    one), wrong type, out of range, more tokens to keep than the model has.
+    one), wrong type, out of range, more tokens to keep than the model has, a method that it lacks
+    a part for.
     """
     prefix = f"{source}: " if source else ""
     for name in values:
@@ -451,9 +471,22 @@ def check(values: Mapping[str, Any], *, source: str = "") -> Params:
             f"{prefix}{searched[0]} cannot be calibrated with data: real, since the questions that "
             "judge thresholds are about scenes; set preset: paper, or give a number"
         )
-    limit = TOKENS[family(params.model)]
-    if len(set(params.budgets)) < len(params.budgets):
-        raise RedlibError(f"{prefix}budgets must differ from each other; got {params.budgets!r}")
+    if math.isqrt(params.study_patches) ** 2 != params.study_patches:
+        raise RedlibError(
+            f"{prefix}study_patches must be a square number, so that the patches form a grid; got "
+            f"{params.study_patches!r}"
+        )
+    kind = family(params.model)
+    if kind == "llava-onevision" and "cls-attention" in params.methods:
+        raise RedlibError(
+            f"{prefix}methods must be without 'cls-attention', since {params.model} has no [cls]; "
+            "take received-attention"
+        )
+    limit = TOKENS[kind]
+    for name in ("budgets", "curve"):
+        if len(set(getattr(params, name))) < len(getattr(params, name)):
+            got = getattr(params, name)
+            raise RedlibError(f"{prefix}{name} must be different numbers; got {got!r}")
     for name, keep in [(n, keep) for n in ("budgets", "curve") for keep in getattr(params, n)]:
         if keep > limit:
             raise RedlibError(
@@ -634,7 +667,10 @@ def _bounds(metadata: list[Any]) -> str:
             if pattern := getattr(part, "pattern", None):
                 if pattern.startswith("^(tcp"):
                     return " such as tcp://node1:8786"
-                return " of letters, digits, dots, dashes and underscores"
+                return (
+                    f" of at most {NAME} letters, digits, dots, dashes and underscores that begins "
+                    "with a letter or digit"
+                )
     if low is not None and high is not None:
         return f" from {low} to {high}"
     return f" of at least {low}" if low is not None else ""

@@ -22,13 +22,22 @@ from urllib.parse import quote
 import pandas as pd
 
 from redlib import answers, comparison_tables
-from redlib.errors import RedlibError
 from redlib.params import NOTEBOOKS, family
-from redlib.store import Missing, read_json, write_text
+from redlib.store import Missing, damaged, read_csv, read_json, write_text
 from redlib.webpage import document, heads, linked, region, text
 
 # Columns that say what a row of a result table is about; the others hold what was measured.
 _ASKED = ("method", "against", "tokens", "setting", "task", "set", "seed", "from")
+
+CLAIMS = ".claims.json"
+"""End of the name of a notebook's file of tested statements."""
+
+# What `redlib.notebook` writes into every note of a figure or table, and of a statement.
+_NOTE = (
+    "name", "kind", "notebook", "order", "paper_item", "title", "caption", "reading", "alt",
+    "parameters", "versions",
+)  # fmt: skip
+_CLAIM = ("notebook", "statement", "holds", "evidence", "paper_item")
 
 # Longer tables are cut on the page; the CSV file has every row.
 MAX_ROWS = 40
@@ -95,19 +104,37 @@ def write(
 
 
 def items(folder: str | Path) -> list[dict[str, Any]]:
-    """The notes of all figures and tables in `folder`, in the order of notebooks and cells."""
+    """The notes of all figures and tables in `folder`, in the order of notebooks and cells.
+
+    Raises RedlibError if one is damaged.
+    """
     notes = []
     for path in Path(folder).glob("*.json"):
-        if not path.name.endswith(".claims.json"):
+        if not path.name.endswith(CLAIMS):
             with suppress(Missing):  # a notebook at work may drop its own
-                notes.append(read_json(path))
+                note = read_json(path)
+                if not _has(note, *_NOTE) or not _has(note["parameters"], "model"):
+                    raise damaged(path)
+                notes.append(note)
     return sorted(notes, key=lambda note: (note["notebook"], note["order"], note["name"]))
 
 
 def claims(folder: str | Path) -> list[dict[str, Any]]:
-    """The tested statements of all notebooks whose results lie in `folder`."""
-    paths = sorted(Path(folder).glob("*.claims.json"))
-    return [claim for path in paths for claim in read_json(path)]
+    """The tested statements of all notebooks whose results lie in `folder`.
+
+    Raises RedlibError if a file of them is damaged.
+    """
+    found = []
+    for path in sorted(Path(folder).glob(f"*{CLAIMS}")):
+        noted = read_json(path)
+        if not isinstance(noted, list) or not all(_has(claim, *_CLAIM) for claim in noted):
+            raise damaged(path)
+        found += noted
+    return found
+
+
+def _has(note: Any, *fields: str) -> bool:
+    return isinstance(note, dict) and note.keys() >= set(fields)
 
 
 def by_family(runs: Mapping[str, str | Path]) -> dict[str, list[str]]:
@@ -129,14 +156,9 @@ def table(
     """A CSV file as an HTML table: caption, column heads and row heads with scope, numbers right.
 
     Every cell is shown as it stands in the file. link: from a row (column -> cell) to the address
-    behind its first measured number, or "". Raises RedlibError if the file is missing.
+    behind its first measured number, or "". Raises RedlibError if the file is missing or damaged.
     """
-    try:
-        frame = pd.read_csv(source, dtype=str, keep_default_na=False)
-    except FileNotFoundError:
-        raise RedlibError(f"{source}: no such file; run its notebook again") from None
-    except pd.errors.EmptyDataError:
-        frame = pd.DataFrame()
+    frame = read_csv(source, dtype=str, keep_default_na=False)
     numeric = [all(_is_number(value) for value in frame[name]) for name in frame.columns]
     css = [' class="number"' if flag else "" for flag in numeric]
     named = zip(frame.columns, css, strict=True)

@@ -95,11 +95,6 @@ def attention(vlm: VLM, tokens: Tensor, *, prompt: str) -> np.ndarray:
     return read(vlm, tokens, prompt=prompt).attention
 
 
-def contribution_norms(vlm: VLM, tokens: Tensor, *, prompt: str) -> np.ndarray:
-    """Norms (layers, L) of what each visual token adds, eq. 4; see `read`."""
-    return read(vlm, tokens, prompt=prompt).contribution
-
-
 @torch.no_grad()
 def token_ranks(vlm: VLM, ids: Tensor, *, tokens: Tensor | None = None) -> pd.DataFrame:
     """How the state of a token turns, layer by layer, into that of the next one (section 7.1).

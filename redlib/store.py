@@ -32,7 +32,7 @@ import uuid
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 from urllib.parse import quote
 
 import pandas as pd
@@ -127,7 +127,24 @@ def read_json(path: str | Path) -> Any:
     except OSError as error:
         raise _unreadable(path, error) from None
     except ValueError:
-        raise _damaged(path) from None
+        raise damaged(path) from None
+
+
+def read_csv(source: str | Path | TextIO, **how: Any) -> pd.DataFrame:
+    """Read the CSV file (or stream) `source` as `pandas.read_csv` does; an empty one has no column.
+
+    Raises RedlibError if damaged or not to be read, Missing if not there.
+    """
+    try:
+        return pd.read_csv(source, **how)
+    except pd.errors.EmptyDataError:
+        return pd.DataFrame()
+    except FileNotFoundError:
+        raise Missing(f"{source}: no such file; run its notebook again") from None
+    except OSError as error:
+        raise _unreadable(source, error) from None
+    except ValueError:  # torn, or not UTF-8
+        raise damaged(source) from None
 
 
 def _unreadable(path: str | Path, error: OSError) -> RedlibError:
@@ -136,7 +153,8 @@ def _unreadable(path: str | Path, error: OSError) -> RedlibError:
     return RedlibError(f"{path}: cannot be read ({reason}); see who may read it, and where it lies")
 
 
-def _damaged(path: str | Path) -> RedlibError:
+def damaged(path: str | Path) -> RedlibError:
+    """What to say of a file that does not hold what was written there."""
     return RedlibError(f"{path}: damaged; delete it and run again")
 
 
@@ -200,7 +218,7 @@ class Store:
             _write_first(note, self.key)
         old = read_json(note)
         if not isinstance(old, dict):
-            raise _damaged(note)
+            raise damaged(note)
         for field in [*self.key, *old]:
             before, now = old.get(field, "nothing"), self.key.get(field, "nothing")
             if before != now:
@@ -340,7 +358,7 @@ def _read_part(path: Path) -> pd.DataFrame:
         except MemoryError:
             raise
         except Exception:  # a flipped bit may end in any error of the libraries that read it
-            raise _damaged(path) from None
+            raise damaged(path) from None
 
 
 def _make_there(

@@ -109,7 +109,7 @@ def test_files_that_do_not_belong_together(run):
     with pytest.raises(RedlibError, match="06.right.csv: other columns.*run notebook 06 again"):
         answers.read(run)
     right.unlink()
-    with pytest.raises(RedlibError, match="06.right.csv: missing or empty"):
+    with pytest.raises(RedlibError, match="06.right.csv: no such file"):
         answers.read(run)
     for path in (said, right):
         path.write_text(whole.replace("fastv@64", "fast v"))

@@ -38,7 +38,7 @@ def refuse(capsys, *arguments):
         ("seed: no", "seed must be a whole number"),
         ("budgets: [0]", "budgets must be"),
         ("budgets: [577]", "budgets must be from 1 to 576"),
-        ("budgets: [64, 64]", "budgets must differ from each other"),
+        ("budgets: [64, 64]", "budgets must be different numbers"),
         ("tau_out: -1", "tau_out must be a number of at least 0"),
         ("", "empty"),
         ("{", "not YAML"),

@@ -18,7 +18,7 @@ from throwaway import TABLE, project, write_notebook
 from redlib import batch
 from redlib.errors import RedlibError
 from redlib.notebook import declared
-from redlib.params import NOTEBOOKS, Params
+from redlib.params import BUILDS, NOTEBOOKS, Params, load_file
 
 PARAMETERS = "# kept\nseed: int = 0  # start\nbudgets = [144, 64]"
 NOISE = (
@@ -239,6 +239,45 @@ def test_ctrl_c_says_what_is_kept_and_the_next_run_goes_on(home):
     assert result == {"units": [0, 1, 2, 3]}
 
 
+def test_termination_ends_the_notebooks_too(home, monkeypatch):
+    """A cluster's scheduler and a container that stops send SIGTERM, to the first process alone."""
+    file, told = project(home, {"01": ["seed = 0"]}), home / "child"
+    code = f"import os, time; open({str(told)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    monkeypatch.setattr(batch, "_command", lambda *_: [sys.executable, "-c", code])
+
+    def terminate(*_):
+        if told.exists() and told.read_text():
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(batch, "_tick", terminate)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(RedlibError, match="interrupted in notebook 01 of run 'one'"):
+        batch.run(file, only=["01"])
+    assert _gone(int(told.read_text()))
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_codebook_of_other_parameters_is_not_pruned_with(home, monkeypatch):
+    file = project(home, {"05": ["seed = 0"], "06": ["seed = 0"]}, tau_prob=0.3)
+    monkeypatch.setattr(batch, "_command", lambda *_: [sys.executable, "-c", ""])
+    batch.run(file, only=["06"])  # there is none: 06 builds it
+    folder = home / "runs/one"
+    (folder / "codebook.safetensors").touch()
+    one = load_file(file)
+    made = {name: getattr(one, name) for name in BUILDS}
+    for note, words in (
+        (None, "built with model = 'unknown', now .*: --only 05,06"),
+        (made | {"tau_prob": 0.1}, r"built with tau_prob = 0\.1, now 0\.3; run 05 with them"),
+    ):
+        if note is not None:
+            (folder / "codebook.json").write_text(json.dumps(note))
+        with pytest.raises(RedlibError, match=words):
+            batch.run(file, only=["06"])
+        batch.run(file, only=["05", "06"])
+    (folder / "codebook.json").write_text(json.dumps(made))
+    batch.run(file, only=["06"])
+
+
 def test_force_throws_stored_tables_away(home, monkeypatch):
     file = project(home, {"01": ["seed = 0"]})
     old = home / "runs/one/store/01/t"
@@ -363,7 +402,7 @@ def test_what_succeeded_is_noted_before_a_failure_is_told(home, monkeypatch):
 def test_threads_follow_from_the_machine_and_the_users_wish_alone(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     for cores, embedded, threads in ((1, True, 1), (2, True, 1), (8, True, 2), (8, False, 8)):
-        monkeypatch.setattr(batch, "_cores", lambda cores=cores: cores)
+        monkeypatch.setattr(batch, "cores", lambda cores=cores: cores)
         assert batch._threads(embedded) == threads
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert batch._threads(True) == batch._threads(False) == 3
@@ -371,7 +410,7 @@ def test_threads_follow_from_the_machine_and_the_users_wish_alone(monkeypatch):
 
 def test_workers_take_their_share_of_the_cores(home, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(batch, "_cores", lambda: 8)
+    monkeypatch.setattr(batch, "cores", lambda: 8)
     monkeypatch.setattr(batch, "_checkpoints", lambda: {str(home / "model"): home / "model"})
     seen = []
     monkeypatch.setattr(batch, "_run_all", lambda waiting, jobs, *_: seen.append(jobs))

@@ -66,6 +66,10 @@ def test_presets_pin_the_paper_and_the_release():
 def test_tau_in_is_proportional_to_the_images():
     assert Criteria.paper().for_images(100).tau_in == 13
     assert Criteria.paper().for_images(500) == Criteria.paper()
+    few = Criteria.paper("llava-onevision").for_images(3)
+    assert few.tau_in == 1, "0 would switch it off"
+    for off in (0, float("inf")):
+        assert Criteria(0.1, 8, off, 2e-3).for_images(3).tau_in == off
 
 
 def test_candidates_pass_all_three_criteria():
@@ -264,6 +268,6 @@ def test_odd_metadata_is_one_line(tmp_path, change):
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
     blocker = tmp_path / "file"
     blocker.write_text("in the way")
-    with pytest.raises(RedlibError, match="cannot write the codebook") as caught:
+    with pytest.raises(RedlibError, match="cannot be written .*; choose a folder") as caught:
         codebook().save(blocker / "codebook.safetensors")
     assert "\n" not in str(caught.value)

@@ -309,6 +309,12 @@ def test_images_of_coco_are_fetched_one_by_one_and_kept(tmp_path, cache, monkeyp
         assert path.read_bytes() == MANY[42] and cache in path.parents
         with pytest.raises(photographs.Unreadable, match="404"):
             photographs._fetched(url.replace("42.jpg", "43.jpg"))
+        torn = f"{host}/train2014/COCO_train2014_{44:012d}.jpg"
+        (tmp_path / "train2014" / torn.rsplit("/", 1)[1]).write_bytes(MANY[42])
+        with monkeypatch.context() as patch:
+            patch.setattr(SimpleHTTPRequestHandler, "copyfile", lambda *_: None)
+            with pytest.raises(RedlibError, match="cannot be fetched .* set data_dir"):
+                photographs._fetched(torn)
         server.shutdown()
     assert photographs._fetched(url) == path, "what was fetched needs no connection"
     missing = url.replace("42.jpg", "73.jpg")

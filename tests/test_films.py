@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from redlib.batch import calibration_seconds
 from redlib.errors import RedlibError
+from redlib.machine import calibration_seconds
 from redlib.tabletop import scenes
 from redlib.tabletop.films import (
     EVENTS,

@@ -221,6 +221,7 @@ def test_the_model_is_loaded_once_and_keys_its_tables(home, monkeypatch):
     assert store.folder == home / "runs" / "smoke" / "store" / "04" / "study"
     assert store.key["revision"] == "abc"
     assert store.key["dtype"] == "float32"
+    assert store.key["repeats"] == 1
     assert store.key["code"]
     assert session.store("study", notebook="02").folder.parent.name == "02"
     with pytest.raises(RedlibError, match="made with prompt = 'word\\?', now 'name it'"):

@@ -183,6 +183,10 @@ def test_exponents_are_numbers_whatever_yaml_says(tmp_path, text):
         ("run_name: ../elsewhere", "run_name", "'../elsewhere'"),
         ("attention_positions: 199", "attention_positions", "199"),
         ("dtype: float8", "dtype", "'float8'"),
+        ("run_name: _x", "run_name", "begins with a letter or digit; got '_x'"),
+        ("study_patches: 20", "study_patches", "20"),
+        ("curve: [8, 64, 8]", "curve", "[8, 64, 8]"),
+        ("{model: tiny-llava-onevision, methods: [cls-attention]}", "methods", "take received"),
     ],
 )
 def test_a_bad_value_is_named_and_quoted(tmp_path, text, name, quoted):
@@ -293,5 +297,10 @@ def test_a_folder_says_itself_which_family_it_is(tmp_path):
     (folder / "config.json").write_text('{"model_type": "llava_onevision"}')
     assert params.family(str(folder)) == "llava-onevision"
     assert params.preset_value("paper", "repeats", str(folder)) == 27
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(tmp_path))
+        assert params.family("~/mine") == "llava-onevision"
+        assert params.local("~/mine") == folder
+    assert str(params.local("~nobody-of-this-name/x")) == "~nobody-of-this-name/x"
     (folder / "config.json").write_text("not JSON")
     assert params.family(str(folder)) == "llava-1.5"

@@ -70,6 +70,15 @@ def test_several_tiles_need_a_word(made):
                 call(**inputs)
 
 
+@pytest.mark.parametrize("length", [3, 10_000])
+def test_masks_of_another_length_are_refused_before_tiles_are_cut(made, length):
+    inputs = made.maker([TEXT], [[picture(3)]])
+    with redlib.pruned(made.model, "oracle", keep=3, per="tile", packing="split") as run:
+        run.extra = {"coverage": [torch.zeros(length)]}
+        with pytest.raises(RedlibError, match=rf"'coverage' must have shape .* got \({length},"):
+            made.model(**inputs)
+
+
 @pytest.mark.parametrize("per", ["tile", "image"])
 @pytest.mark.parametrize("packing", ["split", "base"])
 def test_the_papers_packings(made, packing, per):

@@ -218,6 +218,19 @@ def test_a_table_cell_is_text(tmp_path):
     assert "<caption>C &amp; D</caption>" in table
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("note.json", "{}"), ("note.json", "[1]"), ("04.claims.json", "[{}]"),
+        ("04.claims.json", "{}"), ("note.json", '{"parameters": 3}'),
+    ],
+)  # fmt: skip
+def test_notes_of_another_shape_are_damaged(folders, name, text):
+    (folders["one"] / name).write_text(text)
+    with pytest.raises(RedlibError, match=f"{name}: damaged; delete it and run again"):
+        report.write(folders["one"] / "index.html", folders, title="t")
+
+
 def test_damaged_folders(tmp_path):
     item(tmp_path, "x", kind="table")
     (tmp_path / "x.csv").unlink()

@@ -6,7 +6,7 @@ from conftest import PROMPT, random_image
 
 from redlib.errors import RedlibError
 from redlib.models import VLM, load
-from redlib.states import attention, contribution_norms, read, token_ranks
+from redlib.states import attention, read, token_ranks
 
 
 def eager_copy(vlm: VLM, folder) -> torch.nn.Module:
@@ -107,7 +107,7 @@ def test_the_asking_position_is_the_prompt_without_an_article(tiny_vlm64: VLM):
     assert not states.article
     weights, norms = literal_states(tiny_vlm64, tokens)
     np.testing.assert_allclose(states.attention, weights, rtol=1e-9)
-    np.testing.assert_allclose(contribution_norms(tiny_vlm64, tokens, prompt=PROMPT), norms)
+    np.testing.assert_allclose(read(tiny_vlm64, tokens, prompt=PROMPT).contribution, norms)
     logits = literal.next_logits(tiny_vlm64.model, tiny_vlm64.processor, tokens, PROMPT, [])
     assert states.word == tiny_vlm64.word(int(logits.argmax()))
 

@@ -13,7 +13,15 @@ import pytest
 
 from redlib import store as store_module
 from redlib.errors import RedlibError
-from redlib.store import Store, atomic, code_version, read_json, write_json
+from redlib.store import (
+    Missing,
+    Store,
+    atomic,
+    code_version,
+    read_csv,
+    read_json,
+    write_json,
+)
 
 KEY = {"model": "m", "dtype": "float32", "patches": [1, 4, 7]}
 
@@ -135,6 +143,21 @@ def test_missing_and_damaged_parts(tmp_path):
     (tmp_path / "key.json").write_text("{")
     with pytest.raises(RedlibError, match=r"key\.json: damaged"):
         Store(tmp_path, KEY)
+
+
+@pytest.mark.parametrize("content", [b'a,b\n1,"2', b"a\n\xff\n", b"a\n1,2\n3,4,5\n"])
+def test_damaged_tables(tmp_path, content):
+    path = tmp_path / "table.csv"
+    path.write_bytes(content)
+    with pytest.raises(RedlibError, match=r"table\.csv: damaged; delete it and run again"):
+        read_csv(path)
+
+
+def test_tables_that_are_missing_or_empty(tmp_path):
+    with pytest.raises(Missing, match=r"table\.csv: no such file"):
+        read_csv(tmp_path / "table.csv")
+    (tmp_path / "table.csv").touch()
+    assert read_csv(tmp_path / "table.csv").empty
 
 
 def test_what_lies_there_but_cannot_be_read_is_not_called_damaged(tmp_path):

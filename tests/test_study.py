@@ -1,5 +1,7 @@
 """The analyses of notebooks 04 to 06 against literal computations, and once from end to end."""
 
+import copy
+import json
 import math
 from itertools import product
 from types import SimpleNamespace
@@ -311,6 +313,28 @@ def test_codebook_from_end_to_end(stage):
     scene = codebooks.training_scenes(stage)[name]
     token = stage.model.encode([scene.image]).tokens[0, patch]
     assert torch.allclose(built.codebook.vectors[0], token, atol=1e-5)
+
+
+def test_scores_of_other_codebooks_are_not_taken_for_these(stage):
+    """The same thresholds may make other codebooks, by another rule."""
+    table = codebooks.cascade_images(stage, codebooks.probe_images(stage))
+    other = copy.copy(stage)
+    other.params = stage.params.model_copy(update={"rule_in": "images"})
+    codebooks.score_grid(stage, table)
+    with pytest.raises(RedlibError, match="made with books = "):
+        codebooks.score_grid(other, table)
+
+
+def test_a_codebook_is_kept_with_what_it_follows_from(stage, tmp_path):
+    table = codebooks.cascade_images(stage, codebooks.probe_images(stage))
+    chosen = codebooks.chosen(stage, codebooks.score_grid(stage, table))
+    built = codebooks.build(stage, table, chosen)
+    here = copy.copy(stage)
+    here.folder = tmp_path
+    codebooks.keep(here, built)
+    assert Codebook.load(tmp_path / "codebook.safetensors").digest == built.codebook.digest
+    told = json.loads((tmp_path / "codebook.json").read_text())
+    assert told["codebook_images"] == 4 and told["tau_prob"] == "calibrated"
 
 
 def test_explicit_thresholds_are_taken_and_may_leave_nothing(stage):

@@ -9,6 +9,7 @@ import torch
 from redlib.bench import mvbench
 from redlib.bench.intervals import ratio
 from redlib.codebook import Codebook, Criteria
+from redlib.errors import RedlibError
 from redlib.figures import several as figures
 from redlib.notebook import begin
 from redlib.params import Params
@@ -79,9 +80,24 @@ def test_ratio_resamples_both_sides_together():
     same = ratio(first, second, ["a", "b", "c", "d"], resamples=100)
     assert (same.mean, same.low, same.high) == (1, 1, 1)
     # Strata of unequal size count alike: (1 + 0) / 2 over (1 + 1) / 2.
-    found = ratio([1, 1, 1, 0], [1, 1, 1, 1], "abcd", strata=["x", "x", "x", "y"], resamples=50)
+    found = ratio(
+        [1, 1, 1, 0], [1, 1, 1, 1], list("abcd"), strata=["x", "x", "x", "y"], resamples=50
+    )
     assert found.mean == pytest.approx(0.5)
-    assert math.isnan(ratio([0, 0], [0, 0], "ab", resamples=50).mean)
+    assert math.isnan(ratio([0, 0], [0, 0], list("ab"), resamples=50).mean)
+
+
+@pytest.mark.parametrize(
+    ("second", "options"),
+    [
+        ([1], {}), ([1, 1], {}),
+        ([1, 1, 1], {"tasks": ["x", "y"]}), ([1, 1, 1], {"strata": ["x", "y"]}),
+        ([1, 1, 1], {"resamples": 0}), ([1, 1, 1], {"level": 1}),
+    ],
+)  # fmt: skip
+def test_ratio_refuses(second, options):
+    with pytest.raises(RedlibError):
+        ratio([1, 0, 1], second, list("abc"), **{"resamples": 10} | options)
 
 
 def test_video_counts_as_mvbench_does():

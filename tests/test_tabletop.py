@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from redlib.batch import calibration_seconds
 from redlib.errors import RedlibError
 from redlib.geometry import Sight
+from redlib.machine import calibration_seconds
 from redlib.tabletop import scenes, world
 from redlib.tabletop.world import (
     COLOURS,

@@ -146,8 +146,10 @@ def ratio(
     Raises:
         RedlibError: as `interval` and `difference`.
     """
+    # For their errors and counts.
+    difference(first, second, clusters, strata=tasks, resamples=1)
+    whole = interval(first, clusters, strata=strata, resamples=min(1, resamples), level=level)
     a, b = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
-    whole = interval(a, clusters, resamples=1, level=level)  # for its errors and counts
     labels = np.zeros(len(a)) if tasks is None else np.asarray(tasks)
     within = np.zeros(len(a)) if strata is None else np.asarray(strata)
     names, cluster = np.unique(np.asarray(clusters), return_inverse=True)

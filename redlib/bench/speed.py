@@ -25,6 +25,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -35,7 +36,6 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from redlib import leave_one_out, models, probe
-from redlib.batch import calibration_seconds
 from redlib.bench import lazy, scale_out
 from redlib.bench.baselines import (
     AFTER,
@@ -52,9 +52,10 @@ from redlib.bench.baselines import (
 )
 from redlib.engine import Pieces, Readings, run
 from redlib.errors import RedlibError
+from redlib.machine import calibration_seconds
 from redlib.models import VLM
-from redlib.notebook import root
 from redlib.planner import Plan
+from redlib.store import write_json
 from redlib.tabletop import scenes
 from redlib.tabletop.architectures import NAMES
 
@@ -76,18 +77,15 @@ MEMORY = 1.5
 Row = dict[str, object]
 
 
-def publish(rows: Sequence[Row], name: str | None) -> int:
-    """Print the table and write it to figures/bench/`name`, unless that is None.
+def publish(rows: Sequence[Row], file: Path | None) -> int:
+    """Print the table and write it to `file`, as JSON, unless that is None.
 
     Returns 1 where a bar is missed, else 0.
     """
     table = pd.DataFrame(rows)
     print(table.to_string(index=False, float_format="{:.4g}".format, na_rep=""))
-    if name is not None:
-        file = root() / "figures" / "bench" / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        rows = json.loads(table.to_json(orient="records", double_precision=15))
-        file.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    if file is not None:
+        write_json(file, json.loads(table.to_json(orient="records", double_precision=15)))
     return int((table["pass"] == "no").any())
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 from redlib.errors import RedlibError
 from redlib.models import open_image
+from redlib.params import local
 
 ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
@@ -38,7 +39,7 @@ def own(folder: str | Path) -> list[Own]:
     Raises:
         RedlibError: no such folder, or no image file in it.
     """
-    where = Path(folder).expanduser()
+    where = local(folder)
     if not where.is_dir():
         raise RedlibError(f"games_dir: no folder {str(where)!r}")
     found = sorted(p for p in where.iterdir() if p.suffix.lower() in ENDINGS and p.is_file())

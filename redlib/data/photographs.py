@@ -17,9 +17,10 @@ import hashlib
 import json
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError, URLError
+from urllib.error import HTTPError
 from urllib.request import urlopen
 
 from PIL import Image
@@ -27,6 +28,7 @@ from PIL import Image
 from redlib.data.reading import Unreadable, column, decode, encoded, revision, row, table, texts
 from redlib.data.sources import COCO, VQAV2, Source
 from redlib.errors import RedlibError
+from redlib.params import local
 from redlib.store import atomic
 
 QUESTIONS = "v2_OpenEnded_mscoco_val2014_questions.json"
@@ -201,12 +203,14 @@ def _fetched(url: str) -> Path:
     if config.HF_HUB_OFFLINE:
         raise RedlibError(f"{COCO.name}: offline, and {url} is not in {path.parent}; {remedy}")
     try:
-        with urlopen(url, timeout=PATIENCE) as answer, atomic(path) as temporary:
-            temporary.write_bytes(answer.read())
+        with urlopen(url, timeout=PATIENCE) as answer:
+            data = answer.read()
     except HTTPError as error:
         raise Unreadable(f"{url}: {error}") from None
-    except (URLError, OSError) as error:
+    except (HTTPException, OSError) as error:  # URLError is one of the latter
         raise RedlibError(f"{COCO.name}: {url} cannot be fetched ({error}); {remedy}") from None
+    with atomic(path) as temporary:
+        temporary.write_bytes(data)
     return path
 
 
@@ -247,7 +251,7 @@ def _folder(source: Source, data_dir: str | None) -> Path | None:
     """The data set's folder below `data_dir`; None without one."""
     if data_dir is None:
         return None
-    folder = Path(data_dir).expanduser() / source.folder
+    folder = local(data_dir) / source.folder
     files = {VQAV2: f"{QUESTIONS}, {ANNOTATIONS} and val2014/", COCO: f"{KARPATHY} and train2014/"}
     if not folder.is_dir():
         raise RedlibError(

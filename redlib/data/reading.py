@@ -26,6 +26,7 @@ from PIL import Image
 
 from redlib.data.sources import Source
 from redlib.errors import RedlibError
+from redlib.params import local
 
 MOST_UNREADABLE = 0.01
 """Share of the pictures read that may be damaged: with more, what is left is another data set. A
@@ -82,7 +83,7 @@ def table(source: Source, data_dir: str | None, *, columns: Sequence[str]) -> An
     and nothing is cached, if the data set is gated, if a file is damaged, or without a column.
     """
     if data_dir is not None:
-        folder = Path(data_dir).expanduser() / source.folder
+        folder = local(data_dir) / source.folder
         if not folder.is_dir():
             raise RedlibError(
                 f"data_dir: no folder {str(folder)!r} for {source.name}; copy it there with `hf "

@@ -15,7 +15,6 @@ whose films are not there (those of NTU RGB+D may not be passed on) are named an
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import zip_longest
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,7 +25,7 @@ from redlib.data.benchmarks import BENCHMARKS, SEVERAL
 from redlib.data.photo import Photo, readable, rows, told
 from redlib.data.reading import Skipped, row, table
 from redlib.errors import RedlibError
-from redlib.params import Params
+from redlib.params import Params, local
 
 FRAMES = 16
 
@@ -202,7 +201,7 @@ def _film(path: str, params: Params) -> str:
     """The file of a film, fetched where it has to be."""
     of = BENCHMARKS["film"]
     if params.data_dir is not None:
-        file = Path(params.data_dir).expanduser() / of.folder / path
+        file = local(params.data_dir) / of.folder / path
         if not file.is_file():
             raise RedlibError(f"{file} is not there")
         return str(file)

@@ -21,11 +21,10 @@ cocodataset.org's 13 GB for its 82,783 training images.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import pandas as pd
 
-from redlib.params import NOTEBOOKS, Params
+from redlib.params import NOTEBOOKS, Params, local
 
 
 @dataclass(frozen=True)
@@ -108,7 +107,7 @@ def fetches(params: Params, *, notebooks: Sequence[str] = tuple(NOTEBOOKS)) -> p
         size += images * source.per_image
         if params.data_dir is not None:
             size, place = 0.0, f"folder {params.data_dir}"
-            copied = (Path(params.data_dir).expanduser() / source.folder / "data").is_dir()
+            copied = (local(params.data_dir) / source.folder / "data").is_dir()
             disk = disk if copied else 0.0
         rows.append((source.name, source.ids[0], source.split, round(size, 3), place, disk))
     return pd.DataFrame(rows, columns=columns)

@@ -348,7 +348,7 @@ def _tile(
             for layer, trace in whole.traces.items()
         },
         image=f"{_name(view.pixels[tile : tile + 1])}/{tile}",
-        extra={name: values[at] for name, values in whole.extra.items()},
+        extra={name: whole.given(name)[at] for name in whole.extra},
         pooling=_pooling(part, (shape,), 1, cells, device),
         smaller=_smaller(model, view.pixels[tile : tile + 1], cells),
     )

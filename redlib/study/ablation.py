@@ -14,7 +14,6 @@ that with all of them, and the mean of these five. Every draw of the bootstrap t
 and recomputes all accuracies, ratios and differences from them.
 """
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -109,7 +108,7 @@ def judge(
         kind,
         code=CODE,
         questions=limit,
-        books={name: fingerprint(book) for name, book in books.items()},
+        books={name: book.digest for name, book in books.items()},
         draws=draws,
         tokens=keep,
         seed=p.seed,
@@ -142,11 +141,6 @@ def _ask(
     return evaluate(
         vlm, {name: tokens}, questions, lambda *_: mask, max_new_tokens=longest, progress=False
     )
-
-
-def fingerprint(book: Codebook) -> str:
-    """Twelve letters that tell codebooks of different prototypes apart."""
-    return hashlib.sha256(book.vectors.numpy().tobytes()).hexdigest()[:12]
 
 
 def shares(answers: pd.DataFrame, *, resamples: int = 2000, seed: int = 0) -> Shares:

@@ -7,7 +7,7 @@ image, and compute what is missing:
     table = cascade_images(session, probes)        # divergence, where it can still decide
     scores = score_grid(session, table)            # one row per setting of the four thresholds
     built = build(session, table, chosen(session, scores))
-    built.codebook.save(codebook_path(session))
+    keep(session, built)
 
 Thresholds. The paper's belong to models of seven billion parameters. For another model they are
 chosen from GRID by one rule, on calibration scenes: the highest five-task mean at 64 kept tokens.
@@ -33,9 +33,10 @@ from redlib.codebook import Codebook, Criteria, NoPrototype, candidates
 from redlib.data.images import ROLES
 from redlib.data.photographs import Picture
 from redlib.notebook import MEASURING, Session
+from redlib.params import BUILDS
 from redlib.prune import keep_lowest, random_scores, redundancy
 from redlib.stages import EAGER, UNCHOSEN, Built, Probing
-from redlib.store import Store
+from redlib.store import Store, write_json
 from redlib.study.asking import FIVE_TASKS, ask, asked_scenes, five
 from redlib.tabletop import Scene
 
@@ -67,6 +68,16 @@ _CODE = (*MEASURING, "clustering", "codebook", "stages", "study/codebooks", "tab
 def codebook_path(session: Session) -> Path:
     """runs/<run_name>/codebook.safetensors."""
     return session.folder / "codebook.safetensors"
+
+
+def keep(session: Session, built: Built) -> None:
+    """Save the codebook for notebooks 06 to 08, and beside it the parameters that it follows from,
+    by which `redlib run` tells an outdated one."""
+    path, p = codebook_path(session), session.params
+    note = path.with_suffix(".json")
+    note.unlink(missing_ok=True)  # so that it never speaks of another codebook
+    built.codebook.save(path)
+    write_json(note, {name: getattr(p, name) for name in BUILDS})
 
 
 def training_scenes(session: Session) -> dict[str, Scene | Picture]:
@@ -188,8 +199,8 @@ def _read_on(
 
 
 def _store(session: Session, kind: str, **key: Any) -> Store:
-    """A table of readings; they depend on the copies that a single token is fed in, too."""
-    key |= {"repeats": session.model.repeats, "start": START} | session.of_images("training")
+    """A table of readings."""
+    key |= {"start": START} | session.of_images("training")
     return session.store(kind, notebook="05", code=_CODE, **key)
 
 
@@ -312,16 +323,6 @@ def score_grid(session: Session, table: pd.DataFrame) -> pd.DataFrame:
     frame.insert(0, "setting", [f"{n + 1}" for n in range(len(frame))])
     if session.source.real:
         return frame
-    store = session.store(
-        "grid",
-        notebook="05",
-        code=(*_CODE, "bench", "prune", "study/asking", "tabletop/questions"),
-        images=p.codebook_images,
-        calibration=p.n_calibration,
-        questions=p.n_questions,
-        settings=grid.to_dict("list"),
-        seed=p.seed,
-    )
     names: list[str] = []
     methods: dict[str, Codebook | None] = {"unpruned": None, "random": None}
     for book in books:
@@ -331,6 +332,15 @@ def score_grid(session: Session, table: pd.DataFrame) -> pd.DataFrame:
         names.append("" if book is None else name)
         if book is not None and twin is None:
             methods[name] = book
+    store = session.store(
+        "grid",
+        notebook="05",
+        code=(*_CODE, "bench", "prune", "study/asking", "tabletop/questions"),
+        calibration=p.n_calibration,
+        questions=p.n_questions,
+        books={name: book.digest for name, book in methods.items() if book is not None},
+        seed=p.seed,
+    )
     asker: list[_Asker] = []
 
     def ask_one(name: str) -> pd.DataFrame:
@@ -369,7 +379,7 @@ def make(session: Session) -> Built:
     probes = probe_images(session)
     table = cascade_images(session, probes)
     built = build(session, table, chosen(session, score_grid(session, table)))
-    built.codebook.save(codebook_path(session))
+    keep(session, built)
     return built
 
 

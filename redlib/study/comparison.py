@@ -18,7 +18,7 @@ import pandas as pd
 
 from redlib import answers, report
 from redlib.errors import RedlibError
-from redlib.store import read_json
+from redlib.store import read_csv, read_json
 from redlib.study import printed
 
 TASKS: dict[str, str] = {
@@ -106,7 +106,7 @@ def _accuracy(folder: Path | None) -> pd.DataFrame:
     needed = ["method", "tokens", "task", "accuracy", "low", "high", "n", "images", "kept"]
     if folder is None or not (folder / "accuracy.csv").is_file():
         return pd.DataFrame(columns=["setting", *needed])
-    frame = pd.read_csv(folder / "accuracy.csv")
+    frame = read_csv(folder / "accuracy.csv")
     for name in needed:
         if name not in frame:
             raise RedlibError(

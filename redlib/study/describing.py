@@ -16,7 +16,6 @@ text-rich scene is asked for its word too, and the answer ends the description.
     changes(table, resamples=2000, seed=0)       # scenes, kind, change, low, high
 """
 
-import hashlib
 from collections import Counter
 
 import numpy as np
@@ -83,7 +82,7 @@ def describe(session: Session, codebook: Codebook) -> pd.DataFrame:
     store = session.store(
         "descriptions",
         code=CODE,
-        codebook=hashlib.sha256(codebook.vectors.numpy().tobytes()).hexdigest()[:12],
+        codebook=codebook.digest,
         budgets=budgets(p),
     )
 
@@ -119,7 +118,7 @@ def _described_photographs(session: Session, codebook: Codebook) -> pd.DataFrame
     about = {photo.id: (photo, q.text) for photo, q in zip(photos, questions, strict=True)}
     store = session.store(
         "descriptions", code=CODE, budgets=budgets(p),
-        codebook=hashlib.sha256(codebook.vectors.numpy().tobytes()).hexdigest()[:12],
+        codebook=codebook.digest,
         **identity(p, questions),
     )  # fmt: skip
 

@@ -27,10 +27,9 @@ import pandas as pd
 from redlib.codebook import Codebook, Criteria
 from redlib.errors import RedlibError
 from redlib.notebook import Session
-from redlib.params import Params
+from redlib.params import Params, local
 from redlib.released import UNTOLD
 from redlib.study import codebooks, pruning
-from redlib.study.ablation import fingerprint
 from redlib.tabletop.world import redraw
 
 
@@ -50,7 +49,7 @@ def codebook(session: Session) -> Codebook:
     if book.revision != vlm.revision:
         told = f"was made with revision {book.revision!r} of the model, not {vlm.revision!r}"
         raise _of_another(p, told, vlm.revision)
-    session.ours = f"{Path(p.codebook).name} ({len(book)} prototypes, digest {fingerprint(book)})"
+    session.ours = f"{Path(p.codebook).name} ({len(book)} prototypes, digest {book.digest})"
     print(f"Ours: the codebook {session.ours}, not built by this run")
     return book
 
@@ -60,7 +59,7 @@ def read(params: Params) -> Codebook:
 
     Raises RedlibError, one line: the file is missing or no codebook, or its model has another name.
     """
-    path = Path(params.codebook).expanduser()
+    path = local(params.codebook)
     if not path.is_file():
         raise RedlibError(
             f"codebook: no file {params.codebook!r}; `redlib codebook import` makes one of the "

@@ -30,6 +30,7 @@ import pandas as pd
 
 from redlib import answers, report
 from redlib.errors import RedlibError
+from redlib.store import read_csv
 from redlib.study import printed
 
 HOLDS, FAILS, OPEN, NOT_RUN = VERDICTS = (
@@ -159,7 +160,7 @@ def _look(claim: Any, run: str, folder: Path) -> _Found | None:
     path = folder / f"{claim.table}.csv"
     if not claim.rule or not path.is_file():
         return None
-    frame = pd.read_csv(path)
+    frame = read_csv(path)
     rows = _chosen(frame, claim.where, path).dropna(subset=[_column(frame, claim.value, path)])
     if rows.empty or not _complete(rows, claim.where):
         return None

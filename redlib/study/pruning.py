@@ -366,7 +366,7 @@ def answer_images(session: Session, codebook: Codebook, limits: pd.DataFrame) ->
         "answers",
         code=(*MEASURING, "bench", "prune", "study/pruning", "study/asking", "tabletop/questions"),
         questions=[p.n_questions, p.n_further, p.n_captions, p.n_tiled],
-        codebook=hashlib.sha256(codebook.vectors.numpy().tobytes()).hexdigest()[:12],
+        codebook=codebook.digest,
         rules=[repr(asked) for part in plan.values() for asked in part],
         probe=[p.prompt, p.top_prob, p.top_jsd, p.jsd_definition, p.k_region, p.k_global]
         if "probe" in p.methods

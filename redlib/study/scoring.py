@@ -294,7 +294,9 @@ def opened(answers: pd.DataFrame, value: str) -> pd.DataFrame:
     front = first["setting"].map(lambda name: "" if name == "base" else f"{name}:")
     rule = front + first["method"] + "@" + first["tokens"].astype(str)
     key = ["task", "image", "question", "gold"]
-    table = first.assign(rule=rule).pivot(index=key, columns="rule", values=value)
+    # A benchmark may ask the same question about one image twice: one answer stands for both.
+    first = first.assign(rule=rule).drop_duplicates([*key, "rule"])
+    table = first.pivot(index=key, columns="rule", values=value)
     order = first[key].drop_duplicates()
     table = table.loc[pd.MultiIndex.from_frame(order), rule.drop_duplicates()].reset_index()
     table.insert(0, "number", range(1, len(table) + 1))

@@ -214,10 +214,11 @@ def answer_samples(session: Session, codebook: Codebook) -> pd.DataFrame:
     store = session.store(
         "several",
         code=(*MEASURING, "bench", "prune", "study/several", "tabletop/pairs", "tabletop/films"),
-        codebook=hashlib.sha256(codebook.vectors.numpy().tobytes()).hexdigest()[:12],
+        codebook=codebook.digest,
         limits=list(limits.values()),
         seeds=p.random_seeds,
         seed=p.seed,
+        questions=p.n_several,
         **_identity(p, drawn.values()),
     )
     found = store.compute(

@@ -71,7 +71,7 @@ def play(session: Session, codebook: Codebook) -> pd.DataFrame | None:
     store = session.store(
         "games",
         code=CODE,
-        codebook=hashlib.sha256(codebook.vectors.numpy().tobytes()).hexdigest()[:12],
+        codebook=codebook.digest,
         tokens=p.game_tokens,
         **_identity(games),
     )

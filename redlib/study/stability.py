@@ -172,21 +172,23 @@ def paraphrases(session: Session, table: pd.DataFrame) -> pd.DataFrame:
     """
     p, vlm = session.params, session.model
     drawn = codebooks.training_scenes(session)
-    rows = table[table["top1_head"].notna()].drop(columns="vector")
-    own = {name: rows[rows["image"] == name] for name in list(drawn)[: p.stability_images]}
+    names = list(drawn)[: p.stability_images]
+    rows = table[table["top1_head"].notna() & table["image"].isin(names)].drop(columns="vector")
+    own = {name: rows.loc[rows["image"] == name, "patch"].tolist() for name in names}
 
     def measure(name: str) -> pd.DataFrame:
-        tokens, frame = vlm.encode([drawn[name].image]).tokens[0], own[name].copy()
+        tokens, frame = vlm.encode([drawn[name].image]).tokens[0], {"patch": own[name]}
         for number, text in enumerate(PARAPHRASES, 1):
-            found = probe.single(vlm, tokens, frame["patch"], prompt=text, top=p.top_prob)
+            found = probe.single(vlm, tokens, own[name], prompt=text, top=p.top_prob)
             frame[f"paraphrase {number}"] = found["top1_head"].to_numpy()
-        return frame.reset_index(drop=True)
+        return pd.DataFrame(frame).assign(image=name)
 
     store = session.store(
-        "paraphrases", code=_CODE, texts=list(PARAPHRASES), prompt=p.prompt, top=p.top_prob,
-        repeats=vlm.repeats, images=p.codebook_images, **session.of_images("training"),
+        "paraphrases", code=_CODE, texts=list(PARAPHRASES), top=p.top_prob, patches=own,
+        **session.of_images("training"),
     )  # fmt: skip
-    return store.compute(own, measure, describe="images")
+    read = store.compute(own, measure, describe="images")
+    return rows.merge(read, on=["image", "patch"], validate="one_to_one")
 
 
 def correlations(

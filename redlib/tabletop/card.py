@@ -16,6 +16,7 @@ import pandas as pd
 
 from redlib import models
 from redlib.errors import RedlibError
+from redlib.store import read_json, write_json, write_text
 from redlib.tabletop.lessons import ARTICLE_SHARE, MIN_TOKENS
 from redlib.tabletop.world import COLOURS, GROUNDS, LEVELS, NOUNS, SIZES, WITHHELD, WORDS
 
@@ -144,6 +145,18 @@ def table_text(table: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
+def measured(folder: Path) -> Path:
+    """The card's numbers in a checkpoint's folder.
+
+    Raises:
+        RedlibError: the folder holds no measured card.
+    """
+    path = Path(folder) / MEASURED
+    if not path.is_file():
+        raise RedlibError(f"no {path}: run `redlib evaluate` without --quick first, it writes it")
+    return path
+
+
 def apart(table: pd.DataFrame, folder: Path) -> list[str]:
     """One line for every metric whose interval lies apart from the card's.
 
@@ -153,10 +166,8 @@ def apart(table: pd.DataFrame, folder: Path) -> list[str]:
     Raises:
         RedlibError: the folder holds no measured card.
     """
-    path = Path(folder) / MEASURED
-    if not path.is_file():
-        raise RedlibError(f"no {path}: run `redlib evaluate` without --quick first, it writes it")
-    held = pd.DataFrame(json.loads(path.read_text())).set_index("metric")
+    path = measured(folder)
+    held = pd.DataFrame(read_json(path)).set_index("metric")
     lines = []
     for row in table.dropna(subset=["low"]).itertuples(index=False):
         if row.metric in held.index:
@@ -205,5 +216,5 @@ def write(name: str, folder: Path, table: pd.DataFrame) -> None:
         notes="\n" + textwrap.fill(notes, 100) + "\n" if notes else "",
         tried="\n".join([*head, *tried, ""]) if tried else "",
     )
-    (folder / "README.md").write_text(text)
-    (folder / MEASURED).write_text(json.dumps(plain(table), indent=1) + "\n")
+    write_text(folder / "README.md", text)
+    write_json(folder / MEASURED, plain(table))

@@ -161,9 +161,11 @@ def main(name: str, *, quick: bool = False, as_json: bool = False) -> int:
     Returns:
         3 where an interval lies apart from the card's, else 1 where a bar is missed, else 0.
     """
+    folder = Path(models.locate(name))
+    if quick:
+        card.measured(folder)  # so that its absence is told before minutes of measuring
     table = measure(name, quick=quick)
     print(json.dumps(card.plain(table), indent=1) if as_json else card.table_text(table))
-    folder = Path(models.locate(name))
     if quick:
         apart = card.apart(table, folder)
         for line in apart:

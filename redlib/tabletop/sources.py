@@ -30,6 +30,7 @@ from tqdm.auto import tqdm
 from redlib import layouts
 from redlib.geometry import Sight
 from redlib.layouts import Layout
+from redlib.store import write_text
 from redlib.tabletop import films as world_films
 from redlib.tabletop import pairs as world_pairs
 from redlib.tabletop.films import Film
@@ -312,5 +313,5 @@ def _source(
                 with torch.no_grad(), precision(device):
                     out = features(vision, torch.from_numpy(shown).to(device))
                 store[part] = out.float().cpu().numpy()
-            done_path.write_text(str(i + len(tiles[i : i + 8])))
+            write_text(done_path, str(i + len(tiles[i : i + 8])))
     return Source(store, tiles, cards, layout)

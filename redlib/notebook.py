@@ -260,14 +260,15 @@ class Session:
     ) -> "Saved":
         """Save a figure or a table with all that a reader needs, and return it for display.
 
-        figure: a matplotlib figure, or a data frame to be shown as a table.
+        figure: a matplotlib figure, or a data frame to be shown as a table, worded for readers.
         name: of the files, without ending. title: short heading. caption: what is drawn, from what
         and how many. reading: how to read it, and what would falsify the claim. alt: what the
         picture shows, stating the finding (also the table's summary). With photographs all of these
         say image where they say scene. data: the numbers drawn, a
         tidy table (for a table: the table itself by default). paper_item: "Figure 4", "Table 1".
         Writes <name>.csv, <name>.json and, for a figure, <name>.png; the note last, so that a
-        picture without numbers never appears on the page. Raises RedlibError for a name that is no
+        picture without numbers never appears on the page; it holds a table as it is shown, where
+        that is not `data`. Raises RedlibError for a name that is no
         file name, an empty text, or a folder that cannot be written.
         """
         if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name):
@@ -308,9 +309,11 @@ class Session:
             note["width"], note["height"] = _png_size(png)
             with atomic(self.figures / f"{name}.png") as temporary:
                 temporary.write_bytes(png)
-        csv = data.to_csv(index=False, float_format=_six_digits, lineterminator="\n")
+        csv = _csv(data)
         with atomic(self.figures / f"{name}.csv") as temporary:
             temporary.write_bytes(csv.encode("utf-8"))
+        if is_table and figure is not data:
+            csv = note["shown"] = _csv(figure)
         note["parameters"] = self._own_parameters()
         note["versions"] = self._versions()
         if sets:
@@ -385,7 +388,8 @@ class Session:
 
 
 class Saved:
-    """A figure or table that was saved; Jupyter shows the same bytes that lie in the file.
+    """A figure or table that was saved; Jupyter shows the bytes that lie in the file, or in the
+    note.
 
     The alternative text goes with the picture, so that the committed notebook carries it too.
     """
@@ -404,6 +408,10 @@ class Saved:
             return {"text/html": table, "text/plain": repr(self)}, {}
         data = {"image/png": base64.b64encode(self.png).decode(), "text/plain": repr(self)}
         return data, {"image/png": {"alt": html.escape(self.note["alt"], quote=True)}}
+
+
+def _csv(frame: pd.DataFrame) -> str:
+    return frame.to_csv(index=False, float_format=_six_digits, lineterminator="\n")
 
 
 def _six_digits(value: float) -> str:

@@ -15,6 +15,7 @@ import io
 import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 from urllib.parse import quote
@@ -40,7 +41,7 @@ _NOTE = (
 _CLAIM = ("notebook", "statement", "holds", "evidence", "paper_item")
 
 # Longer tables are cut on the page; the CSV file has every row.
-MAX_ROWS = 40
+MAX_ROWS = 60
 
 
 def write(
@@ -264,12 +265,18 @@ def _item(note: Mapping[str, Any], run: str, folder: Path, links: "_Links") -> s
     key = _id(run, note["name"])
     lines = [f'<article class="item" aria-labelledby="{key}"><h4 id="{key}">{_head(note)}</h4>']
     if note["kind"] == "table":
-        cells = table(
+        numbers = partial(
+            table,
             folder / f"{note['name']}.csv",
-            caption=note["caption"],
             link=lambda row: links.to(run, answers.of_row(row)),
         )
+        shown = note.get("shown")
+        cells = table(io.StringIO(shown), caption=note["caption"]) if shown else None
+        cells = cells or numbers(caption=note["caption"])
         lines.append(f'{region(key, cells)}<p class="summary">{text(note["alt"])}</p>')
+        if shown:
+            under = region(key, numbers(caption="As in the CSV file"))
+            lines.append(f"<details><summary>Its numbers, row by row</summary>{under}</details>")
     else:
         size = f'width="{note["width"]}" height="{note["height"]}"'
         lines.append(f'<figure><img src="{link}.png" alt="{text(note["alt"])}" {size}>')

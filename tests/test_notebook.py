@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 import redlib
-from redlib import notebook
+from redlib import notebook, report
 from redlib.errors import RedlibError
 from redlib.notebook import begin, declared, root
 from redlib.params import NOTEBOOKS, ONE_WORD_PROMPT
@@ -158,7 +158,19 @@ def test_a_table_is_shown_as_a_table(home):
     bundle, _ = saved._repr_mimebundle_()
     assert '<th scope="col">task</th>' in bundle["text/html"]
     assert "a&lt;b" in bundle["text/html"]
-    assert saved.note["kind"] == "table"
+    assert saved.note["kind"] == "table" and "shown" not in saved.note
+
+
+def test_a_table_is_shown_as_worded_and_kept_as_numbers(home):
+    session, numbers = begin("06", {}), pd.DataFrame({"accuracy": [0.51234567]})
+    saved = session.save(pd.DataFrame({"Right, %": ["51"]}), "tab", data=numbers, **TEXTS)
+    shown = saved._repr_mimebundle_()[0]["text/html"]
+    assert '<th scope="col" class="number">Right, %</th>' in shown and "accuracy" not in shown
+    assert (session.figures / "tab.csv").read_text() == "accuracy\n0.512346\n"
+    session.finish()
+    page = report.write(home / "index.html", {"smoke": session.figures}, title="T")
+    text = page.read_text()
+    assert text.index("Right, %") < text.index("Its numbers, row by row") < text.index("0.512346")
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def folders(tmp_path):
     one, two = tmp_path / "figures" / "one", tmp_path / "figures" / "two"
     item(one, "second", order=2)
     item(one, "first", order=1)
-    item(one, "later", notebook="06", kind="table", rows=50)
+    item(one, "later", notebook="06", kind="table", rows=70)
     item(two, "first", paper_item="")
     claim = {"statement": "A < B", "holds": False, "evidence": "n = 3", "paper_item": ""}
     write_json(one / "04.claims.json", [claim | {"notebook": "04"}])
@@ -192,7 +192,7 @@ def test_tables_are_tables(page):
     heads = page.all("th")
     assert all(h["scope"] in ("col", "row") for h in heads)
     assert len(page.all("caption")) == len(page.all("table")) == 2
-    assert "first 40 of 50 rows" in "".join(page.text)
+    assert "first 60 of 70 rows" in "".join(page.text)
     regions = [a for a in page.all("div") if a.get("role") == "region"]
     assert all(a["tabindex"] == "0" for a in regions)
 

@@ -8,7 +8,7 @@ import pytest
 
 from redlib.bench import mme
 from redlib.bench.intervals import interval, ratio
-from redlib.study import ledger, scoring
+from redlib.study import ledger, pruning, scoring
 
 POPE = ("pope-random", "pope-popular", "pope-adversarial")
 FIVE = ("pope", "mme", "mmb", "seed", "rwqa")
@@ -242,3 +242,32 @@ def test_the_ledger_decides_its_claims_by_these_tables(answers, tmp_path):
     for claim in wanted:
         found = ledger._look(claim, "run", tmp_path)
         assert found is not None, claim.id
+
+
+@pytest.mark.parametrize(
+    ("differences", "holds"),
+    [
+        ([(0.02, 0.05), (0.01, 0.09)], True),
+        ([(0.02, 0.05), (-0.01, 0.09)], None),
+        ([(0.02, 0.05), (-0.09, -0.01)], False),
+        ([], None),
+    ],
+)
+def test_a_rival_that_keeps_less_and_answers_more_falsifies(differences, holds):
+    """The last rival keeps as many as Ours, so that what it answers says nothing."""
+    names, n = [f"rival {k}" for k in range(len(differences))], pruning.LEAST_IMAGES
+    kept = [(name, 64, 0.2, 0.1, 0.3, n) for name in names] + [("even", 64, 0.0, -0.1, 0.1, n)]
+    found = pd.DataFrame(
+        kept, columns=["against", "tokens", "difference", "low", "high", "images"]
+    )  # fmt: skip
+    ends = [*zip(names, differences, strict=True), ("even", (-0.9, -0.8))]
+    rivals = pd.DataFrame(
+        [("base", "ours", name, 64, "mean", (low + high) / 2, low, high, 500, n)
+         for name, (low, high) in ends],
+        columns=["setting", "method", "against", "tokens", "task", "difference", "low", "high", "n",
+                 "images"],
+    )  # fmt: skip
+    verdict = pruning.informative_verdict(found, rivals)
+    assert verdict.holds is holds
+    if holds is False:
+        assert "less in 1" in verdict.evidence and "rival 1 at 64" in verdict.evidence

@@ -109,7 +109,7 @@ def test_a_bar_may_be_a_floor_or_a_ceiling():
 
 
 def test_the_table_is_written_as_rows(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(speed, "root", lambda: tmp_path)
+    monkeypatch.setattr("redlib.__main__.root", lambda: tmp_path)
     held, missed = (speed.row(name, value, n=1, bar=1.5) for name, value in (("x", 2), ("y", 1)))
     monkeypatch.setattr(timing, "minutes", lambda: held)
     monkeypatch.setattr(pruned, "measure", lambda vlm: [held])
@@ -126,7 +126,7 @@ def test_the_table_is_written_as_rows(tmp_path, monkeypatch, capsys):
 
 
 def test_exactness_over_every_patch_is_a_table_of_its_own(tmp_path, tiny_vlm: VLM, monkeypatch):
-    monkeypatch.setattr(speed, "root", lambda: tmp_path)
+    monkeypatch.setattr("redlib.__main__.root", lambda: tmp_path)
     monkeypatch.setattr(speed, "NAMES", ("small",))
     monkeypatch.setattr(speed, "LOGITS", {torch.float32: 5e-6})
     monkeypatch.setattr(speed, "EXACT_IMAGES", 1)

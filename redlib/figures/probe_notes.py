@@ -3,8 +3,7 @@
 Each function returns the keywords of `session.save` for the figure of the same name in
 `redlib.figures.probes` (or for a table): title, caption, reading, alt, paper_item. The text
 alternative states what this run found; nothing in it is written by hand. Captions name the model
-drawn with and, where there is one, the model of the paper's figure (row 25 of the list of
-differences between the paper and its release).
+drawn with and, where there is one, the model of the paper's figure.
 """
 
 from collections.abc import Sequence
@@ -299,8 +298,8 @@ def choices(vlm: VLM, table: pd.DataFrame) -> dict[str, str]:
     windows = table.set_index("topic")["here"].filter(like="window").iloc[0]
     return _note(
         "What the paper leaves open in the leave-one-out",
-        "The paper's text, the released code and this notebook, by the rows 6, 7, 16 and 24 of "
-        f"the project's list of differences; numbers are those of {vlm.name}.",
+        "What the paper's text says, what the released code does and what this notebook does; "
+        f"numbers are those of {vlm.name}.",
         "Where the last column names both, both are computed above; elsewhere the release was "
         "followed because the paper says nothing.",
         f"Table of {len(table)} choices. The window at the border is {windows}.",

@@ -546,7 +546,7 @@ def definitions(table: pd.DataFrame, *, tau_jsd: float) -> Figure:
     for ax, suffix, title, colour in zip(
         axes,
         ("_row6", "_row7", "_released"),
-        ("10 candidates (row 6)", "swapped, mean (row 7)", "released (both)"),
+        ("10 candidates", "swapped, mean", "released: both"),
         ("blue", "green", "purple"),
         strict=True,
     ):

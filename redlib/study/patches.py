@@ -543,7 +543,7 @@ def finding_verdict(areas: pd.DataFrame | None, target: str, score: str, rival: 
         statement,
         (True if apart[0] else False if apart[1] else None) if known else None,
         " against ".join(
-            f"AUROC {row['auroc']:.2f} ({row['low']:.2f} to {row['high']:.2f})" for row in rows
+            f"AUROC {row['auroc']:.3f} ({row['low']:.3f} to {row['high']:.3f})" for row in rows
         )
         + f", pooled over {rows[0]['positives']} covered and {rows[0]['negatives']} other patches",
         finding,

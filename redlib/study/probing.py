@@ -602,17 +602,17 @@ def choices(vlm: VLM, *, prompt: str) -> pd.DataFrame:
     centred = sum(int(grid.window(patch)[4]) == patch for patch in range(grid.size))
     before, after = vlm.prompt(prompt)
     rows = [
-        ("candidates (row 6)", "20 best of the intact run", "10 best of the intact run",
+        ("candidates", "20 best of the intact run", "10 best of the intact run",
          "both, side by side"),
-        ("formula (row 7)", "half of KL(M‖Q) + KL(N‖Q), summed", "arguments swapped, mean",
+        ("formula", "half of KL(M‖Q) + KL(N‖Q), summed", "arguments swapped, mean",
          "both, side by side"),
-        ("window at the border (row 16)", "not said", "moved inside the grid",
+        ("window at the border", "not said", "moved inside the grid",
          f"moved inside: {len(windows)} distinct windows for {grid.size} patches, target central "
          f"in {centred}"),
-        ("input of the region (row 24)", "not said", "9 tokens, positions compact",
+        ("input of the region", "not said", "9 tokens, positions compact",
          f"{len(before)} text + 9 visual + {len(after)} text tokens at positions 0.."
          f"{len(before) + 9 + len(after) - 1}"),
-        ("prompt (row 24)", "not said for leave-one-out", "the one-word prompt of the probe",
+        ("prompt", "not said for leave-one-out", "the one-word prompt of the probe",
          "the parameter `prompt`, by default that one"),
     ]  # fmt: skip
     return pd.DataFrame(rows, columns=["topic", "paper", "released", "here"])

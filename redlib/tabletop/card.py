@@ -88,8 +88,9 @@ is therefore a property of this model, and evidence about the real ones only whe
 so.
 
 {family}
-It was trained by `redlib train {name}` on the *tabletop* world: drawn scenes of named, coloured
-pictograms with exact masks. {parameters:,} parameters, fp16 on disk, float32 by default.
+Its recipe is `redlib train {name}`; where its own training differed is told below, if
+it did. It learned from the *tabletop* world alone: drawn scenes of named, coloured pictograms with
+exact masks. {parameters:,} parameters, fp16 on disk, float32 by default.
 
 ## Data card: tabletop
 

@@ -411,7 +411,8 @@ class Saved:
 
 
 def _csv(frame: pd.DataFrame) -> str:
-    return frame.to_csv(index=False, float_format=_six_digits, lineterminator="\n")
+    # Numbers that were put together with an empty table are objects, and would keep all digits.
+    return frame.infer_objects().to_csv(index=False, float_format=_six_digits, lineterminator="\n")
 
 
 def _six_digits(value: float) -> str:

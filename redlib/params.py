@@ -280,7 +280,7 @@ class Params(BaseModel):
     attention_positions: _whole(200) = Field(
         200, description="text positions whose current and next token are ranked in 01"
     )
-    top_prob: _whole(1) | None = Field(
+    top_prob: _whole(2) | None = Field(
         None, description="candidates that the top-1 probability is normalised over"
     )
     top_jsd: _whole(2) | None = Field(

@@ -254,13 +254,17 @@ def test_the_ledger_decides_its_claims_by_these_tables(answers, tmp_path):
     ],
 )
 def test_a_rival_that_keeps_less_and_answers_more_falsifies(differences, holds):
-    """The last rival keeps as many as Ours, so that what it answers says nothing."""
+    """Those that keep as many as Ours, or whose first layers saw all tokens, decide nothing."""
     names, n = [f"rival {k}" for k in range(len(differences))], pruning.LEAST_IMAGES
-    kept = [(name, 64, 0.2, 0.1, 0.3, n) for name in names] + [("even", 64, 0.0, -0.1, 0.1, n)]
+    kept = [(name, 64, 0.2, 0.1, 0.3, n) for name in names] + [
+        ("even", 64, 0.0, -0.1, 0.1, n),
+        ("fastv", 64, 0.2, 0.1, 0.3, n),
+    ]
     found = pd.DataFrame(
         kept, columns=["against", "tokens", "difference", "low", "high", "images"]
     )  # fmt: skip
-    ends = [*zip(names, differences, strict=True), ("even", (-0.9, -0.8))]
+    ends = [*zip(names, differences, strict=True)]
+    ends += [(name, (-0.9, -0.8)) for name in ("even", "fastv")]
     rivals = pd.DataFrame(
         [("base", "ours", name, 64, "mean", (low + high) / 2, low, high, 500, n)
          for name, (low, high) in ends],

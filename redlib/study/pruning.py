@@ -565,9 +565,12 @@ def informative_verdict(found: pd.DataFrame, rivals: pd.DataFrame) -> Verdict:
     """Whether Ours answers better wherever it keeps more of the informative tokens.
 
     found: rows of `scoring.informative_gaps`. rivals: of `scoring.rivals`. One rival that keeps
-    fewer at a budget and answers more, each by its interval, says no; yes takes all of them.
+    fewer at a budget and answers more, each by its interval, says no; yes takes all of them. What
+    prunes inside the language model is no rival here: its first layers have seen every token.
     """
+    inside = [name for name, method in ALL.items() if method.inside is not None]
     more = found[(found["low"] > 0) & (found["images"] >= LEAST_IMAGES)]
+    more = more[~more["against"].isin(inside)]
     ours = (rivals["method"] == "ours") & (rivals["setting"] == "base") & (rivals["task"] == "mean")
     told = rivals[ours].merge(more[["against", "tokens"]], on=["against", "tokens"])
     told = told[told["images"] >= LEAST_IMAGES]

@@ -104,8 +104,15 @@ INFORMATIVE = 0.5
 INFORMATIVE = "Where Ours keeps more of the informative tokens than a rival, it answers more"
 """What has to follow if redundancy is what the paper says."""
 
-PAPER_CODEBOOK = (576, 454, 4096)
-"""Tokens, prototypes and width of the paper's LLaVA-1.5."""
+PAPER_TOKENS = 576
+"""Visual tokens of the paper's LLaVA-1.5."""
+
+PAPER_CODEBOOKS = {
+    "LLaVA-1.5": (454, 4096),
+    "LLaVA-Next": (969, 4096),
+    "LLaVA-OneVision": (310, 3584),
+}
+"""Prototypes (section 9.1) and width of the paper's models."""
 
 
 def load_codebook(session: Session) -> Codebook:
@@ -664,10 +671,11 @@ def costs(session: Session, codebook: Codebook) -> pd.DataFrame:
     parameters = sum(weight.numel() for weight in vlm.decoder.layers.parameters())
     size, n = vlm.grid.size, len(codebook)
     ours = operations(size, n, vlm.width)
-    tokens, prototypes, width = PAPER_CODEBOOK
+    (prototypes, width), tokens = PAPER_CODEBOOKS["LLaVA-1.5"], PAPER_TOKENS
+    theirs = operations(tokens, prototypes, width)
     rows = [
         (vlm.name, size, n, vlm.width, ours, ours / (2 * parameters * size)),
-        ("LLaVA-1.5-7B (paper)", tokens, prototypes, width, operations(*PAPER_CODEBOOK), np.nan),
+        ("LLaVA-1.5-7B (paper)", tokens, prototypes, width, theirs, np.nan),
     ]
     columns = ["model", "tokens", "prototypes", "width", "operations", "share_of_prefill"]
     frame = pd.DataFrame(rows, columns=columns)

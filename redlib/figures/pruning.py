@@ -453,6 +453,9 @@ def thresholds_note(kept: pd.DataFrame, *, model: str) -> dict:
     }
 
 
+_TIED = "\N{NO-BREAK SPACE}"
+
+
 def accuracy_table(summary: pd.DataFrame, shares: pd.DataFrame) -> pd.DataFrame:
     """Table 1 for readers: a row per setting, budget and method, a column per task.
 
@@ -470,7 +473,7 @@ def accuracy_table(summary: pd.DataFrame, shares: pd.DataFrame) -> pd.DataFrame:
             continue
         cells = part.set_index("task")
         row = {
-            "Tokens": f"{tokens}, {_SETTINGS[setting]}",
+            "Tokens": f"{tokens}, {_SETTINGS[setting]}".replace(" ", _TIED),
             "Method": METHODS[method],
             "Kept": f"{part['kept'].iloc[0]:.1f}",
         }
@@ -478,8 +481,8 @@ def accuracy_table(summary: pd.DataFrame, shares: pd.DataFrame) -> pd.DataFrame:
         row |= {head: _cell(cells, task) for task, head in heads.items()}
         key = (setting, method, tokens)
         row["% of unpruned"] = (
-            f"{100 * kept.loc[key, 'share']:.0f} [{100 * kept.loc[key, 'low']:.0f}, "
-            f"{100 * kept.loc[key, 'high']:.0f}]" if key in kept.index else "100"
+            f"{100 * kept.loc[key, 'share']:.0f} " + _ends(*kept.loc[key, ["low", "high"]])
+            if key in kept.index else "100"
         )  # fmt: skip
         row["n, images"] = f"{cells['n'].get('mean', 0)}, {cells['images'].get('mean', 0)}"
         rank = list(METHODS).index(method)
@@ -495,9 +498,12 @@ def _cell(cells: pd.DataFrame, task: str) -> str:
     if task not in cells.index:
         return "-"
     row = cells.loc[task]
-    spread = "" if pd.isna(row["std"]) else f" ± {100 * row['std']:.1f}"
-    low, high = 100 * row["low"], 100 * row["high"]
-    return f"{100 * row['accuracy']:.1f}{spread} [{low:.0f}, {high:.0f}]"
+    spread = "" if pd.isna(row["std"]) else f"{_TIED}±{_TIED}{100 * row['std']:.1f}"
+    return f"{100 * row['accuracy']:.1f}{spread} " + _ends(row["low"], row["high"])
+
+
+def _ends(low: float, high: float) -> str:
+    return f"[{100 * low:.0f},{_TIED}{100 * high:.0f}]"
 
 
 def accuracy_note(

@@ -101,7 +101,7 @@ KNOWING = ("oracle", "oracle-inverse")
 INFORMATIVE = 0.5
 """A token is informative if an object or the written word covers so much of its patch."""
 
-INFORMATIVE = "Where Ours keeps more of the informative tokens than a rival, it answers more"
+KEEPS_MORE = "Where Ours keeps more of the informative tokens than a rival, it answers more"
 """What has to follow if redundancy is what the paper says."""
 
 PAPER_TOKENS = 576
@@ -591,7 +591,7 @@ def informative_verdict(found: pd.DataFrame, rivals: pd.DataFrame) -> Verdict:
             f"{least['tokens']}: five-task mean {_points(least)} over {least['n']} questions"
         )
     holds = False if worse else True if better and better == len(told) else None
-    return Verdict(INFORMATIVE, holds, evidence, "Figures 10, 11")
+    return Verdict(KEEPS_MORE, holds, evidence, "Figures 10, 11")
 
 
 def conclusion(summary: pd.DataFrame, gaps: dict[int, pd.DataFrame]) -> str:

@@ -299,7 +299,7 @@ def _check_codebook(one: Params, numbers: Sequence[str]) -> None:
     parameters? Where there is none, they build it themselves, or say that this takes long."""
     first = "05"
     late = [number for number in numbers if first in BUILDS_ON.get(number, ())]
-    file = runs_folder(one.run_name) / "codebook.safetensors"
+    file = runs_folder(one.run_name) / params.CODEBOOK
     if not late or first in numbers or one.codebook is not None or not file.is_file():
         return
     remedy = f"run {first} with them: --only {','.join([first, *late])}"

@@ -201,6 +201,9 @@ BUILDS = (
 )  # fmt: skip
 """Parameters that the codebook of notebook 05 follows from; the last two choose its thresholds."""
 
+CODEBOOK = "codebook.safetensors"
+"""The file of that codebook, in the run's folder of working files."""
+
 
 class Params(BaseModel):
     """Every parameter of every notebook; read-only, and nothing is converted in silence.

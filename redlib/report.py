@@ -270,13 +270,14 @@ def _item(note: Mapping[str, Any], run: str, folder: Path, links: "_Links") -> s
             folder / f"{note['name']}.csv",
             link=lambda row: links.to(run, answers.of_row(row)),
         )
-        shown = note.get("shown")
-        cells = table(io.StringIO(shown), caption=note["caption"]) if shown else None
-        cells = cells or numbers(caption=note["caption"])
-        lines.append(f'{region(key, cells)}<p class="summary">{text(note["alt"])}</p>')
-        if shown:
+        summary = f'<p class="summary">{text(note["alt"])}</p>'
+        if "shown" in note:
+            worded = table(io.StringIO(note["shown"]), caption=note["caption"])
             under = region(key, numbers(caption="As in the CSV file"))
+            lines.append(f"{region(key, worded)}{summary}")
             lines.append(f"<details><summary>Its numbers, row by row</summary>{under}</details>")
+        else:
+            lines.append(f"{region(key, numbers(caption=note['caption']))}{summary}")
     else:
         size = f'width="{note["width"]}" height="{note["height"]}"'
         lines.append(f'<figure><img src="{link}.png" alt="{text(note["alt"])}" {size}>')

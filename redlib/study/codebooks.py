@@ -33,7 +33,7 @@ from redlib.codebook import Codebook, Criteria, NoPrototype, candidates
 from redlib.data.images import ROLES
 from redlib.data.photographs import Picture
 from redlib.notebook import MEASURING, Session
-from redlib.params import BUILDS
+from redlib.params import BUILDS, CODEBOOK
 from redlib.prune import keep_lowest, random_scores, redundancy
 from redlib.stages import EAGER, UNCHOSEN, Built, Probing
 from redlib.store import Store, write_json
@@ -67,7 +67,7 @@ _CODE = (*MEASURING, "clustering", "codebook", "stages", "study/codebooks", "tab
 
 def codebook_path(session: Session) -> Path:
     """runs/<run_name>/codebook.safetensors."""
-    return session.folder / "codebook.safetensors"
+    return session.folder / CODEBOOK
 
 
 def keep(session: Session, built: Built) -> None:

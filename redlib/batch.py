@@ -50,7 +50,7 @@ from redlib.machine import calibration_seconds, cores
 from redlib.notebook import figures_folder, root, runs_folder
 from redlib.params import NOTEBOOKS, PLACES, Params, local
 from redlib.scale import Workers
-from redlib.store import code_version, read_json, write_json, write_text, writing
+from redlib.store import Missing, code_version, read_json, write_json, write_text, writing
 from redlib.study import comparison, ledger, printed
 
 # The notebooks whose saved results a notebook reads, instead of measuring the same again.
@@ -443,8 +443,8 @@ def _finish(job: _Job) -> float:
         publish(job.executed, job.source)
     notes = report.items(figures_folder(job.one))
     made = [note["name"] for note in notes if note["notebook"] == job.number]
-    _note_time(job, seconds)
-    write_json(job.state, {"inputs": job.inputs, "seconds": round(seconds, 1), "items": made})
+    write_json(job.state, {"inputs": job.inputs, "items": made} | _times(job, seconds))
+    _gather_times(job.base)
     return seconds
 
 
@@ -552,17 +552,26 @@ def _is_done(state_file: Path, inputs: str, one: Params) -> bool:
     return state.get("inputs") == inputs and there.issuperset(state["items"])
 
 
-def _note_time(job: _Job, seconds: float) -> None:
-    path = job.base / "timing.json"
-    times = read_json(path) if path.exists() else {}
-    times[job.number] = {
+def _times(job: _Job, seconds: float) -> dict:
+    """How long a notebook took, and how fast the machine was before it."""
+    return {
         "notebook": NOTEBOOKS[job.number],
         "seconds": round(seconds, 1),
         "calibration_matmul_1024_fp32_seconds": round(job.calibration, 5),
         "calibration_gflops": round(2 * 1024**3 / job.calibration / 1e9, 1),
         "threads": job.threads,
     }
-    write_json(path, dict(sorted(times.items())))
+
+
+def _gather_times(base: Path) -> None:
+    """Draw up timing.json from what is noted of every finished notebook, anew each time: two runs
+    of one folder that end at once then lose no line."""
+    times = {}
+    for path in sorted((base / "state").glob("*.json")):
+        with contextlib.suppress(Missing):  # the other run begins that notebook anew
+            state = read_json(path)
+            times[path.stem] = {k: v for k, v in state.items() if k not in ("inputs", "items")}
+    write_json(base / "timing.json", times)
 
 
 def _note(job: _Job, event: str) -> None:
@@ -577,15 +586,16 @@ def _publish_log(one: Params, place: Path) -> None:
     base = runs_folder(one.run_name)
     states = [base / "state" / f"{number}.json" for number in one.notebooks]
     if all(path.is_file() for path in states):
-        inputs = "".join(read_json(path)["inputs"] for path in states)
-        times = {number: read_json(base / "timing.json")[number] for number in one.notebooks}
+        found = [read_json(path) for path in states]
+        inputs = "".join(state["inputs"] for state in found)
         lines = [
             f"run id {hashlib.sha256(inputs.encode()).hexdigest()[:12]}",
             "It names what the results depend on: parameters, code, notebooks and checkpoint.",
             *(
-                f"{time['notebook']}: a 1,024 x 1,024 fp32 product ran at "
-                f"{time['calibration_gflops']} GFLOP/s before it"
-                for time in times.values()
+                f"{state['notebook']}: a 1,024 x 1,024 fp32 product ran at "
+                f"{state['calibration_gflops']} GFLOP/s before it"
+                for state in found
+                if "calibration_gflops" in state  # not in those of an older version
             ),
         ]
         log = (base / "log.txt").read_text(encoding="utf-8")

@@ -138,6 +138,20 @@ def test_working_files(finished):
     assert json.loads((runs / "results" / "02.json").read_text()) == {"n": 1}
 
 
+def test_two_runs_of_one_folder_lose_no_time(home, monkeypatch):
+    """Another run has ended a notebook since, and begun one anew between look and read."""
+    file = project(home, {"01": ["seed = 0"], "02": ["seed = 0"]})
+    monkeypatch.setattr(batch, "_command", lambda *_: [sys.executable, "-c", ""])
+    batch.run(file, only=["02"])
+    folder = home / "runs/one"
+    (folder / "timing.json").write_text("{}")
+    (folder / "state/03.json").symlink_to("vanished")
+    batch.run(file, only=["01"])
+    times = json.loads((folder / "timing.json").read_text())
+    assert list(times) == ["01", "02"]
+    assert times["02"]["notebook"] == NOTEBOOKS["02"]
+
+
 @pytest.fixture
 def home(tmp_path, monkeypatch):
     monkeypatch.setenv("REDLIB_ROOT", str(tmp_path))

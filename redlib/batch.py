@@ -564,14 +564,21 @@ def _times(job: _Job, seconds: float) -> dict:
 
 
 def _gather_times(base: Path) -> None:
-    """Draw up timing.json from what is noted of every finished notebook, anew each time: two runs
-    of one folder that end at once then lose no line."""
+    """Draw up timing.json from what is noted of every finished notebook; again where another run
+    of this folder has noted something meanwhile, so that none of its lines is lost."""
+    written = None
+    while (times := _noted_times(base)) != written:
+        write_json(base / "timing.json", times)
+        written = times
+
+
+def _noted_times(base: Path) -> dict[str, dict]:
     times = {}
     for path in sorted((base / "state").glob("*.json")):
         with contextlib.suppress(Missing):  # the other run begins that notebook anew
             state = read_json(path)
             times[path.stem] = {k: v for k, v in state.items() if k not in ("inputs", "items")}
-    write_json(base / "timing.json", times)
+    return times
 
 
 def _note(job: _Job, event: str) -> None:

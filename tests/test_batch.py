@@ -139,16 +139,26 @@ def test_working_files(finished):
 
 
 def test_two_runs_of_one_folder_lose_no_time(home, monkeypatch):
-    """Another run has ended a notebook since, and begun one anew between look and read."""
+    """Another run has ended a notebook since, begins one anew between look and read, and ends one
+    between read and write."""
     file = project(home, {"01": ["seed = 0"], "02": ["seed = 0"]})
     monkeypatch.setattr(batch, "_command", lambda *_: [sys.executable, "-c", ""])
     batch.run(file, only=["02"])
     folder = home / "runs/one"
     (folder / "timing.json").write_text("{}")
     (folder / "state/03.json").symlink_to("vanished")
+    write = batch.write_json
+
+    def late(path, value):
+        if path.name == "timing.json":
+            state = json.loads((folder / "state/02.json").read_text())
+            (folder / "state/04.json").write_text(json.dumps(state))
+        write(path, value)
+
+    monkeypatch.setattr(batch, "write_json", late)
     batch.run(file, only=["01"])
     times = json.loads((folder / "timing.json").read_text())
-    assert list(times) == ["01", "02"]
+    assert list(times) == ["01", "02", "04"]
     assert times["02"]["notebook"] == NOTEBOOKS["02"]
 
 

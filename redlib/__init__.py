@@ -4,8 +4,9 @@ The library behind the notebooks of this repository. Imports point only downward
 
     params, geometry, layouts,          parameters, token grids, what stands at which position, the
     errors, machine                     error a reader sees, how fast this machine is just now
-    models, store, scale                a checkpoint as one handle; resumable result tables, and
-                                        many processes that fill them
+    pictures, hub, models               image files; where a model's files lie; a checkpoint as one
+                                        handle
+    store, scale                        resumable result tables, and many processes that fill them
     planner, engine                     what many variants of one image share; exact forwards over
                                         them that compute it once
     probe, leave_one_out, states,       what a token says alone, what its absence changes, what
@@ -33,14 +34,14 @@ _HOME = {
     "VLM": "models",
     "begin": "notebook",
     "load": "models",
-    "open_image": "models",
+    "open_image": "pictures",
     "pruned": "prune.install",
 }
 _MODULES = (
     "answers", "batch", "bench", "clustering", "codebook", "costs", "data", "engine", "errors",
-    "forecast", "geometry", "layouts", "leave_one_out", "machine", "models", "notebook", "params",
-    "planner", "probe", "prune", "released", "report", "scale", "stages", "states", "store",
-    "tabletop",
+    "forecast", "geometry", "hub", "layouts", "leave_one_out", "machine", "models", "notebook",
+    "params", "pictures", "planner", "probe", "prune", "released", "report", "scale", "stages",
+    "states", "store", "tabletop",
 )  # fmt: skip
 
 __all__ = ["__version__", *_HOME, *_MODULES]

@@ -44,7 +44,7 @@ from typing import Any
 import nbformat
 import yaml
 
-from redlib import answers, forecast, params, report
+from redlib import answers, forecast, params, pictures, report
 from redlib.errors import RedlibError
 from redlib.machine import calibration_seconds, cores
 from redlib.notebook import figures_folder, root, runs_folder
@@ -141,11 +141,11 @@ def run(
     runs = params.load_set(file)
     folder = root() / "notebooks"
     chosen = {one.run_name: _choose(only, one) for one in runs}
-    embedded = all(one.model in _checkpoints() for one in runs)
-    threads = _threads(embedded)
+    shipped = all(one.model in params.embedded() for one in runs)
+    threads = _threads(shipped)
     if jobs is None:
         each = threads * max(one.workers for one in runs)
-        jobs = max(1, min(MOST_JOBS, cores() // each)) if embedded else 1
+        jobs = max(1, min(MOST_JOBS, cores() // each)) if shipped else 1
     if jobs < 1:
         raise RedlibError(f"--jobs: must be 1 or more; got {jobs}")
     for one in [*runs, *params.load_beside(file)]:
@@ -273,25 +273,25 @@ def _check_inputs(one: Params) -> None:
         workers = Workers(scheduler=one.scheduler)
         workers.start()
         workers.close()
-    embedded = _checkpoints()
+    shipped = params.embedded()
     folder = local(one.model)
-    known = one.model in embedded or folder.is_dir()
+    known = one.model in shipped or folder.is_dir()
     hub_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", one.model) and not folder.exists()
     if not known and not hub_id:
-        names = ", ".join(sorted(embedded)) or "none"
+        names = ", ".join(shipped) or "none"
         raise RedlibError(
             f"model: no folder, Hugging Face id or embedded model {one.model!r} (embedded: {names})"
         )
-    if one.image is not None or one.device != "auto" or one.model not in embedded:
-        from redlib import models  # torch and transformers, only where there is something to check
+    if one.image is not None or one.device != "auto" or one.model not in shipped:
+        from redlib import hub, models  # torch and transformers, only where there is need
 
         models.choose_device(one.device)
         if one.image is not None:
-            models.open_image(one.image)
+            pictures.open_image(one.image)
         if folder.is_dir():
-            models.check_folder(str(folder))
+            hub.check_folder(str(folder))
         elif not known:
-            models.read_config(one.model, one.revision)
+            hub.read_config(one.model, one.revision)
 
 
 def _check_codebook(one: Params, numbers: Sequence[str]) -> None:
@@ -310,11 +310,6 @@ def _check_codebook(one: Params, numbers: Sequence[str]) -> None:
             raise RedlibError(
                 f"{from_here(file)}: built with {name} = {before!r}, now {now!r}; {remedy}"
             )
-
-
-def _checkpoints() -> dict[str, Path]:
-    folder = Path(__file__).parent / "checkpoints"
-    return {path.parent.name: path.parent for path in folder.glob("*/config.json")}
 
 
 def _run_all(
@@ -532,7 +527,7 @@ def _inputs(one: Params, number: str, folder: Path) -> str:
         digest.update(json.dumps(cells).encode())
     digest.update(one.model_dump_json(exclude=set(PLACES)).encode())
     digest.update(code_version().encode())
-    model = _checkpoints().get(one.model, local(one.model))
+    model = params.embedded().get(one.model, local(one.model))
     named = [local(name) for name in (one.image, one.codebook) if name is not None]
     for folder in (model, *([local(one.games_dir)] if one.games_dir is not None else [])):
         named += sorted(folder.iterdir()) if folder.is_dir() else []

@@ -26,7 +26,7 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from redlib import models
+from redlib import hub
 from redlib.engine import TOKENS_PER_FORWARD
 from redlib.geometry import Grid, release_ranks
 from redlib.leave_one_out import ablation_paths
@@ -242,7 +242,7 @@ def shape_of(model: str, revision: str | None = None) -> Shape:
     Hugging Face id."""
     if model in SHAPES:
         return SHAPES[model]
-    config = models.read_config(model, revision)
+    config = hub.read_config(model, revision)
     text, vision = config.text_config, config.vision_config
     clip = config.vision_feature_select_strategy == "default"
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads

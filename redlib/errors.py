@@ -12,6 +12,11 @@ and nothing else, because IPython asks an exception how it wants to be drawn.
 """
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of another library says first, for a message of one line."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
+
+
 class RedlibError(Exception):
     """A mistake in the input that one line can explain."""
 

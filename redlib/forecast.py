@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from redlib.params import NOTEBOOKS, Params, local
+from redlib.params import NOTEBOOKS, Params, embedded, local
 
 HUB = "Hugging Face hub"
 WEIGHTS = "*.safetensors"
@@ -79,7 +79,6 @@ def _of(one: Params, notebooks: Sequence[str]) -> list[str]:
 def _fetched_by(one: Params, notebooks: Sequence[str]) -> pd.DataFrame:
     from redlib import costs, data
     from redlib.data import benchmarks
-    from redlib.models import embedded
 
     here = one.model in embedded() or local(one.model).is_dir()
     row = {

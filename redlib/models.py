@@ -20,7 +20,7 @@ paper probes them so. Other visual inputs of these models come whole, newlines a
     vlm.several([one, other])     # OneVision: images of one prompt
     vlm.film(frames)              # OneVision: a video
 
-A name is looked up as an embedded checkpoint, then as a folder, then as a Hugging Face id.
+A name is looked up as an embedded checkpoint, then as a folder, then as a Hugging Face id (`hub`).
 
 A model that does not fit into a GPU in half precision can be stored in 8 or 4 bits. Everything then
 runs, but its logits are another model's: a JSD that decides at 0.002 moves, and no threshold of the
@@ -31,35 +31,25 @@ loads a name once (`VLM.__reduce__`).
 """
 
 import functools
-import hashlib
 import importlib.util
 import json
-import os
 import platform
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib import resources
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import torch
 import transformers
-from huggingface_hub import errors as hub
-from huggingface_hub import try_to_load_from_cache
-from PIL import Image, ImageOps, UnidentifiedImageError
-from safetensors import SafetensorError, safe_open
+from PIL import Image
 from torch import Tensor, nn
 
-from redlib import layouts
+from redlib import hub, layouts
 from redlib.errors import RedlibError
 from redlib.geometry import Grid, Sight
-from redlib.params import FAMILIES, KINDS, PRESETS, local
-
-DECODERS = ("llama", "qwen2")
-"""Text model types whose layers `redlib.engine` reproduces exactly."""
+from redlib.params import FAMILIES, KINDS, PRESETS, embedded, local
 
 PAPER_LAYERS = (1, 16, 30)
 PAPER_DEPTH = 32
@@ -79,8 +69,6 @@ VIDEO_KEYS = (
     "do_convert_rgb", "do_normalize", "do_rescale", "do_resize", "image_mean", "image_std",
     "resample", "rescale_factor", "size",
 )  # fmt: skip
-MOST_OBLONG = 50
-_NONE = "unknown"  # revision of a model of which there is no telling
 
 
 @dataclass(frozen=True)
@@ -431,13 +419,14 @@ def load(
         RedlibError: nothing of that name, no such LLaVA, a licence that was not accepted, no
             network, unreadable files, a package that is missing, or a model that does not fit.
     """
-    source = locate(name)
+    source = hub.locate(name)
     place = choose_device(device)
     options = _placing(place, device, device_map, quantization)
     with _quiet():
         try:
-            config = _config(name, source, revision)
-            commit = _commit(source, revision)  # all files of one commit, even of a moving branch
+            config = hub.read_config(name, revision)
+            # All files are taken of one commit, even where the branch moves meanwhile.
+            commit = hub.commit_of(name, revision)
             precision = _dtype(dtype, place, config.dtype)
             if quantization is not None:
                 options["quantization_config"] = _bits(quantization, precision)
@@ -454,7 +443,8 @@ def load(
         except RedlibError:
             raise
         except Exception as error:  # transformers and safetensors raise many kinds for bad files
-            raise RedlibError(_trouble(name, source, revision, error)) from error
+            told = _too_large(name) if out_of_memory(error) else hub.trouble(name, revision, error)
+            raise RedlibError(told) from error
     if processor.chat_template is None:
         raise RedlibError(f"model {name!r} has no chat template; save one with its processor")
     if options:
@@ -466,7 +456,7 @@ def load(
         model,
         processor,
         pad_token_id=_pad_id(name, config, processor, pad_token_id),
-        revision=_revision(source, commit),
+        revision=hub.revision_of(name, commit),
         wish=device,
     )
     return replace(vlm, device_map=device_map, quantization=quantization)
@@ -528,55 +518,10 @@ def _loaded(name: str, how: tuple, revision: str) -> VLM:
         name,
         device=wish,
         dtype=dtype,
-        revision=None if revision == _NONE else revision,
+        revision=None if revision == hub.UNKNOWN else revision,
         device_map=device_map,
         quantization=quantization,
     )
-
-
-def check_folder(name: str) -> None:
-    """Find in a second what `load` would find in a folder's files after reading all weights.
-
-    Raises:
-        RedlibError: config.json or the safetensors are missing, damaged, or of another model.
-    """
-    source = locate(name)
-    _config(name, source, None)
-    if wrong := _wrong_weights(Path(source)):
-        raise RedlibError(f"{wrong}; copy it again")
-
-
-def _wrong_weights(folder: Path) -> str | None:
-    """What is wrong with the safetensors of a folder, as far as their headers tell; None: nothing.
-
-    The header of a file says how long it has to be, so a download that broke off is found.
-    """
-    files = sorted(folder.glob("*.safetensors"))
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (OSError, ValueError, LookupError, AttributeError):
-            return f"{str(index)!r} is truncated or damaged"
-        if missing := sorted(named - {file.name for file in files}):
-            return f"{str(folder / missing[0])!r} is missing, one of {len(named)} files of weights"
-    if not files:
-        return f"model folder {str(folder)!r} holds no safetensors file with the weights"
-    for file in files:
-        try:
-            with safe_open(file, framework="pt"):
-                pass
-        except (OSError, SafetensorError) as error:
-            return f"{str(file)!r} is truncated or damaged ({_first_line(error)})"
-    return None
-
-
-def embedded() -> list[str]:
-    """Names of the checkpoints shipped with the package."""
-    root = _checkpoints()
-    if not root.is_dir():
-        return []
-    return sorted(path.name for path in root.iterdir() if (path / "config.json").is_file())
 
 
 def relative_layers(depth: int) -> tuple[int, int, int]:
@@ -615,128 +560,6 @@ def out_of_memory(error: Exception) -> bool:
     words = ("can't allocate memory", "not enough memory")
     known = isinstance(error, MemoryError | torch.OutOfMemoryError)
     return known or any(part in str(error) for part in words)
-
-
-def open_image(path: str | Path) -> Image.Image:
-    """Read an image file as RGB, upright, with transparency laid on white.
-
-    Raises:
-        RedlibError: missing, a folder, not an image, truncated or without pixels.
-    """
-    path = local(path)
-    if not path.is_file():
-        raise RedlibError(f"image {str(path)!r} does not exist or is not a file")
-    if path.stat().st_size == 0:
-        raise RedlibError(f"image {str(path)!r} is empty (0 bytes)")
-    return read_image(path, str(path))
-
-
-def read_image(source: Path | BinaryIO, name: str) -> Image.Image:
-    """`open_image` of a file or of what a data set holds; name: how to call it in a complaint.
-
-    Raises:
-        RedlibError: as `open_image`.
-    """
-    try:
-        with Image.open(source) as file:
-            file.load()
-            image = ImageOps.exif_transpose(file)
-    except UnidentifiedImageError as error:
-        raise RedlibError(f"{name!r} is not an image that Pillow can read") from error
-    except Image.DecompressionBombError as error:
-        raise RedlibError(f"image {name!r} is too large: {_first_line(error)}") from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise RedlibError(
-            f"image {name!r} is truncated or damaged: {_first_line(error)}"
-        ) from error
-    if image.width == 0 or image.height == 0:
-        raise RedlibError(f"image {name!r} has no pixels ({image.width} x {image.height})")
-    if max(image.size) > MOST_OBLONG * min(image.size):
-        raise RedlibError(
-            f"image {name!r} is {image.width} x {image.height}: one side may be at most"
-            f" {MOST_OBLONG} times the other, crop it"
-        )
-    # Pillow would clip what needs more than 8 bits at 255.
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    elif image.mode in ("I", "F"):
-        raise RedlibError(
-            f"image {name!r} has 32 bits per pixel (mode {image.mode}); save it with 8 or 16"
-        )
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
-
-
-def _checkpoints() -> Path:
-    return Path(str(resources.files("redlib"))) / "checkpoints"
-
-
-def locate(name: str) -> str:
-    """A folder, or a Hugging Face id unchanged."""
-    if not name:
-        raise RedlibError("model: empty; an embedded name, a folder or a Hugging Face id is wanted")
-    shipped = _checkpoints() / name
-    for folder in (shipped, local(name)):
-        if folder.is_dir():
-            if not (folder / "config.json").is_file():
-                raise RedlibError(f"model folder {name!r} holds no config.json")
-            return str(folder)
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        return name
-    raise RedlibError(
-        f"no model {name!r}: not embedded ({', '.join(embedded()) or 'none shipped'}),"
-        " not a folder, not a Hugging Face id such as llava-hf/llava-1.5-7b-hf"
-    )
-
-
-def read_config(name: str, revision: str | None = None) -> transformers.PretrainedConfig:
-    """The configuration of a checkpoint, without its weights.
-
-    Raises:
-        RedlibError: nothing of that name, no such LLaVA, or an unreadable config.json.
-    """
-    return _config(name, locate(name), revision)
-
-
-def revision_of(name: str, revision: str | None = None) -> str:
-    """What `load` would report as `VLM.revision`, without weights in memory; `read_config` comes
-    first, since the commit is that of the config.json at hand."""
-    source = locate(name)
-    return _revision(source, _commit(source, revision))
-
-
-def _config(name: str, source: str, revision: str | None) -> transformers.PretrainedConfig:
-    try:
-        config = transformers.AutoConfig.from_pretrained(source, revision=revision)
-    except Exception as error:  # of many kinds
-        told = _from_hub(name, revision, error)
-        raise RedlibError(
-            told or f"cannot read config.json of model {name!r}: {_first_line(error)}"
-        ) from error
-    _check(name, config)
-    return config
-
-
-def _check(name: str, config: transformers.PretrainedConfig) -> None:
-    if config.model_type not in KINDS:
-        known = ", ".join(f"{family} ({kind!r})" for kind, family in KINDS.items())
-        raise RedlibError(f"model {name!r} is a {config.model_type!r}, none of {known}")
-    if config.text_config.model_type not in DECODERS:
-        raise RedlibError(
-            f"model {name!r} decodes with {config.text_config.model_type!r};"
-            f" only {', '.join(DECODERS)} are reproduced exactly"
-        )
-    wanted = "full" if config.vision_config.model_type.startswith("siglip") else "default"
-    if config.vision_feature_select_strategy != wanted or not isinstance(
-        config.vision_feature_layer, int
-    ):
-        raise RedlibError(
-            f"model {name!r} must take its features from one layer, without [cls]; got layer"
-            f" {config.vision_feature_layer!r}, strategy {config.vision_feature_select_strategy!r}"
-        )
 
 
 def _processor(source: str, revision: str | None, kind: str) -> transformers.ProcessorMixin | Parts:
@@ -800,61 +623,11 @@ def _check_one_device(name: str, model: transformers.PreTrainedModel) -> None:
         )
 
 
-def _trouble(name: str, source: str, revision: str | None, error: Exception) -> str:
-    """One line about a checkpoint that could not be loaded, and what to do."""
-    if told := _from_hub(name, revision, error):
-        return told
-    if out_of_memory(error):
-        return (
-            f"model {name!r} does not fit into the memory of the device; take dtype: float16, "
-            "quantization: 8bit or 4bit, or a device with more memory"
-        )
-    folder = _folder(source, revision)
-    if folder is not None and (wrong := _wrong_weights(folder)):
-        again = (
-            "copy it again" if Path(source).is_dir() else f"`hf download {name} --force-download`"
-        )
-        return f"cannot load model {name!r}: {wrong}; {again}"
+def _too_large(name: str) -> str:
     return (
-        f"cannot load model {name!r}: {_first_line(error)} (are config.json, the"
-        " tokenizer's files and the safetensors there, and whole?)"
+        f"model {name!r} does not fit into the memory of the device; take dtype: float16, "
+        "quantization: 8bit or 4bit, or a device with more memory"
     )
-
-
-def _folder(source: str, revision: str | None) -> Path | None:
-    """Where the files of a folder or of a cached download lie."""
-    if Path(source).is_dir():
-        return Path(source)
-    config = try_to_load_from_cache(source, "config.json", revision=revision)
-    return Path(config).parent if isinstance(config, str) else None
-
-
-def _from_hub(name: str, revision: str | None, error: BaseException) -> str | None:
-    """What the hub said, in one line with what to do; None if the error is not the hub's."""
-    found: BaseException | None = error
-    while found is not None:
-        if isinstance(found, hub.GatedRepoError):
-            return (
-                f"model {name!r} is gated: accept its licence at https://huggingface.co/{name} "
-                "with your account, then log in here with `hf auth login` (or set HF_TOKEN)"
-            )
-        if isinstance(found, hub.RepositoryNotFoundError):
-            return (
-                f"model {name!r}: the Hugging Face hub knows no such id, or it is private; correct "
-                "it, or log in with `hf auth login`"
-            )
-        if isinstance(found, hub.RevisionNotFoundError):
-            return f"revision: {revision!r} is no commit, branch or tag of model {name!r}"
-        if isinstance(found, hub.LocalEntryNotFoundError | hub.OfflineModeIsEnabled):
-            asked = f" --revision {revision}" if revision else ""
-            offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
-            why = "HF_HUB_OFFLINE is set" if offline else "the Hugging Face hub is out of reach"
-            return (
-                f"model {name!r} is not, or not whole, in this machine's cache, and {why}: run "
-                f"`hf download {name}{asked}` where there is a network, or name a folder"
-            )
-        found = found.__cause__ or found.__context__
-    return None
 
 
 def _check_weights(name: str, report: dict) -> None:
@@ -899,26 +672,6 @@ def _pad_id(
     return pad_id
 
 
-def _commit(source: str, revision: str | None) -> str | None:
-    """The commit that config.json of a Hugging Face id was read from: the name of its folder."""
-    if Path(source).is_dir():
-        return None
-    folder = _folder(source, revision)
-    return revision if folder is None else folder.name
-
-
-def _revision(source: str, commit: str | None) -> str:
-    folder = Path(source)
-    if not folder.is_dir():
-        return commit or _NONE
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
-
-
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Load without the bar that transformers draws per weight; a caller's setting is restored."""
@@ -930,8 +683,3 @@ def _quiet() -> Iterator[None]:
     finally:
         if shown:
             transformers.utils.logging.enable_progress_bar()
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -42,7 +42,7 @@ from redlib.store import Missing, Store, atomic, code_version, read_json, write_
 
 # The modules that decide what a measured row holds; part of the key of every table.
 MEASURING: tuple[str, ...] = (
-    "engine", "geometry", "leave_one_out", "models", "planner", "probe", "states",
+    "engine", "geometry", "leave_one_out", "models", "pictures", "planner", "probe", "states",
 )  # fmt: skip
 
 # Notebooks hold their pictures and have to stay below 1 MB.

@@ -130,6 +130,12 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+def embedded() -> dict[str, Path]:
+    """Name -> folder of the checkpoints shipped with the package."""
+    folder = Path(__file__).parent / "checkpoints"
+    return {path.parent.name: path.parent for path in sorted(folder.glob("*/config.json"))}
+
+
 def local(path: str | Path) -> Path:
     """A path that a parameter names, ~ being the reader's home; of a user who has none, as is."""
     try:

@@ -34,7 +34,7 @@ from scipy.sparse.csgraph import connected_components
 
 from redlib.codebook import Codebook, Criteria
 from redlib.errors import RedlibError
-from redlib.models import read_config, revision_of
+from redlib.hub import read_config, revision_of
 from redlib.params import KINDS
 
 UNTOLD = -1

@@ -435,7 +435,7 @@ def test_threads_follow_from_the_machine_and_the_users_wish_alone(monkeypatch):
 def test_workers_take_their_share_of_the_cores(home, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(batch, "cores", lambda: 8)
-    monkeypatch.setattr(batch, "_checkpoints", lambda: {str(home / "model"): home / "model"})
+    monkeypatch.setattr(batch.params, "embedded", lambda: {str(home / "model"): home / "model"})
     seen = []
     monkeypatch.setattr(batch, "_run_all", lambda waiting, jobs, *_: seen.append(jobs))
     for workers in (1, 2, 3):

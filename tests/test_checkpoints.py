@@ -20,7 +20,8 @@ import redlib
 from redlib import batch
 from redlib.codebook import Codebook, Criteria
 from redlib.errors import RedlibError
-from redlib.models import load, read_config
+from redlib.hub import read_config
+from redlib.models import load
 from redlib.notebook import Session
 from redlib.params import Params
 from redlib.store import Store

@@ -14,7 +14,9 @@ from PIL import Image
 
 import redlib
 from redlib.errors import RedlibError
-from redlib.models import VLM, _dtype, check_folder, load, open_image, relative_layers
+from redlib.hub import check_folder
+from redlib.models import VLM, _dtype, load, relative_layers
+from redlib.pictures import open_image
 
 
 def test_facts_about_the_checkpoint(tiny_vlm: VLM, tiny_folder: Path):

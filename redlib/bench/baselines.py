@@ -15,6 +15,7 @@ from torch import Tensor
 from redlib import models
 from redlib.errors import RedlibError
 from redlib.models import VLM
+from redlib.params import embedded
 from redlib.probe import is_article
 from redlib.tabletop import architectures
 
@@ -105,7 +106,7 @@ def lengthened(vlm: VLM) -> tuple[VLM, str]:
 def family_model(name: str, dtype: torch.dtype, seed: int) -> VLM:
     """A checkpoint of a family: the shipped one, or untrained with weights wide enough that patches
     differ."""
-    if name in models.embedded():
+    if name in embedded():
         return models.load(name, device="cpu", dtype=str(dtype).removeprefix("torch."))
     processor = architectures.make_processor(name)
     model = architectures.make_model(name, processor.tokenizer, seed=seed)

@@ -9,8 +9,8 @@ from pathlib import Path
 from PIL import Image
 
 from redlib.errors import RedlibError
-from redlib.models import open_image
 from redlib.params import local
+from redlib.pictures import open_image
 
 ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 

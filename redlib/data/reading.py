@@ -25,8 +25,9 @@ from typing import Any
 from PIL import Image
 
 from redlib.data.sources import Source
-from redlib.errors import RedlibError
+from redlib.errors import RedlibError, first_line
 from redlib.params import local
+from redlib.pictures import read_image
 
 MOST_UNREADABLE = 0.01
 """Share of the pictures read that may be damaged: with more, what is left is another data set. A
@@ -175,7 +176,7 @@ def _snapshot(name: str, source: Source, offline: bool) -> Path:
         ) from None
     except OSError as error:
         raise RedlibError(
-            f"{source.name}: {name} is not cached and cannot be fetched ({_first_line(error)}); "
+            f"{source.name}: {name} is not cached and cannot be fetched ({first_line(error)}); "
             "connect once, or set data_dir to a folder that holds it"
         ) from None
 
@@ -204,11 +205,11 @@ def _load(folder: Path, source: Source) -> Any:
     except (ArrowInvalid, DatasetGenerationError) as error:
         raise RedlibError(
             f"{source.name}: a file in {folder} is damaged or half downloaded "
-            f"({_first_line(error.__cause__ or error)}); delete it and fetch it again"
+            f"({first_line(error.__cause__ or error)}); delete it and fetch it again"
         ) from None
     except (FileNotFoundError, ValueError) as error:
         raise RedlibError(
-            f"{source.name}: {folder} holds no data set in {source.files} ({_first_line(error)}); "
+            f"{source.name}: {folder} holds no data set in {source.files} ({first_line(error)}); "
             f"expected is a copy of {source.ids[0]}"
         ) from None
 
@@ -232,8 +233,6 @@ def decode(stored: Any, which: str) -> Image.Image:
     which: how to call it in a complaint.
     Raises Unreadable: nothing stored, no image, truncated, or of a form that no model reads.
     """
-    from redlib.models import read_image  # torch comes with it
-
     data = encoded(stored, which)
     try:
         return read_image(io.BytesIO(data), which)
@@ -267,7 +266,3 @@ def texts(value: Any, *, field: str) -> tuple[str, ...]:
     if isinstance(value, dict):
         return texts(value.get(field), field=field)
     return tuple(text for item in value for text in texts(item, field=field))
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from redlib import models
+from redlib import hub, models
 from redlib.codebook import Codebook
 from redlib.errors import RedlibError
 from redlib.prune import install
@@ -61,7 +61,7 @@ class Respondent:
         if isinstance(self.processor, models.Parts):
             # The stock processor lays out tiles and several images; it needs torchvision.
             self.processor = transformers.AutoProcessor.from_pretrained(
-                models.locate(pretrained), revision=revision
+                hub.locate(pretrained), revision=revision
             )
         self.seen, self.kept = 0, 0
         self._run = None

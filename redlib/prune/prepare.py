@@ -15,7 +15,7 @@ from pathlib import Path
 from PIL import Image
 
 from redlib.errors import RedlibError
-from redlib.models import open_image
+from redlib.pictures import open_image
 
 Images = Image.Image | str | Path
 

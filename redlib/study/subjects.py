@@ -25,14 +25,15 @@ from torch import Tensor
 from redlib import leave_one_out, probe, states
 from redlib.data.photographs import Picture
 from redlib.data.sources import captioned
-from redlib.models import VLM, open_image
+from redlib.models import VLM
 from redlib.notebook import Session
 from redlib.params import Params
+from redlib.pictures import open_image
 from redlib.tabletop import Scene, questions, scenes
 from redlib.tabletop.questions import DESCRIBE
 
 CODE = (
-    "engine", "geometry", "leave_one_out", "models", "planner", "probe", "states",
+    "engine", "geometry", "leave_one_out", "models", "pictures", "planner", "probe", "states",
     "study/subjects", "tabletop/world",
 )  # fmt: skip
 """Modules whose change makes stored rows stale."""

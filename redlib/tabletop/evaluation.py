@@ -29,7 +29,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 from tqdm.auto import tqdm
 
-from redlib import leave_one_out, models, probe, states
+from redlib import hub, leave_one_out, models, probe, states
 from redlib.bench import captions
 from redlib.bench.answering import answers
 from redlib.bench.evaluation import evaluate, keep_all, keep_none
@@ -161,7 +161,7 @@ def main(name: str, *, quick: bool = False, as_json: bool = False) -> int:
     Returns:
         3 where an interval lies apart from the card's, else 1 where a bar is missed, else 0.
     """
-    folder = Path(models.locate(name))
+    folder = Path(hub.locate(name))
     if quick:
         card.measured(folder)  # so that its absence is told before minutes of measuring
     table = measure(name, quick=quick)

@@ -16,7 +16,6 @@ import redlib
 from redlib.errors import RedlibError
 from redlib.hub import check_folder
 from redlib.models import VLM, _dtype, load, relative_layers
-from redlib.pictures import open_image
 
 
 def test_facts_about_the_checkpoint(tiny_vlm: VLM, tiny_folder: Path):
@@ -207,41 +206,3 @@ def test_prompt_must_not_bring_its_own_image(tiny_vlm: VLM):
         tiny_vlm.prompt("what <image> ?")
     with pytest.raises(RedlibError, match="at least one image"):
         tiny_vlm.encode([])
-
-
-def test_images_are_converted(tmp_path: Path):
-    Image.new("CMYK", (8, 6), (0, 255, 255, 0)).save(tmp_path / "cmyk.jpg")
-    Image.new("RGBA", (8, 6), (0, 0, 0, 0)).save(tmp_path / "clear.png")
-    Image.new("I;16", (8, 6), 40_000).save(tmp_path / "deep.png")
-    upright = Image.Exif()
-    upright[0x0112] = 6  # turned by a quarter
-    Image.new("RGB", (8, 6)).save(tmp_path / "turned.jpg", exif=upright)
-    red = np.asarray(open_image(tmp_path / "cmyk.jpg"), int)[3, 3]
-    assert red[0] > 200 and red[1] < 60 and red[2] < 60
-    assert (np.asarray(open_image(tmp_path / "clear.png")) == 255).all()
-    assert np.unique(open_image(tmp_path / "deep.png")).tolist() == [40_000 // 256]
-    assert open_image(tmp_path / "deep.png").mode == "RGB"
-    assert open_image(tmp_path / "turned.jpg").size == (6, 8)
-
-
-def test_bad_images_are_refused_in_one_line(tmp_path: Path):
-    random_image(0, width=300, height=300).save(tmp_path / "whole.png")
-    whole = (tmp_path / "whole.png").read_bytes()
-    (tmp_path / "truncated.png").write_bytes(whole[: len(whole) // 2])
-    (tmp_path / "empty.png").write_bytes(b"")
-    (tmp_path / "text.png").write_text("not an image")
-    Image.new("RGB", (510, 10)).save(tmp_path / "strip.png")
-    Image.new("F", (8, 6), 0.5).save(tmp_path / "float.tiff")
-    cases = {
-        "missing.png": "does not exist",
-        ".": "not a file",
-        "truncated.png": "truncated or damaged",
-        "empty.png": "empty",
-        "text.png": "not an image",
-        "strip.png": "510 x 10: one side may be at most 50 times the other",
-        "float.tiff": "32 bits per pixel",
-    }
-    for name, words in cases.items():
-        with pytest.raises(RedlibError, match=words) as error:
-            open_image(tmp_path / name)
-        assert str(tmp_path) in str(error.value)

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import ConnectionPatch, Rectangle
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 from PIL import Image
 
 from redlib.figures import style
@@ -175,6 +175,7 @@ def grid_scores(scores: pd.DataFrame, chosen: int) -> Figure:
     ]  # fmt: skip
     figure.legend(handles=handles, loc="outside right upper")
     ax.set_xscale("log")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_major_formatter("{x:g}")
     ax.xaxis.set_minor_formatter(NullFormatter())
     ax.set_xlabel("prototypes in the codebook (log scale)")
@@ -396,6 +397,7 @@ def odds(table: pd.DataFrame) -> Figure:
         )  # fmt: skip
     ax.axvline(1, color=style.COLOURS["black"], lw=1, ls="--")
     ax.set_xscale("log")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_major_formatter("{x:g}")
     ax.xaxis.set_minor_formatter(NullFormatter())
     ax.set_yticks(range(len(centres)), [f"{c} clusters" for c in centres])

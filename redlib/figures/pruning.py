@@ -228,6 +228,7 @@ def curve(shares: pd.DataFrame) -> Figure:
     ax.set_xscale("log", base=2)
     ax.set_xticks(ticks, [str(n) for n in ticks])
     ax.minorticks_off()
+    ax.set_xlim(ticks[0] / 1.5, ticks[-1] * 1.5)  # so that one budget is seen to be one
     ax.set_xlabel("visual tokens kept (log scale)")
     ax.set_ylabel("five-task mean, % of the unpruned")
     figure.legend(*ax.get_legend_handles_labels(), loc="outside right upper")

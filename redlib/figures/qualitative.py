@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from redlib.figures import style
 from redlib.figures.veil import kept_patches, veiled
@@ -321,6 +322,7 @@ def spotted(changed: pd.DataFrame) -> Figure:
     left.set_ylim(len(y) - 0.5, -0.5)
     left.set_xlabel("differences per image")
     right.set_xlabel("pruned minus full, differences per image")
+    right.xaxis.set_major_locator(MaxNLocator(5))  # their labels have many digits
     figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return figure
 

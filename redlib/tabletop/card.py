@@ -61,16 +61,16 @@ patch, 27 x 27 visual tokens, 196 per frame of a video, an image newline, last l
 projector of two layers, Qwen2 decoder), a fraction of its widths. It began
 as tiny-llava-1.5, its tower as far as CLIP and SigLIP allow, and was trained on scenes, on
 questions about two images, on spot-the-difference pictures and on films of 16 frames, some of the
-images and films fuller of changes than any that it is asked about below. Its weights are
-twice a mean: of those before the stages "changes" and "finish" and those behind them, and of these
-and those behind the last stage, "polish". Its decoder's first layer was **set by
-hand** and not trained: it marks the visual tokens of every image but the first, those of a film
-by how late they come, and the words behind one that asks for the first or the second, the start or
-the end (`redlib/tabletop/marks.py`), which the real model had to learn. A single
-image was its base tile alone, in training and in the numbers below (`VLM.encode`). Stock `generate`
-adds tiles to single images, which this model never saw: `redlib.pruned(..., packing="base")` shows
-it the base tile alone. Its tower has no [cls]: below, similarity to the mean of the patches stands
-in for [cls] similarity.""",
+images and films fuller of changes than any that it is asked about below. Its weights are four times
+a mean: of those before the stages "changes" and "finish" and those behind them, then of what this
+gave and those behind "polish", behind "movers" and behind the last stage, "settle", in turn. Its
+decoder's first layer was **set by hand** and not trained: it marks the visual tokens of every image
+but the first, those of a film by how late they come, and the words behind one that asks for the
+first or the second, the start or the end (`redlib/tabletop/marks.py`), which the real model had to
+learn. A single image was its base tile alone, in training and in the numbers below (`VLM.encode`).
+Stock `generate` adds tiles to single images, which this model never saw:
+`redlib.pruned(..., packing="base")` shows it the base tile alone. Its tower has no [cls]: below,
+similarity to the mean of the patches stands in for [cls] similarity.""",
 }
 CARD = """---
 license: apache-2.0

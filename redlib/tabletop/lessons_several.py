@@ -6,7 +6,7 @@ with the right option for an answer; others about the same two scenes are laid o
 options (`_offered`); and beside them stand questions whose answers take a look at one place: which
 objects are in the first image, which image shows which, what happens to each object.
 
-What is kept are the same places in both images, or in a few of a film's frames, since two images
+What is kept are the same places in both images, or in some of a film's frames, since two images
 can only be compared where both are seen. As with scenes (`lessons`), an answer is the whole
 input's, whatever the places show.
 """
@@ -33,7 +33,7 @@ OFFERED = 6  # of them lettered ones about any two scenes
 UNANSWERABLE = 0.3  # of those
 OPEN = 0.5  # lettered questions that are asked without their options
 NO = 0.25  # of the comparisons of any two images whose answer is no, so many are asked
-FRAMES = {"rich": (2, 3, 4), "few": (2, 3, 4, 6), "more": (3, 4, 6), "all": (8, 16)}
+FRAMES = {"rich": (3, 6, 12), "few": (4, 8, 16), "more": (4, 6, 8), "all": (8, 16)}
 SPOTTED = (100, 144, 196)  # tokens of a rich view of a composite; it is always seen whole else
 
 
@@ -50,7 +50,7 @@ def on_composites(source: Source, kind: str, rng: np.random.Generator) -> Step:
 
 
 def on_films(source: Source, kind: str, rng: np.random.Generator) -> Step:
-    """A step on films: the first frame, the last one and some between them, in most steps few."""
+    """A step on films: the first frame, the last one and some between them."""
     frames = len(source.tiles[0])
     whole = source.tokens // frames
     places = whole if kind == "all" else int(rng.choice(TOKENS[kind]))

@@ -7,7 +7,7 @@ goes on on base tiles alone and on images of twice the sides with their four til
 is the mean of the weights it began with and those it ended with.
 tiny-llava-onevision begins as it too, its tower as far as CLIP and SigLIP allow; the tower is
 trained on, then projector and decoder on images, on two images, on composites and on films; what is
-exported is twice a mean of earlier weights and later ones (`HALFWAY`).
+exported is four times a mean of earlier weights and later ones (`HALFWAY`).
 
 Work goes to `runs/train/NAME`; a finished checkpoint is exported in the stock Hugging Face layout,
 weights in half precision and `dtype: float32` in its config, since transformers would otherwise
@@ -56,7 +56,8 @@ STEPS = {
     "tiny-llava-next": {"decoder": 900},
     "tiny-llava-onevision": {
         "tower-windows": 500, "tower-scenes": 250, "decoder": 2000, "several": 1100, "films": 1400,
-        "together": 3300, "changes": 400, "finish": 2000, "polish": 2200,
+        "together": 3300, "changes": 400, "finish": 2000, "polish": 2200, "movers": 2200,
+        "settle": 1900,
     },
 }  # fmt: skip
 TRAINING_SCENES = 5_000
@@ -65,14 +66,26 @@ STRETCHED = (0, 1, 1, 1, 2, 2)
 ONEVISION = {
     # kind: inputs; what a step does, and for films which positions tokens keep (`Course`), as they
     # are evaluated at 32 frames too; its shares of the steps of each of DECODER_STAGES
-    "images": (2_000, (lessons.on_scenes,), (0.4, 0.15, 0.2, 0.38, 0.1, 0.5, 0.38)),
-    "mantis": (3_000, (lessons_several.on_pairs,), (0.13, 0.4, 0.08, 0.14, 0.08, 0.11, 0.13)),
-    "muir": (3_000, (lessons_several.on_pairs,), (0.12, 0.4, 0.07, 0.14, 0.07, 0.11, 0.13)),
-    "busy": (2_000, (lessons_several.on_pairs,), (0, 0, 0, 0, 0.55, 0.11, 0.17)),
-    "composites": (400, (lessons_several.on_composites,), (0.1, 0.0, 0.0, 0.02, 0.0, 0.01, 0.01)),
-    "films": (800, (lessons_several.on_films, STRETCHED), (0.25, 0.05, 0.2, 0.12, 0.0, 0.05, 0.06)),
-    "busy films": (800, (lessons_several.on_films, STRETCHED), (0, 0, 0.45, 0.2, 0.2, 0.11, 0.12)),
-}
+    "images": (2_000, (lessons.on_scenes,), (0.4, 0.15, 0.2, 0.38, 0.1, 0.5, 0.38, 0.22, 0.4)),
+    "mantis": (
+        3_000, (lessons_several.on_pairs,), (0.13, 0.4, 0.08, 0.14, 0.08, 0.11, 0.13, 0.07, 0.1)
+    ),
+    "muir": (
+        3_000, (lessons_several.on_pairs,), (0.12, 0.4, 0.07, 0.14, 0.07, 0.11, 0.13, 0.07, 0.1)
+    ),
+    "busy": (2_000, (lessons_several.on_pairs,), (0, 0, 0, 0, 0.55, 0.11, 0.17, 0.04, 0.08)),
+    "composites": (
+        400, (lessons_several.on_composites,), (0.1, 0, 0, 0.02, 0, 0.01, 0.01, 0, 0.01)
+    ),
+    "films": (
+        800, (lessons_several.on_films, STRETCHED),
+        (0.25, 0.05, 0.2, 0.12, 0, 0.05, 0.06, 0.15, 0.09),
+    ),
+    "busy films": (
+        800, (lessons_several.on_films, STRETCHED),
+        (0, 0, 0.45, 0.2, 0.2, 0.11, 0.12, 0.45, 0.22),
+    ),
+}  # fmt: skip
 DECODER_STAGES = {  # share of early steps (`lessons.EARLY`), peak learning rates of Muon and AdamW
     "decoder": (lessons.EARLY_SHARE, (0.004, 3e-4)),
     "several": (0.8, (0.01, 1e-3)),  # with the marks: two images, as fast as can be
@@ -81,8 +94,11 @@ DECODER_STAGES = {  # share of early steps (`lessons.EARLY`), peak learning rate
     "changes": (0.85, (0.01, 1e-3)),  # two images, and films, of which most objects change
     "finish": (0.5, (0.004, 4e-4)),  # and all kinds again, half of it single images
     "polish": (0.5, (0.004, 4e-4)),  # and once more, more of it about two images
+    "movers": (0.6, (0.006, 6e-4)),  # and films once more, most of them full of movers
+    "settle": (0.4, (0.004, 4e-4)),  # and all kinds a last time
 }
-HALFWAY = {"finish": "together", "polish": "finish"}  # behind it, the mean with those behind that
+# Behind it, the mean with those behind that.
+HALFWAY = {"finish": "together", "polish": "finish", "movers": "polish", "settle": "movers"}
 MARKED = 60  # images that the marks are set by
 RATES = {  # peak learning rates of Muon and AdamW; a trained tower is trained on with care
     "tiny-llava-1.5": {"tower-windows": loop.RATES, "tower-scenes": (0.008, 6e-4)},
@@ -96,7 +112,7 @@ TOWER_SEED, DECODER_SEED = 0, 1
 CHECK_SCENES = 40
 CHECKS = {  # times in a stage
     "tower-windows": 15, "tower-scenes": 7, "decoder": 8, "several": 6, "films": 5, "together": 5,
-    "changes": 2, "finish": 4, "polish": 4,
+    "changes": 2, "finish": 4, "polish": 4, "movers": 4, "settle": 4,
 }  # fmt: skip
 CHECKED_TILED = ("pope-adversarial", "seed", "colour", "word")
 

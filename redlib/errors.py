@@ -14,7 +14,8 @@ and nothing else, because IPython asks an exception how it wants to be drawn.
 
 def first_line(error: BaseException) -> str:
     """What an error of another library says first, for a message of one line."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
+    told = str(error).strip().partition("\n")[0].rstrip(". ")
+    return told or type(error).__name__
 
 
 class RedlibError(Exception):

@@ -47,7 +47,7 @@ def locate(name: str) -> str:
             if not (folder / "config.json").is_file():
                 raise RedlibError(f"model folder {name!r} holds no config.json")
             return str(folder)
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
         return name
     raise RedlibError(
         f"no model {name!r}: not embedded ({', '.join(shipped) or 'none shipped'}),"

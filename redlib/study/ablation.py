@@ -36,7 +36,9 @@ from redlib.study.patches import LEAST_IMAGES
 
 UNPRUNED, RANDOM, NOTHING = "unpruned", "random", "nothing"
 
-CODE = ("bench", "models", "prune", "study/ablation", "study/asking", "tabletop/questions")
+CODE = (
+    "bench", "models", "pictures", "prune", "study/ablation", "study/asking", "tabletop/questions",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)

@@ -284,9 +284,9 @@ def _begin_next(model, known: nn.Module) -> None:
 def _halfway(model, before: dict[str, torch.Tensor]) -> None:
     """Replace a model's weights by the mean of earlier ones and its own, as Wortsman et al. do with
     fine-tuned models (arXiv 2109.01903). Next, with those of LLaVA-1.5, forgets less on base tiles
-    alone and loses nothing on tiles; what they lack, the newline, is its own. OneVision, behind two
-    of its stages, answers more calibration questions about two images and films than before them,
-    and in most of their kinds as many as behind them, or more."""
+    alone and loses nothing on tiles; what they lack, the newline, is its own. OneVision, behind the
+    stages of HALFWAY, keeps most of what a stage taught and loses less of what it knew before; its
+    card has the numbers of each."""
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if name in before:
@@ -332,7 +332,7 @@ def _train_onevision(
     share: float,
     checked: int,
 ) -> list[dict]:
-    """Without the marks, then with them and a judge of options; behind two stages halfway back."""
+    """Without the marks, then with them and a judge; behind stages of HALFWAY, halfway back."""
     draw = {
         "images": partial(sources.images, newline=True),
         "mantis": partial(sources.pairs, schema="mantis"),

@@ -276,7 +276,7 @@ def _check_inputs(one: Params) -> None:
     shipped = params.embedded()
     folder = local(one.model)
     known = one.model in shipped or folder.is_dir()
-    hub_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", one.model) and not folder.exists()
+    hub_id = params.is_hub_id(one.model) and not folder.exists()
     if not known and not hub_id:
         names = ", ".join(shipped) or "none"
         raise RedlibError(

@@ -16,7 +16,6 @@ in one, with what to do.
 import hashlib
 import json
 import os
-import re
 from pathlib import Path
 
 import transformers
@@ -24,7 +23,7 @@ from huggingface_hub import errors, try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
 
 from redlib.errors import RedlibError, first_line
-from redlib.params import KINDS, embedded, local
+from redlib.params import KINDS, embedded, is_hub_id, local
 
 DECODERS = ("llama", "qwen2")
 """Text model types whose layers `redlib.engine` reproduces exactly."""
@@ -47,7 +46,7 @@ def locate(name: str) -> str:
             if not (folder / "config.json").is_file():
                 raise RedlibError(f"model folder {name!r} holds no config.json")
             return str(folder)
-    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
+    if is_hub_id(name):
         return name
     raise RedlibError(
         f"no model {name!r}: not embedded ({', '.join(shipped) or 'none shipped'}),"

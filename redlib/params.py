@@ -130,6 +130,11 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+def is_hub_id(model: str) -> bool:
+    """Whether a model's name has the form of a Hugging Face id; "./mine" is a path."""
+    return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", model) is not None
+
+
 def embedded() -> dict[str, Path]:
     """Name -> folder of the checkpoints shipped with the package."""
     folder = Path(__file__).parent / "checkpoints"

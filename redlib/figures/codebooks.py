@@ -174,13 +174,18 @@ def grid_scores(scores: pd.DataFrame, chosen: int) -> Figure:
         Line2D([], [], color="black", lw=1.2, ls="--", label="random, 64"),
     ]  # fmt: skip
     figure.legend(handles=handles, loc="outside right upper")
+    _logarithmic(ax)
+    ax.set_xlabel("prototypes in the codebook (log scale)")
+    ax.set_ylabel("five-task mean at 64 tokens")
+    return figure
+
+
+def _logarithmic(ax: Axes) -> None:
+    """Labels at 1, 2 and 5, since few of these ranges hold two powers of ten."""
     ax.set_xscale("log")
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_major_formatter("{x:g}")
     ax.xaxis.set_minor_formatter(NullFormatter())
-    ax.set_xlabel("prototypes in the codebook (log scale)")
-    ax.set_ylabel("five-task mean at 64 tokens")
-    return figure
 
 
 def _mark(marker: str, tint: str, label: str) -> Line2D:
@@ -396,10 +401,7 @@ def odds(table: pd.DataFrame) -> Figure:
             label=bound,
         )  # fmt: skip
     ax.axvline(1, color=style.COLOURS["black"], lw=1, ls="--")
-    ax.set_xscale("log")
-    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    ax.xaxis.set_major_formatter("{x:g}")
-    ax.xaxis.set_minor_formatter(NullFormatter())
+    _logarithmic(ax)
     ax.set_yticks(range(len(centres)), [f"{c} clusters" for c in centres])
     ax.set_ylim(len(centres) - 0.5, -0.5)
     ax.set_xlabel("odds ratio: low-probability tokens in small clusters (log scale)")

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import ConnectionPatch, Rectangle
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator, NullFormatter
 from PIL import Image
 
@@ -461,10 +462,10 @@ def candidate_map(placed: pd.DataFrame, *, tau_in: float) -> Figure:
     )  # fmt: skip
     for cluster, part in placed[kept].groupby("cluster"):
         away = (part[["x", "y"]] - part[["x", "y"]].median()).pow(2).sum(axis=1)
-        ax.text(
-            *part.loc[away.idxmin(), ["x", "y"]], str(cluster), ha="center", va="center",
-            fontsize=8, fontweight="bold",
-            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.8},
+        ax.annotate(
+            str(cluster), part.loc[away.idxmin(), ["x", "y"]], xytext=(0, 5),
+            textcoords="offset points", ha="center", va="bottom", fontsize=9, fontweight="bold",
+            path_effects=[withStroke(linewidth=2.5, foreground="white")],
         )  # fmt: skip
     ax.margins(0.08)
     ax.set_xticks([])
@@ -487,7 +488,7 @@ def candidate_map_note(placed: pd.DataFrame, built: Built, *, model: str) -> dic
             f"The {len(built.candidates)} candidates{drawn} by t-SNE, one colour per "
             f"training image ({built.candidates['image'].nunique()}). Ringed: "
             "the members of clusters that the inlier threshold keeps; a number names the cluster, "
-            "as in the sheet below, at its member nearest to the cluster's middle. "
+            "as in the sheet below, above its member nearest to the cluster's middle. "
             f"Drawn with {model}; the paper's figure shows LLaVA-Next."
         ),
         "reading": (

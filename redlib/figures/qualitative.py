@@ -390,6 +390,7 @@ def _sides(ax: Axes, changed: pd.DataFrame, y: np.ndarray, *, scale: float = 1) 
         ax.errorbar(
             value, y + shift, xerr=[value - low, high - value], fmt=marker, lw=1.6,
             color=style.COLOURS[tint], label="all tokens" if side == FULL else "pruned",
+            clip_on=False,
         )  # fmt: skip
     ax.set_xlim(left=0)
     ax.grid(axis="y", visible=False)
@@ -402,6 +403,7 @@ def _change(ax: Axes, changed: pd.DataFrame, y: np.ndarray, *, scale: float = 1)
         value, y, xerr=[value - low, high - value], fmt="o", lw=1.6, color=style.COLOURS["blue"]
     )
     ax.axvline(0, color=style.COLOURS["black"], lw=1, ls="--")
+    ax.locator_params(axis="x", nbins=5)
     ax.grid(axis="y", visible=False)
 
 

@@ -245,8 +245,11 @@ def grid_table(scores: pd.DataFrame, chosen: int, *, model: str) -> pd.DataFrame
     return readable(frame.astype(dict.fromkeys([*GRID, *counts, *FIVE, "mean"], float)), heads)
 
 
-def survivors_table(built: Built) -> pd.DataFrame:
-    """How many of the probed tokens pass each criterion by itself, and all of them."""
+def survivors_table(built: Built, contested: pd.DataFrame) -> pd.DataFrame:
+    """How many of the probed tokens pass each criterion by itself, and all of them.
+
+    contested: the tokens on which rounding may decide otherwise, `stages.contested`.
+    """
     c, s = built.criteria, built.survivors
     least = "at most" if c.rule_out == "at-most" else "below"
     what = "images" if c.rule_in == "images" else "candidates"
@@ -258,7 +261,11 @@ def survivors_table(built: Built) -> pd.DataFrame:
         "candidates": "all three: candidates",
         "prototypes": f"cluster of more than {c.tau_in:g} {what} (tau_in): prototypes",
     }
-    rows = [(text, int(s[name]), f"{s[name] / s['probed']:.1%}") for name, text in rules.items()]
+    counted = [(text, int(s[name])) for name, text in rules.items()]
+    counted.append(
+        ("within a thousandth of tau_prob or tau_jsd: rounding may decide", len(contested))
+    )
+    rows = [(text, n, f"{n / s['probed']:.1%}") for text, n in counted]
     return pd.DataFrame(rows, columns=["Criterion", "Tokens", "Of the probed"])
 
 

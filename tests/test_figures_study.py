@@ -64,7 +64,7 @@ def study() -> pd.DataFrame:
                     "attention_asked": rng.random(36),
                     "covered": covered,
                     "written": 0.0,
-                    "asked_covered": covered,
+                    "asked_covered": covered * (np.arange(36) % 2),
                 }
             )
         )

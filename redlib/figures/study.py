@@ -4,6 +4,8 @@ Every drawing function has a `..._note` beside it that writes title, caption, re
 alternative from the same numbers, so that no sentence can claim what the picture does not show.
 """
 
+from textwrap import fill
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -223,8 +225,8 @@ _TWO = {"pooled": ("blue", "o"), "within image": ("orange", "D")}
 @style.styled
 def areas(table: pd.DataFrame) -> Figure:
     """AUROC of each score with interval, pooled and within image; a panel per target."""
-    figure = style.figure(9.4, 4.0)
-    axes = figure.subplots(1, 2, sharex=True, sharey=True)
+    figure = style.figure(10, 4.2)
+    axes = figure.subplots(1, len(TARGETS), sharex=True, sharey=True)
     names = [name for name in SCORES if name in set(table["score"])]
     for ax, (target, title) in zip(axes, TARGETS.items(), strict=True):
         for shift, (reading, (tint, marker)) in zip((-0.14, 0.14), _TWO.items(), strict=True):
@@ -237,8 +239,8 @@ def areas(table: pd.DataFrame) -> Figure:
                 fmt=marker, color=style.COLOURS[tint], lw=1.5, ms=6, label=reading,
             )  # fmt: skip
         ax.axvline(0.5, color=style.COLOURS["black"], lw=1, ls="--")
-        ax.set_title(title)
-        ax.set_xlabel("area under the ROC curve (0.5 = chance)")
+        ax.set_title(fill(title, 24))
+        ax.set_xlabel("AUROC (0.5 = chance)")
         ax.grid(axis="y", visible=False)
     axes[0].set_yticks(range(len(names)), [SCORES[name] for name in names])
     axes[0].invert_yaxis()
@@ -265,14 +267,18 @@ def areas_note(table: pd.DataFrame, *, model: str) -> dict:
         "caption": (
             "Area under the ROC curve of each score for the scenes' truth, pooled over all patches "
             f"and as the mean over images, with 95 % intervals from resampling images; "
-            f"{' / '.join(counts) or 'no'} covered and bare patches. Attention is that under the "
-            "one-word prompt (left) and under the question (right). The paper has no such figure: "
-            f"photographs come without this truth. Drawn with {model}."
+            f"{' / '.join(counts) or 'no'} patches of which it is true and others. Attention is "
+            "that under the one-word prompt, and where an object is asked about (\"asked\") that "
+            "under the question as well; the other scores never see a question. The paper has no "
+            f"such figure: photographs come without this truth. Drawn with {model}."
         ),
         "reading": (
             "Right of the dashed line, a score is higher on covered patches, left of it on the "
             "others; on the line it knows nothing. Findings 1 and 2 expect the two outputs on the "
-            "right of [cls] similarity and attention. Overlapping intervals decide nothing."
+            "right of [cls] similarity and attention. Overlapping intervals decide nothing. The "
+            "panels ask more from left to right: in the second, telling objects from bare ground "
+            "is most of the task; in the third it is none of it, and a score that never sees the "
+            "question has little to go by."
         ),
         "alt": "Pooled areas, highest first. " + ". ".join(parts) + ".",
         "paper_item": "Findings 1 and 2",
@@ -282,8 +288,8 @@ def areas_note(table: pd.DataFrame, *, model: str) -> dict:
 @style.styled
 def levels(table: pd.DataFrame) -> Figure:
     """AUROC of each score per number of objects; a panel per target."""
-    figure = style.figure(9.4, 3.9)
-    axes = figure.subplots(1, 2, sharey=True)
+    figure = style.figure(10, 4.1)
+    axes = figure.subplots(1, len(TARGETS), sharey=True)
     names = [name for name in SCORES if name in set(table["score"])]
     drawn = None
     for ax, (target, title) in zip(axes, TARGETS.items(), strict=True):
@@ -296,7 +302,7 @@ def levels(table: pd.DataFrame) -> Figure:
             shade = "white" if np.isfinite(value) and abs(value - 0.5) > 0.33 else "black"
             ax.text(column, row, text, ha="center", va="center", fontsize=9, color=shade)
         ax.set_xticks(range(grid.shape[1]), grid.columns)
-        ax.set_title(title)
+        ax.set_title(fill(title, 24))
         ax.set_xlabel("objects in the scene")
         ax.grid(False)
         ax.spines[:].set_visible(False)

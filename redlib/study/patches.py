@@ -63,14 +63,19 @@ SCORES: dict[str, str] = {
     "jsd_final": "JSD (eq. 11)",
     "cls_similarity": "[cls] similarity",
     "attention": "attention",
+    "attention_asked": "attention, asked",
     "norm": "feature norm",
 }
-"""Scores whose agreement with the truth is measured."""
+"""Scores whose agreement with the truth is measured; "attention" is that under the one-word prompt,
+"attention_asked" that under the question, which exists where an object is asked about."""
 
 TARGETS: dict[str, str] = {
     "object": "an object covers the patch",
     "asked": "the asked object covers the patch",
+    "which": "the asked object covers it, not another",
 }
+"""What may be true of a patch. A score that is higher on all objects does well at the first two and
+knows nothing of the third."""
 
 
 def sample(grid: Grid, n: int) -> np.ndarray:
@@ -355,18 +360,20 @@ def truth(table: pd.DataFrame, target: str) -> pd.DataFrame:
 
     target "object": positive where objects cover at least half of the patch, negative where no
     object and no card touches it. "asked": positive where the asked object covers at least half,
-    negative where it covers nothing, whatever else is there; attention is that under the question.
-    Patches in between, and for "asked" images without a question, are left out.
+    negative where it covers nothing, whatever else is there. "which": the same, and negative only
+    where other objects cover at least half, so that bare ground helps no score. Patches in between,
+    and for the last two images without a question, are left out.
     """
     if target not in TARGETS:
         raise RedlibError(f"target must be one of {', '.join(TARGETS)}; got {target!r}")
-    if target == "asked":
-        share = table["asked_covered"]
-        negative = share == 0
-        table = table.assign(attention=table["attention_asked"])
-    else:
+    if target == "object":
         share = table["covered"]
         negative = (share == 0) & (table["written"] == 0)
+    else:
+        share = table["asked_covered"]
+        negative = share == 0
+        if target == "which":
+            negative &= table["covered"] >= 0.5
     positive = share >= 0.5
     return table[positive | negative].assign(positive=positive)
 
@@ -388,13 +395,15 @@ def auroc(
 
     Args:
         table: rows of `study`.
-        target: a key of TARGETS.
+        target: a key of TARGETS; "object" has no "attention_asked".
         levels: one row per number of objects (pooled) instead of over all images.
 
     Returns target, score, reading, level (0 for all), auroc, low, high, images, positives,
     negatives; NaN where one kind of patch is missing.
     """
     clear = truth(table, target)
+    if target == "object":
+        scores = tuple(name for name in scores if name != "attention_asked")
     rows = []
     for level in sorted(table["objects"].unique()) if levels else [0]:
         part = clear[clear["objects"] == level] if levels else clear

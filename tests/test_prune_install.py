@@ -5,6 +5,9 @@ packed image rows, of which those that were told to be kept are put between the 
 text.
 """
 
+import copy
+import pickle
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -481,6 +484,7 @@ BAD = [
     (bad(threshold=float("nan")), "threshold must be a number; got nan"),
     (bad(method="grid", threshold=0.5), "grid has no scores for a threshold"),
     (bad(keep=3, method="codebok"), "no method 'codebok'; there are codebook, "),
+    (bad(keep=3, method=None), "method must be a name or a redlib.prune.Method; got NoneType"),
     (bad(keep=3, sed=1), "random takes no 'sed'; it takes seed"),
     (bad(keep=3, method="grid", seed=1), "grid takes no 'seed'; it takes no option of its own"),
     (bad(keep=3, per="row"), "per must be 'image' or 'tile'; got 'row'"),
@@ -538,6 +542,9 @@ def test_bad_prompts(small):
     ids = inputs["input_ids"]
     two = {**inputs, "pixel_values": inputs["pixel_values"][:2]}
     without = {k: v for k, v in inputs.items() if k != "pixel_values"}
+    hidden = inputs["attention_mask"].clone()
+    hidden[1, (ids[1] == model.config.image_token_id).nonzero()[3]] = 0
+    square = torch.ones(len(ids), 1, ids.shape[1], ids.shape[1])
     holed = ids.clone()
     holed[0, (ids[0] == model.config.image_token_id).nonzero()[3]] = 7
     cases = [
@@ -547,6 +554,8 @@ def test_bad_prompts(small):
         (without, "no pixel_values"),
         ({**inputs, "vision_feature_layer": -1}, "vision_feature_layer=-1 is not what"),
         ({**inputs, "position_ids": ids}, "position_ids cannot be given"),
+        ({**inputs, "attention_mask": hidden}, "attention_mask hides placeholders"),
+        ({**inputs, "attention_mask": square}, r"attention_mask must be \(2, .*; got \(2, 1, "),
     ]
     with torch.no_grad(), redlib.pruned(model, "random", keep=3):
         for given, words in cases:
@@ -554,8 +563,11 @@ def test_bad_prompts(small):
                 with pytest.raises(RedlibError, match=words):
                     call(**given)
         rows = model.get_input_embeddings()(ids)
-        with pytest.raises(RedlibError, match="needs input_ids"):
-            model(inputs_embeds=rows, pixel_values=inputs["pixel_values"])
+        for call in (model, model.generate):
+            with pytest.raises(RedlibError, match="needs input_ids"):
+                call(inputs_embeds=rows, pixel_values=inputs["pixel_values"])
+        with pytest.raises(RedlibError, match=r"labels must be \(2, .*; got \(2, 3\)"):
+            model(**inputs, labels=ids[:, :3])
         cache = model(**inputs).past_key_values
         with pytest.raises(RedlibError, match="no new images behind past_key_values"):
             model(**inputs, past_key_values=cache)
@@ -569,10 +581,77 @@ def test_bad_prompts(small):
             ({}, "needs extra={'coverage'"),
             ({"coverage": torch.zeros(25)}, "holds 1 tensors for 3 images"),
             ({"coverage": [torch.zeros(24)] * 3}, r"must have shape \(25,\)"),
+            ({"coverage": [5] * 3}, r"must have shape \(25,\)"),
+            ({"coverage": 5}, "holds 1 tensors for 3 images"),
+            ({"coverage": [torch.tensor([torch.nan] * 2 + [0] * 23)] * 3}, "NaN for 2 of 25"),
         ]:
             run.extra = extra
             with pytest.raises(RedlibError, match=words):
                 model(**inputs)
+
+
+@pytest.mark.parametrize("seed", [-1, "x", True])
+def test_seeds_that_are_none(small, seed):
+    with redlib.pruned(small.model, "random", keep=3, seed=seed):
+        with pytest.raises(RedlibError, match=f"seed must be a whole number .*; got {seed!r}"):
+            small.model(**batch(small))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickle.dumps])
+def test_a_copy_would_have_the_weights_of_the_original(small, copied):
+    model = model_of(small.folder)
+    with redlib.pruned(model, "random", keep=3):
+        with pytest.raises(RedlibError, match="cannot be copied or pickled: remove"):
+            copied(model)
+    copied(model)
+
+
+class Asking:
+    """A logits processor that asks the model something else between two words."""
+
+    def __init__(self, ask):
+        self.ask, self.heard = ask, []
+
+    def __call__(self, ids, scores):
+        self.heard.append(self.ask())
+        return scores
+
+
+def test_asked_from_within_generate(small):
+    model, inputs = small.model, batch(small)
+    text = {"input_ids": torch.full((1, 3), 7)}
+    other = Asking(lambda: (model(**inputs).logits, model(**text).logits))
+    with torch.no_grad(), redlib.pruned(model, "grid", keep=3) as run:
+        alone = model(**inputs).logits, model(**text).logits
+        plain = model.generate(**inputs, max_new_tokens=2, do_sample=False)
+        ids = model.generate(**inputs, max_new_tokens=2, do_sample=False, logits_processor=[other])
+        assert torch.equal(ids, plain) and len(run.last) == 3
+    assert len(other.heard) == 2
+    for heard in other.heard:
+        assert all(torch.equal(a, b) for a, b in zip(heard, alone, strict=True))
+
+
+@pytest.mark.parametrize("method", ["fastv", "sparsevlm"])
+def test_a_method_inside_holds_one_prompt(small, method):
+    model, inputs = small.model, batch(small)
+    how = {"max_new_tokens": 6, "do_sample": False}
+    asks = [
+        lambda: model(**inputs),
+        lambda: model(input_ids=torch.full((1, 3), 7)),
+        lambda: model.generate(**inputs, **how),
+    ]
+    with redlib.pruned(model, method, keep=3):
+        for ask in asks:
+            with pytest.raises(RedlibError, match="in the middle of a text"):
+                model.generate(**inputs, **how, logits_processor=[Asking(ask)])
+        with pytest.raises(RedlibError, match="leave out guidance_scale"):
+            model.generate(**inputs, **how, guidance_scale=1.5)
+        each = [small.maker(TEXTS[:1], [[picture(n)]]) for n in range(4)]
+        alone = [model.generate(**one, **how) for one in each]
+        with ThreadPoolExecutor(4) as pool:
+            futures = [pool.submit(model.generate, **one, **how) for one in each * 3]
+        for future, ids in zip(futures, alone * 3, strict=True):
+            assert torch.equal(future.result(), ids)
 
 
 def test_features_that_are_no_numbers(small):

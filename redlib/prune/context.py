@@ -143,7 +143,7 @@ class Context:
         """(L,) what the caller gave under this name.
 
         Raises:
-            RedlibError: nothing of that name, or of another length.
+            RedlibError: nothing of that name, of another length, or with NaN values.
         """
         if name not in self.extra:
             raise RedlibError(f"this method needs extra={{{name!r}: (L,) tensor}} for every image")
@@ -152,6 +152,11 @@ class Context:
             raise RedlibError(
                 f"extra {name!r} must have shape ({len(self)},), one value per visual token; "
                 f"got {tuple(values.shape)}"
+            )
+        if values.isnan().any():
+            raise RedlibError(
+                f"extra {name!r} is NaN for {int(values.isnan().sum())} of {len(self)} visual "
+                "tokens: measure them too"
             )
         return values
 

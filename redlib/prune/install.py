@@ -18,15 +18,18 @@ answer off behind it still can. `forward` returns logits of the shortened prompt
 
 Beams, sampling, assisted generation and caches of fixed length work as without pruning. A method
 that prunes inside the language model has to read a prompt whole, so not by `prefill_chunk_size`,
-and its layers are not compiled.
+and its layers are not compiled. It holds one prompt at a time: `generate` from several threads
+waits for its turn, and a loop of `forward` over a cache has to be alone.
 """
 
 import functools
 import inspect
+import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from huggingface_hub import try_to_load_from_cache
@@ -84,7 +87,8 @@ class Run:
     extra: Mapping[str, Tensor | Sequence[Tensor]] = field(default_factory=dict)
     last: list[Kept] = field(default_factory=list)
     _inside: Inside | None = None
-    _generating: bool = False
+    _turn: threading.RLock = field(default_factory=threading.RLock)
+    _generating: set[int] = field(default_factory=set)  # threads
 
     @property
     def report(self) -> str:
@@ -105,7 +109,7 @@ class Run:
         views = read(self.model, given, self.packing)
         extra = {}
         for name, values in self.extra.items():
-            values = [values] if isinstance(values, Tensor) else list(values)
+            values = list(values) if isinstance(values, (list, tuple)) else [values]
             if len(values) != len(views):
                 raise RedlibError(
                     f"extra {name!r} holds {len(values)} tensors for {len(views)} images or films"
@@ -123,20 +127,26 @@ class Run:
             given: what else the processor made.
             side: where to pad.
         """
-        if ids is None:
-            raise RedlibError("a pruned model needs input_ids beside pixels; inputs_embeds alone "
-                              "do not say where the images go")  # fmt: skip
+        mask = torch.ones_like(ids) if mask is None else mask
+        if mask.shape != ids.shape:
+            raise RedlibError(
+                f"attention_mask must be {tuple(ids.shape)}, as input_ids; got {tuple(mask.shape)}"
+            )
         seen = self.seen(given)
         tokens = _tokens(self.model)
         lengths = {kind: [s.view.stock for s in seen if s.view.kind == kind] for kind in tokens}
         old = places(ids, lengths, tokens)
+        if not all(bool(mask[p.row, p.start : p.start + p.length].all()) for p in old):
+            raise RedlibError(
+                "attention_mask hides placeholders of an image or film: leave the image out instead"
+            )
         if self._inside is None:
             choices = [choose(self.method, s, self.budget, self.options) for s in seen]
         else:
             choices = [everything(s) for s in seen]
         prompt = shorten(
             ids,
-            torch.ones_like(ids) if mask is None else mask,
+            mask,
             old,
             [choice.offsets for choice in choices],
             placeholder=tokens["image"],
@@ -159,8 +169,17 @@ class Run:
 
     def forward(self, stock: object, given: dict[str, object]) -> object:
         """The stock `forward`, on a shortened prompt."""
+        with self._alone():
+            if threading.get_ident() not in self._generating:
+                return self._forward(stock, given)
+            if given.get("mm_encoder_outputs") is None and not _goes_on(given):
+                self._refuse_a_second_text()
+            pixels = any(given.get(name) is not None for name in _PIXELS)
+            return self._forward(stock, given) if pixels else stock(**given)
+
+    def _forward(self, stock: object, given: dict[str, object]) -> object:
         ids, mask = given.get("input_ids"), given.get("attention_mask")
-        if self._generating or not self._has_views(ids, given):
+        if not self._has_views(ids, given):
             return stock(**given)
         right = mask is not None and bool((mask[:, -1] == 0).any())
         prompt, encoded = self.prune(ids, mask, given, "right" if right else "left")
@@ -174,12 +193,22 @@ class Run:
         if labels is not None:
             if self._inside is not None:
                 raise RedlibError(f"{self.method.name} cannot be trained through: leave out labels")
+            if labels.shape != ids.shape:
+                raise RedlibError(
+                    f"labels must be {tuple(ids.shape)}, as input_ids; got {tuple(labels.shape)}"
+                )
             short["labels"] = prompt.along(labels, -100)
         return stock(**short)
 
     @torch.no_grad()
     def generate(self, stock: object, given: dict[str, object]) -> object:
         """The stock `generate`, on shortened prompts, with the old ones in front of the answers."""
+        with self._alone():
+            if threading.get_ident() in self._generating:
+                self._refuse_a_second_text()
+            return self._generate(stock, given)
+
+    def _generate(self, stock: object, given: dict[str, object]) -> object:
         ids = given.pop("inputs", None) if given.get("input_ids") is None else given["input_ids"]
         given["input_ids"] = ids
         if not self._has_views(ids, given):
@@ -196,6 +225,11 @@ class Run:
                 raise RedlibError(
                     f"{self.method.name} ranks by a prompt that is read whole: leave out "
                     "prefill_chunk_size"
+                )
+            if _setting(self.model, given, "guidance_scale") not in (None, 1):
+                raise RedlibError(
+                    f"{self.method.name} holds one prompt, guidance reads a second one beside it: "
+                    "leave out guidance_scale"
                 )
             given["disable_compile"] = True  # what stays differs from prompt to prompt
         prompt, encoded = self.prune(ids, given["attention_mask"], given, "left")
@@ -223,11 +257,31 @@ class Run:
         return out
 
     def _stock_generate(self, stock: object, given: dict[str, object]) -> object:
-        self._generating = True
+        thread = threading.get_ident()
+        if thread in self._generating:
+            return stock(**given)
+        self._generating.add(thread)
         try:
             return stock(**given)
         finally:
-            self._generating = False
+            self._generating.discard(thread)
+
+    def _alone(self) -> AbstractContextManager:
+        """What a method inside the model holds of a prompt must not be another thread's."""
+        return nullcontext() if self._inside is None else self._turn
+
+    def _refuse_a_second_text(self) -> None:
+        if self._inside is not None:
+            raise RedlibError(
+                f"{self.method.name} is in the middle of a text: ask it nothing else until "
+                "generate has returned"
+            )
+
+    def __deepcopy__(self, memo: object) -> NoReturn:
+        # The copy would go on computing with the weights of the model that it was made of.
+        raise RedlibError("a pruned model cannot be copied or pickled: remove(model) first")
+
+    __reduce_ex__ = __deepcopy__
 
     def _shortened(
         self, given: dict[str, object], prompt: Prompt, encoded: dict[str, object]
@@ -252,6 +306,11 @@ class Run:
             RedlibError: placeholders without pixels, or pixels behind a cache.
         """
         if any(given.get(name) is not None and len(given[name]) for name in _PIXELS):
+            if ids is None:
+                raise RedlibError(
+                    "a pruned model needs input_ids beside pixels; inputs_embeds alone do not say "
+                    "where the images go"
+                )
             if _goes_on(given):
                 raise RedlibError(
                     "a pruned model takes no new images behind past_key_values: leave the cache "
@@ -313,9 +372,9 @@ def install(
         )
     run = _run(model, method, keep, threshold, per, packing, extra, codebook_of_other_model,
                options)  # fmt: skip
+    setattr(model, _MARK, run)  # in front: whoever pickles the model meets it first
     for name in ("forward", "generate"):
         setattr(model, name, _instead(getattr(model, name), getattr(run, name)))
-    setattr(model, _MARK, run)
     if run._inside is not None:
         run._inside.attach()
     return run
@@ -402,6 +461,10 @@ def _run(
         )
     if isinstance(method, str):
         method = find(method)
+    if not isinstance(method, Method):
+        raise RedlibError(
+            f"method must be a name or a redlib.prune.Method; got {type(method).__name__}"
+        )
     budget = Budget(keep, threshold)
     budget.check(method)
     if per not in (None, "image", "tile"):

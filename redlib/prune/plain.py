@@ -37,7 +37,13 @@ def codebook_softmax(context: Context, *, codebook: Codebook) -> Tensor:
 
 
 def random(context: Context, *, seed: int = 0) -> Tensor:
-    """(L,) uniform scores: another subset for every image and seed, the same for the same ones."""
+    """(L,) uniform scores: another subset for every image and seed, the same for the same ones.
+
+    Raises:
+        RedlibError: a seed that is no whole number from 0 on.
+    """
+    if type(seed) is not int or seed < 0:
+        raise RedlibError(f"seed must be a whole number from 0 on; got {seed!r}")
     return random_scores(len(context), [seed, *context.image.encode()]).to(context.tokens.device)
 
 

@@ -361,7 +361,11 @@ class Session:
             write_json(claims, self._claims)
         else:
             claims.unlink(missing_ok=True)
-        rows = [{"number": name, "value": value} for name, value in numbers.items()]
+        rows = [
+            # pandas would show a small number in a column of mixed kinds as 0.0
+            {"number": name, "value": f"{value:.3g}" if _small(value) else value}
+            for name, value in numbers.items()
+        ]
         return pd.DataFrame(rows, columns=["number", "value"])
 
     def _own_parameters(self) -> dict[str, Any]:
@@ -408,6 +412,10 @@ class Saved:
             return {"text/html": table, "text/plain": repr(self)}, {}
         data = {"image/png": base64.b64encode(self.png).decode(), "text/plain": repr(self)}
         return data, {"image/png": {"alt": html.escape(self.note["alt"], quote=True)}}
+
+
+def _small(value: Any) -> bool:
+    return isinstance(value, float) and 0 < abs(value) < 1e-4
 
 
 def _csv(frame: pd.DataFrame) -> str:

@@ -14,6 +14,7 @@ from test_ablation import answered
 from test_study import Stage
 
 from redlib.codebook import Codebook, Criteria
+from redlib.figures import controls as figures
 from redlib.study import ablation, codebooks, controls, stability
 from redlib.tabletop import scenes
 
@@ -177,3 +178,37 @@ def test_paraphrases_probe_the_same_tokens_again(stage, table, monkeypatch):
     frame = stability.paraphrases(stage, table)
     assert np.allclose(frame["paraphrase 1"], frame["top1_head"], rtol=1e-5)
     assert not np.allclose(frame["paraphrase 2"], frame["top1_head"], rtol=1e-2)
+
+
+def varied(*rows, images=12):
+    """Rows of `stability.summary`: what, low and high of a rank correlation."""
+    frame = pd.DataFrame(rows, columns=["what", "low", "high"])
+    frame = frame.assign(compared="another", value=(frame["low"] + frame["high"]) / 2, n=300)
+    return frame.assign(measure="rank correlation of JSD", images=images)
+
+
+@pytest.mark.parametrize(
+    ("frame", "holds"),
+    [
+        (varied(("replacement", 0.6, 0.8), ("prompt", 0.6, 0.7), ("prompt", 0.55, 0.9)), True),
+        (varied(("replacement", 0.4, 0.8), ("prompt", 0.6, 0.7), ("prompt", 0.45, 0.9)), None),
+        (varied(("replacement", 0.1, 0.2), ("prompt", 0.6, 0.7), ("prompt", 0.1, 0.4)), False),
+        (varied(("replacement", 0.1, 0.2), ("prompt", 0.1, 0.2), images=3), None),
+    ],
+)
+def test_another_wording_is_judged_by_its_interval(frame, holds):
+    replacement, prompt = stability.verdicts(frame)
+    assert prompt.holds is holds and replacement.holds is holds
+    assert "12 images" in prompt.evidence or "3 images" in prompt.evidence
+
+
+def test_an_overlap_of_few_is_not_told():
+    frame = pd.DataFrame(
+        [
+            ("images", "samples", "overlap of kept tokens", 0.7, 0.6, 0.8, 12, 12),
+            ("prompt", "paraphrase 1", "overlap of silent tokens", 0.3, np.nan, np.nan, 20, 3),
+            ("prompt", "paraphrase 1", "overlap of candidates", 0.5, np.nan, np.nan, 2, 3),
+        ],
+        columns=["what", "compared", "measure", "value", "low", "high", "n", "images"],
+    )
+    assert figures.stability_table(frame)["Value"].tolist() == ["0.70 [0.60, 0.80]", "0.30", "-"]

@@ -222,12 +222,10 @@ def test_token_map_grid_and_odds():
     table["image"] = np.repeat(np.arange(10), 40)
     for centres in maps.CENTRES:
         table[f"size_{centres}"] = rng.integers(1, 30, 400) * 8 // centres
-    found = maps.odds_ratios(
-        table, tau_prob=0.3, bounds={"size below 8": 8, "below 24": 24}, resamples=50
-    )
+    found = maps.odds_ratios(table, bounds=[(0.3, 8), (0.5, 24)], resamples=50)
     assert drawn(book_figures.odds(found)) > 3000
     assert f"{found['odds_ratio'].iloc[1]:.2f}" in texts(
-        book_figures.odds_note(found, low=0.3, model="model-x")
+        book_figures.odds_note(found, model="model-x")
     )
 
 

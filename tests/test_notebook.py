@@ -199,8 +199,9 @@ def test_finish_writes_numbers_and_drops_what_is_gone(home):
     other.save(pd.DataFrame({"a": [1]}), "other", **TEXTS)
     new = begin("04", {})
     new.save(pd.DataFrame({"a": [1]}), "stays", **TEXTS)
-    frame = new.finish(share=0.25, word="cup", n=3)
-    assert list(frame["number"]) == ["share", "word", "n"]
+    frame = new.finish(share=0.25, word="cup", n=3, little=1.4e-7)
+    assert list(frame["number"]) == ["share", "word", "n", "little"]
+    assert list(frame["value"]) == [0.25, "cup", 3, "1.4e-07"]
     assert json.loads((home / "runs/smoke/results/04.json").read_text())["share"] == 0.25
     names = sorted(p.name for p in new.figures.iterdir())
     assert names == ["other.csv", "other.json", "stays.csv", "stays.json"]

@@ -85,6 +85,15 @@ def literal(answers, method, tokens, images=None):
     return {task: sum(score[task] for score in found) / len(found) for task in tasks}
 
 
+def test_a_curve_is_of_the_questions_that_all_were_asked(answers):
+    tiled = answers_of({("unpruned", 36): 0.9, ("ours", 8): 0.8}, np.random.default_rng(5), "split")
+    found = scoring.asked_of_all(pd.concat([answers, tiled], ignore_index=True))
+    base = found[found["setting"] == "base"]
+    assert set(base["image"]) == {f"i{n}" for n in range(6)}  # what FastV was asked
+    assert len(base) == answers["image"].isin(set(base["image"])).sum()
+    assert (found["setting"] == "split").sum() == len(tiled)
+
+
 @pytest.mark.parametrize("rule", [("ours", 8), ("random", 16), ("fastv", 16)])
 def test_scores_and_shares_are_those_of_literal_loops(answers, rule):
     draws = {"resamples": 30}

@@ -171,9 +171,33 @@ def test_the_most_contrasting_image_has_the_largest_ratio() -> None:
 def test_selected_patches_follow_their_rule() -> None:
     table = ranking_table(3, images=1).assign(word="cup")
     chosen = probing.select(table, each=3)
-    low = chosen[chosen["group"] == "low states, sure"]
+    low = chosen[chosen["group"] == "low states, surest"]
     assert len(low) == 2, "no word more than twice"
     assert low["top1"].min() == table[probing.low_states(table)]["top1"].nlargest(2).min()
+
+
+def test_finding_one_looks_for_some_and_at_the_average() -> None:
+    """Of the patches high in both, one in three is bare and silent, the others are read surely."""
+    table = ranking_table(7, images=6)
+    high = probing.high_states(table)
+    nth = high.cumsum()
+    table["top1"] = np.where(high & (nth % 3 > 0), 0.9, 0.05)
+    table["coverage"] = np.where(nth % 3 == 0, 0.0, 0.4)
+    table = table.assign(card=0.0, right=False, named=False)
+    _, _, some, average = probing.finding_one(table, **DRAWS)
+    share = (nth[high] % 3 == 0).mean()
+    assert some.holds is True and some.evidence.startswith(f"{share:.0%} (95% interval ")
+    assert f"of {high.sum()} such patches; {share:.0%} are below 10% at all; 6 scenes." in (
+        some.evidence
+    )
+    assert average.holds is False
+    touched = table.assign(coverage=0.4)
+    assert probing.finding_one(touched, **DRAWS)[2].holds is False
+    written = table.assign(card=1.0)
+    assert probing.finding_one(written, **DRAWS)[2].evidence.startswith("0% ")
+    photograph = table.drop(columns=["coverage", "card"])
+    some = probing.finding_one(photograph, **DRAWS)[2]
+    assert some.holds is True and "nobody knows" in some.evidence
 
 
 def test_ratio_of_medians() -> None:

@@ -393,12 +393,12 @@ _ODDS = (0.02, 50.0)
 @style.styled
 def odds(table: pd.DataFrame) -> Figure:
     """Odds ratios with intervals, a row per number of clusters, a colour per bound."""
-    figure = style.figure(7.6, 3.6)
+    figure = style.figure(8.2, 4.4)
     ax = figure.subplots()
     centres = list(dict.fromkeys(table["centres"]))
     bounds = list(dict.fromkeys(table["bound"]))
     for shift, bound, tint in zip(
-        np.linspace(-0.15, 0.15, len(bounds)), bounds, style.CYCLE, strict=False
+        np.linspace(-0.27, 0.27, len(bounds)), bounds, style.CYCLE, strict=False
     ):
         part = table[(table["bound"] == bound) & np.isfinite(table["odds_ratio"])]
         # An interval may reach zero or infinity; it is drawn to the edge.
@@ -418,32 +418,32 @@ def odds(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def odds_note(table: pd.DataFrame, *, low: float, model: str) -> dict:
+def odds_note(table: pd.DataFrame, *, model: str) -> dict:
     first = table[table["centres"] == 8].iloc[0]
     return {
         "title": "Are low-probability tokens outliers?",
         "caption": (
-            f"Odds of lying in a small cluster for tokens with a top-1 probability below {low:.3g} "
-            f"over those of the other tokens, within images, {int(first['tokens'])} tokens of "
-            f"{int(first['images'])} test scenes, 95 % intervals from resampling images. "
-            "Clusters are "
-            "those of all tokens of the image; a cluster is small below the bound at 8 clusters, "
-            "and "
-            "below 8 / C of it at C. No row: the ratio is undefined, since no cluster is that "
-            "small. "
+            "Odds of lying in a small cluster for tokens with a low top-1 probability over those "
+            f"of the other tokens, within images, {int(first['tokens'])} tokens of "
+            f"{int(first['images'])} test scenes, 95 % intervals from resampling images. Low is "
+            "below tau_prob, and below the 0.1 of the paper's section 8.1; small is below tau_out, "
+            "scaled from the probed tokens to all, and below the paper's 8. Clusters are those of "
+            "all tokens of the image; a cluster is small below the bound at 8 clusters, and below "
+            "8 / C of it at C. No mark: the ratio is undefined, since no cluster is that small. "
             f"Drawn with {model}; the paper states it for LLaVA-Next without a number."
         ),
         "reading": (
             "Right of the dashed line the paper's statement holds; left of it low-probability "
             "tokens "
             "lie in large clusters more often than the others. Rows that disagree mean that the "
-            "answer depends on the number of clusters, which the paper does not give."
+            "answer depends on the number of clusters, which the paper does not give; colours "
+            "that disagree, that it depends on what is called low or small."
         ),
         "alt": (
             f"With 8 clusters and {first['bound']}: odds ratio {first['odds_ratio']:.2f} "
             f"({first['low']:.2f} to {first['high']:.2f}); "
-            f"{first['outliers_low']:.0%} of low-probability and {first['outliers_other']:.0%} of "
-            "other tokens are outliers."
+            f"pooled over images, {first['outliers_low']:.0%} of low-probability and "
+            f"{first['outliers_other']:.0%} of other tokens are outliers."
         ),
         "paper_item": "Section 8.1, Figure 7",
     }

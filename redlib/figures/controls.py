@@ -8,6 +8,9 @@ from redlib.figures import ablation
 from redlib.study.stability import PARAPHRASES, PATCHES
 from redlib.tables import readable
 
+FEW = 20
+"""An overlap of fewer tokens than these is not told."""
+
 _SHARE = ["share", "share_low", "share_high"]
 _AHEAD = ["ahead", "low", "high"]
 
@@ -91,12 +94,15 @@ def samples_note(
 
 def stability_table(frame: pd.DataFrame) -> pd.DataFrame:
     """Rows of `study.stability.summary` for readers."""
+    few = frame["measure"].str.startswith("overlap") & frame["low"].isna() & (frame["n"] < FEW)
     measured = [
         f"{row.value:.2f}" + ("" if np.isnan(row.low) else f" [{row.low:.2f}, {row.high:.2f}]")
         for row in frame.itertuples()
     ]
     heads = {"what": "Varied", "compared": "Compared", "measure": "Measure", "told": "Value"}
-    return readable(frame.assign(told=measured), heads | {"n": "n", "images": "Images"})
+    return readable(
+        frame.assign(told=np.where(few, "-", measured)), heads | {"n": "n", "images": "Images"}
+    )
 
 
 def stability_note(frame: pd.DataFrame, *, model: str, pad: float) -> dict:
@@ -116,7 +122,8 @@ def stability_note(frame: pd.DataFrame, *, model: str, pad: float) -> dict:
             f"correlation of the final divergence over {PATCHES} patches of an image when an "
             f"ablated token is replaced by something else than the pad embedding ({embedding}); "
             "rank correlation of the top-1 probability, overlap of the silent tokens and of the "
-            "candidates (n: those under the first prompt) when the question is "
+            f"candidates (n: those under the first prompt; of fewer than {FEW} none is told) when "
+            "the question is "
             f"put otherwise ({' / '.join(PARAPHRASES)}). Rank correlations are means within "
             f"images, 95 % intervals from drawing images. Made with {model}; the paper varies none "
             "of this."

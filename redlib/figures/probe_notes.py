@@ -166,8 +166,8 @@ def state_maps(vlm: VLM, table: pd.DataFrame, selected: pd.DataFrame) -> dict[st
 def selected(vlm: VLM, table: pd.DataFrame, chosen: pd.DataFrame) -> dict[str, str]:
     """table: all rows of the image; chosen: rows of `probing.select`."""
     counts = chosen["group"].value_counts()
-    sure = chosen.loc[chosen["group"] == "low states, sure", "top1"]
-    unsure = chosen.loc[chosen["group"] == "high states, unsure", "top1"]
+    sure = chosen.loc[chosen["group"] == "low states, surest", "top1"]
+    unsure = chosen.loc[chosen["group"] == "high states, least sure", "top1"]
     parts = [
         f"{len(part)} {name} with top-1 probabilities from {part.min():.2f} to {part.max():.2f}"
         for name, part in (("with low states", sure), ("with high states", unsure))
@@ -182,9 +182,9 @@ def selected(vlm: VLM, table: pd.DataFrame, chosen: pd.DataFrame) -> dict[str, s
         "Selected patches",
         f"{rule} Patches count from 0 in raster order; attention in three layers. "
         f"{_models(vlm, 'Figure 1')}",
-        "The first group would be pruned by [cls] similarity or attention though the model "
-        "recognises it; the second would be kept though it does not. An empty group means that "
-        "the image has no such patch.",
+        "The first group would be pruned by [cls] similarity or attention, the second kept. The "
+        "rule shows the best there are: where the first is no surer than the second, or its words "
+        "name nothing in the scene, the image has no patch that finding 1 speaks of.",
         f"{counts.sum()} patches: {' and '.join(parts) or 'none'}.",
         "Figure 1",
     )

@@ -352,7 +352,7 @@ def state_maps(
     axes = drawn.subplots(2, 3)
     table = table.sort_values("patch")
     image_panel(axes[0, 0], picture, grid)
-    tints = {"low states, sure": COLOURS["green"], "high states, unsure": COLOURS["red"]}
+    tints = {"low states, surest": COLOURS["green"], "high states, least sure": COLOURS["red"]}
     for group, rows in selected.groupby("group"):
         for patch in rows["patch"]:
             outline(axes[0, 0], grid, patch, colour=tints[group])

@@ -539,9 +539,10 @@ def accuracy_note(
             "rotations; MME, share of the perception score (accuracy and pairs, mean over its "
             f"categories); NoCaps and Flickr30k, {judged}; {described}). 95 % "
             f"intervals from resampling images; Random: mean of {seeds} draw"
-            f"{'s' if seeds > 1 else ''} ± their deviation. n: questions about the five tasks, and "
-            "the images they are about; methods with a smaller n answered the "
-            f"first of them. {_inside(summary, depth, size)} Computed with {model}; {theirs}."
+            f"{'s' if seeds > 1 else ''} ± their deviation. n: prompts of the five tasks, and the "
+            "images they are about (a question of MMBench is a prompt for each rotation of its "
+            "options, and counts once); methods with a smaller n answered the first of them. "
+            f"{_inside(summary, depth, size)} Computed with {model}; {theirs}."
         ),
         "reading": (
             "Compare rows of one budget and one n; the last column relates each to the unpruned "
@@ -657,7 +658,7 @@ def costs_table(costs: pd.DataFrame) -> pd.DataFrame:
             "width": "Width d",
             "operations": "L N (2d - 1)",
             "megabytes": ("Codebook, MB in half precision", ".3f"),
-            "share_of_prefill": ("Operations over those of the prefill", ".2%"),
+            "share_of_prefill": ("Operations over those of the unpruned prefill", ".2%"),
         },
     )
 
@@ -674,8 +675,10 @@ def costs_note(costs: pd.DataFrame, *, model: str) -> dict:
             "paper's LLaVA-1.5."
         ),
         "reading": (
-            "A share far below one means that scoring is nearly free beside the prefill it "
-            "shortens. Nothing in the method itself needs half a gigabyte."
+            "A share far below one means that scoring is nearly free beside the prefill of all "
+            "tokens; what is left after pruning is several times less, and scoring that much more "
+            "of it (`make bench` has that). Nothing in the method itself needs half a "
+            "gigabyte."
         ),
         "alt": (
             f"{here['operations']:,} operations here and {paper['operations']:,} for the paper's "

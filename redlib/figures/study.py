@@ -268,7 +268,7 @@ def areas_note(table: pd.DataFrame, *, model: str) -> dict:
             "Area under the ROC curve of each score for the scenes' truth, pooled over all patches "
             f"and as the mean over images, with 95 % intervals from resampling images; "
             f"{' / '.join(counts) or 'no'} patches of which it is true and others. Attention is "
-            "that under the one-word prompt, and where an object is asked about (\"asked\") that "
+            'that under the one-word prompt, and where an object is asked about ("asked") that '
             "under the question as well; the other scores never see a question. The paper has no "
             f"such figure: photographs come without this truth. Drawn with {model}."
         ),

@@ -26,6 +26,9 @@ from redlib.tabletop import Scene
 TOP_SHARE = 0.25
 """What counts as the top of a ranking: the upper quarter of an image's patches."""
 
+SILENT = 0.1
+"""Below it nothing is recognised, in Figure 1 and section 8.1 of the paper."""
+
 COVERAGE_EDGES = (0.0, 0.25, 0.5, 0.75, 1.0)
 REFERENCES = 24
 FAR_QUANTILE, FAR_SHARE, FAR_MEDIAN = 0.99, 0.05, 1.25
@@ -294,26 +297,29 @@ def high_states(table: pd.DataFrame) -> pd.Series:
 def select(table: pd.DataFrame, *, each: int = 7, per_word: int = 2) -> pd.DataFrame:
     """Patches of one image for the table of Figure 1, by rule.
 
-    Group "low states, sure": of the lower half by [cls] similarity and by attention, the highest
-    top-1 probabilities, no word more than `per_word` times. Group "high states, unsure": of the
+    Group "low states, surest": of the lower half by [cls] similarity and by attention, the highest
+    top-1 probabilities, no word more than `per_word` times. Group "high states, least sure": of the
     upper quarter by both, the lowest top-1 probabilities. At most `each` rows a group, by patch.
     """
     low = table[low_states(table)].sort_values("top1", ascending=False, kind="stable")
     low = low[low.groupby("word").cumcount() < per_word].head(each).sort_values("patch")
     high = table[high_states(table)].sort_values("top1", kind="stable")
     high = high.head(each).sort_values("patch")
-    groups = {"low states, sure": low, "high states, unsure": high}
+    groups = {"low states, surest": low, "high states, least sure": high}
     return pd.concat([part.assign(group=name) for name, part in groups.items()], ignore_index=True)
 
 
 def finding_one(table: pd.DataFrame, *, resamples: int, seed: int) -> list[Verdict]:
     """The two halves of finding 1 and what both rest on, over the patches of several images.
 
-    Of photographs (no column `coverage`) only the last can be decided.
+    The second half twice: that there are such patches, as the paper says, and that they are no
+    surer on average than the others, which is more. Of photographs (no column `coverage`) only the
+    second half can be decided.
     """
     return [
         _sure_where_something_is(table, resamples=resamples, seed=seed),
         _low_but_right(table, resamples=resamples, seed=seed),
+        _high_but_empty(table, resamples=resamples, seed=seed),
         _high_but_unsure(table, resamples=resamples, seed=seed),
     ]
 
@@ -382,6 +388,30 @@ def _low_but_right(table: pd.DataFrame, *, resamples: int, seed: int) -> Verdict
         f"right at {percent(share)} of {share.n} such patches that an object covers by half or "
         f"more, {shuffled.mean():.0%} with shuffled tokens; difference {percent(gain)}; "
         f"{share.clusters} scenes have such patches.",
+        "Finding 1",
+    )
+
+
+def _high_but_empty(
+    table: pd.DataFrame, *, resamples: int, seed: int, bound: float = 0.05
+) -> Verdict:
+    statement = (
+        "Some tokens with high [cls] similarity and high attention hold nothing that the model "
+        f"recognises (over {bound:.0%} of them: a top-1 probability below {SILENT:.0%}, and no "
+        "object touches them)."
+    )
+    part = table[high_states(table)]
+    if part.empty:
+        return Verdict(statement, None, "no such patch.", "Finding 1")
+    empty, truth = part["top1"] < SILENT, "nobody knows what these patches show"
+    if "coverage" in part:
+        empty &= (part["coverage"] == 0) & (part["card"] == 0)
+        truth = f"{(part['top1'] < SILENT).mean():.0%} are below {SILENT:.0%} at all"
+    found = interval(empty, part["image"], resamples=resamples, seed=seed)
+    return Verdict(
+        statement,
+        above(found, bound),
+        f"{percent(found)} of {found.n} such patches; {truth}; {found.clusters} scenes.",
         "Finding 1",
     )
 

@@ -70,6 +70,15 @@ def wide(answers: pd.DataFrame) -> pd.DataFrame:
     return means.mean().unstack(["method", "tokens"])
 
 
+def asked_of_all(answers: pd.DataFrame) -> pd.DataFrame:
+    """The answers to those questions of a setting that every method was asked at every budget, so
+    that the points of a curve over budgets are of one set of questions."""
+    key = ["setting", *_QUESTION]
+    asked = answers.assign(of=answers["method"] + " " + answers["tokens"].astype(str))
+    each = asked.groupby(key)["of"].transform("nunique")
+    return answers[each == asked.groupby("setting")["of"].transform("nunique")]
+
+
 def _told(
     table: pd.DataFrame,
     columns: Sequence[tuple[str, int]],

@@ -9,7 +9,8 @@ Three of them:
 * how the one-word question is put (`paraphrases`).
 
 The last two are judged by rank correlation, since the criteria are thresholds: another order makes
-other candidates, another scale does not. Nothing here chooses anything; all of it is reported.
+other candidates, another scale does not (`verdicts`). Nothing here chooses anything; all of it is
+reported.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,7 +29,8 @@ from redlib.notebook import MEASURING, Session
 from redlib.prune import keep_lowest, random_scores, redundancy
 from redlib.study import codebooks
 from redlib.study.ablation import Shares, gap, kept_tokens, share
-from redlib.study.patches import sample, spearman
+from redlib.study.patches import LEAST_IMAGES, sample, spearman
+from redlib.study.verdict import Verdict
 
 SAMPLES = 5
 """Disjoint samples of the training images."""
@@ -44,6 +46,9 @@ PARAPHRASES = (
     "Answer the question using a single word or phrase. What does the image show?",
 )
 """The one-word question put otherwise, in words that the embedded models know too."""
+
+BAR = 0.5
+"""The least rank correlation of "much the same". Set when runs with three images had been seen."""
 
 _CODE = (*MEASURING, "clustering", "study/stability", "tabletop/world")
 
@@ -267,3 +272,37 @@ def summary(
         for kind, (value, n) in agreement(put, criteria, name).items()
     ]  # fmt: skip
     return pd.concat([frame, pd.DataFrame(counted)], ignore_index=True)
+
+
+def verdicts(frame: pd.DataFrame) -> list[Verdict]:
+    """Whether readings survive every other replacement, and every other wording: the whole interval
+    above BAR. One that lies below it is enough to fail.
+
+    frame: rows of `summary`.
+    """
+    found = []
+    for what, statement in (
+        ("replacement", "Another replacement of ablated tokens orders the patches of an image by "
+                        "their divergence much the same"),
+        ("prompt", "Another wording of the question orders the tokens of an image by their top-1 "
+                   "probability much the same"),
+    ):  # fmt: skip
+        rows = frame[(frame["what"] == what) & frame["measure"].str.startswith("rank")]
+        enough = rows["low"].notna() & (rows["images"] >= LEAST_IMAGES)
+        holds = None
+        if (enough & (rows["high"] < BAR)).any():
+            holds = False
+        elif (enough & (rows["low"] > BAR)).all():
+            holds = True
+        told = "; ".join(
+            f"{r.compared} {r.value:.2f} ({r.low:.2f} to {r.high:.2f})" for r in rows.itertuples()
+        )
+        found.append(
+            Verdict(
+                f"{statement} (rank correlation over {BAR}).",
+                holds,
+                f"{told}; {int(rows['images'].max())} images.",
+                "Section 9.1, stability",
+            )
+        )
+    return found

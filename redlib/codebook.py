@@ -354,15 +354,16 @@ class Codebook:
             stored = about["criteria"]
             codebook = cls(
                 tensors["prototypes"],
-                about["image"],
-                tensors["patch"].tolist(),
-                about["model"],
-                about["revision"],
+                _all(str, about["image"], "image"),
+                _all(int, tensors["patch"].tolist(), "patch"),
+                *_all(str, [about["model"], about["revision"]], "model, revision"),
                 Criteria(**{k: math.inf if v == "inf" else v for k, v in stored.items()}),
             )
         except RedlibError as error:
             raise RedlibError(f"{str(path)!r}: {error}") from error
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (
+            AttributeError, KeyError, TypeError, ValueError, OverflowError, RecursionError
+        ) as error:  # fmt: skip
             raise RedlibError(
                 f"{str(path)!r} is a safetensors file but not a codebook: run notebook 05 to make"
                 f" one ({error})"
@@ -380,6 +381,13 @@ class Codebook:
                     "run notebook 05 for this model"
                 )
         return codebook
+
+
+def _all(kind: type, values: list, name: str) -> list:
+    if not isinstance(values, list) or any(type(value) is not kind for value in values):
+        wanted = "texts" if kind is str else "whole numbers"
+        raise TypeError(f"{name}: {wanted} are needed; got {str(values):.40}")
+    return values
 
 
 def _thresholds(presets: dict[str, tuple], family: str) -> tuple:

@@ -43,8 +43,8 @@ UNTOLD = -1
 ALIKE = 0.9
 """Cosine from which on `describe` counts two prototypes to one group."""
 
-_CLUSTER = re.compile(r"cluster: (\d+), samples: (\[.*\])\s*")
-_SIZE = re.compile(r"torch\.Size\(\[(\d+), \d+\]\)")
+_CLUSTER = re.compile(r"cluster: (\d{1,9}), samples: (\[.*\])\s*")
+_SIZE = re.compile(r"torch\.Size\(\[(\d{1,9}), \d+\]\)")
 
 
 def bring(
@@ -102,7 +102,7 @@ def clusters(file: str | Path) -> list[tuple[str, ...]]:
     found, total = [], None
     for line in _text(file).splitlines():
         if match := _CLUSTER.fullmatch(line):
-            found.append(tuple(str(name) for name in ast.literal_eval(match[2])))
+            found.append(_members(match[2], f"{str(file)!r}, cluster {match[1]}"))
         elif total is None and (match := _SIZE.search(line)):
             total = int(match[1])
     if not found or total is None:
@@ -116,6 +116,16 @@ def clusters(file: str | Path) -> list[tuple[str, ...]]:
             f"{str(file)!r} lists {listed} candidates of {total}: copy the whole file"
         )
     return found
+
+
+def _members(text: str, where: str) -> tuple[str, ...]:
+    try:
+        held = ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+        held = [None]
+    if not all(type(name) in (str, int) for name in held):
+        raise RedlibError(f"{where}: no list of image ids such as ['9', '17']: copy the file again")
+    return tuple(map(str, held))
 
 
 def kept(found: list[tuple[str, ...]], criteria: Criteria) -> list[tuple[str, ...]]:
@@ -200,21 +210,25 @@ def _tensor(file: Path) -> torch.Tensor:
                 f"{str(file)!r} holds more than tensors; it could run code and was not read"
             ) from error
         raise RedlibError(f"{str(file)!r} is no .pt file of torch.save, or not whole") from error
-    if not isinstance(held, torch.Tensor) or held.ndim != 2 or not held.is_floating_point():
-        told = f"shape {tuple(held.shape)}, {held.dtype}" if isinstance(held, torch.Tensor) else ""
-        raise RedlibError(
-            f"{str(file)!r} must hold one tensor (N, D) of floating-point numbers; got "
-            f"{type(held).__name__} {told}".rstrip()
-        )
-    return held
+    told = type(held).__name__
+    if isinstance(held, torch.Tensor):
+        if held.layout != torch.strided or held.is_nested or held.is_meta:
+            told += " that is sparse, nested or without values"
+        elif held.ndim != 2 or not held.is_floating_point():
+            told += f" shape {tuple(held.shape)}, {held.dtype}"
+        else:
+            return held
+    raise RedlibError(
+        f"{str(file)!r} must hold one tensor (N, D) of floating-point numbers; got {told}"
+    )
 
 
 def _images(file: Path) -> list[str]:
     try:
         held = json.loads(_text(file))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RedlibError(f"{str(file)!r} is not JSON: {error}") from error
-    if not isinstance(held, list) or not all(isinstance(name, str | int) for name in held):
+    if not isinstance(held, list) or not all(type(name) in (str, int) for name in held):
         raise RedlibError(f"{str(file)!r} must be a list of image ids, one per prototype")
     return [str(name) for name in held]
 

@@ -2,6 +2,7 @@
 in either wording, what can be wrong with a file, and the official metrics on what comes out."""
 
 import io
+import json
 import pickle
 
 import miniature
@@ -12,7 +13,7 @@ from datasets import Dataset, Features, Image, List, Value, load_dataset
 from PIL import Image as Pillow
 
 from redlib.bench import is_correct, mme, pope
-from redlib.data import benchmarks, folder, photo, prompts, reading, several, single
+from redlib.data import benchmarks, folder, photo, prompts, reading, several, single, values
 from redlib.errors import RedlibError
 from redlib.params import Params
 from redlib.study import scoring
@@ -323,6 +324,37 @@ def test_a_missing_column_is_one_line(root, tmp_path, name):
         ("nocaps", "annotations_captions", [], "no caption"),
         ("mantis", "options", ["one"], "1 options"),
         ("muir", "image_list", [], "0 images"),
+        ("pope", "question", None, "POPE, row 0: 'question' must hold a text; got None"),
+        ("pope", "category", None, "'category' must hold a text"),
+        ("pope", "image_source", None, "'image_source' must hold a text"),
+        ("mme", "question", " ", "'question' must hold a text; got ' '"),
+        ("mme", "category", None, "'category' must hold a text"),
+        ("mmbench", "question", "nan", "'question' must hold a text; got 'nan'"),
+        ("mmbench", "A", None, "'A' must hold a text"),
+        ("mmbench", "C", None, "'C' must hold a text"),
+        ("mmbench", "index", None, "'index' must hold a whole number; got None"),
+        ("seed", "question", None, "'question' must hold a text"),
+        ("seed", "choice_b", None, "'choice_b' must hold a text"),
+        ("seed", "data_id", [], "'data_id' must hold a text"),
+        ("realworldqa", "question", None, "'question' must hold a text"),
+        ("realworldqa", "answer", None, "'answer' must hold a text"),
+        ("realworldqa", "answer", "", "'answer' must hold a text; got ''"),
+        ("nocaps", "image_id", None, "'image_id' must hold a text"),
+        ("flickr", "caption", [" "], "no caption"),
+        ("image-dc", "question", None, "'question' must hold a text"),
+        ("mantis", "question", None, "'question' must hold a text"),
+        ("mantis", "question_type", None, "'question_type' must hold a text"),
+        ("mantis", "options", None, "0 options"),
+        ("mantis", "options", [None, "b"], "'options' must hold a text"),
+        ("mantis", "answer", None, "'answer' must.*; got None"),
+        ("mantis", "answer", "Z", "letter of one of 2 options; got 'Z'"),
+        ("muir", "question", None, "'question' must hold a text"),
+        ("muir", "task", None, "'task' must hold a text"),
+        ("muir", "options", None, "0 options"),
+        ("muir", "options", [], "0 options"),
+        ("muir", "options", ["a", None, "c", "d"], "'options' must hold a text"),
+        ("muir", "answer", "", "letter of one of 4 options; got ''"),
+        ("muir", "answer", "E", "letter of one of 4 options; got 'E'"),
     ],
 )
 def test_values_that_make_no_question(root, tmp_path, name, column, value, words):
@@ -333,17 +365,47 @@ def test_values_that_make_no_question(root, tmp_path, name, column, value, words
     path = tmp_path / of.folder / of.files.replace("*", "0.parquet")
     path.parent.mkdir(parents=True)
     new.to_parquet(path)
-    with pytest.raises(RedlibError, match=words):
+    with pytest.raises(RedlibError, match=words) as caught:
         several.shots(name, 20, real(tmp_path)) if name in benchmarks.SEVERAL else single.ask(
             name, 1, real(tmp_path)
         )
+    assert "\n" not in str(caught.value)
 
 
-def test_an_answer_that_is_no_candidate(tmp_path):
+def test_an_open_question_needs_no_options_but_an_answer(root, tmp_path):
+    of = benchmarks.BENCHMARKS["mantis"]
+    old = load_dataset(str(root / of.folder), data_files={of.split: of.files}, split=of.split)
+    answers = [None if not options else "B" for options in old["options"]]
+    path = tmp_path / of.folder / of.files.replace("*", "0.parquet")
+    path.parent.mkdir(parents=True)
+    old.remove_columns(["answer"]).add_column("answer", answers).to_parquet(path)
+    with pytest.raises(RedlibError, match="Mantis-Eval, row .: 'answer' must hold a text"):
+        several.shots("mantis", 20, real(tmp_path))
+
+
+@pytest.mark.parametrize("value", [None, "", "x", 5.7, float("inf"), float("nan"), [1]])
+def test_what_is_no_whole_number(value):
+    assert [values.whole(number, "index", "here") for number in (5, "5", 5.0)] == [5, 5, 5]
+    with pytest.raises(RedlibError, match="here: 'index' must hold a whole number; got"):
+        values.whole(value, "index", "here")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"answer": "none"}, "'answer' is no candidate; got 'none'"),
+        ({"answer": None}, "'answer' must hold a text"),
+        ({"question": None}, "'question' must hold a text"),
+        ({"candidates": None}, "'candidates' has 0 options"),
+        ({"candidates": ["it stays", None]}, "'candidates' must hold a text"),
+        ({"video": None}, "'video' must hold a text"),
+    ],
+)
+def test_values_that_make_no_question_about_a_film(tmp_path, change, words):
     where = miniature.mvbench(tmp_path, each=1)
     file = where / "json" / "action_antonym.json"
-    file.write_text(file.read_text().replace('"answer": "it stays"', '"answer": "none"'))
-    with pytest.raises(RedlibError, match="action_antonym.*no candidate"):
+    file.write_text(json.dumps([one | change for one in json.loads(file.read_text())]))
+    with pytest.raises(RedlibError, match=f"MVBench, action_antonym, row 0: {words}"):
         several.shots("film", 1, real(tmp_path))
 
 

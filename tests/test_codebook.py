@@ -252,6 +252,12 @@ def test_damaged_contents_name_the_file(tmp_path, vectors, message):
         lambda about: {key: about[key] for key in about if key != "image"},
         lambda about: about | {"image": 3},
         lambda about: about | {"format": "another"},
+        lambda about: about | {"model": None},
+        lambda about: about | {"revision": 5},
+        lambda about: about | {"image": "abcde"},
+        lambda about: about | {"image": [1, 2, 3, 4, 5]},
+        lambda about: about | {"criteria": asdict(LOOSE) | {"tau_in": 10**400}},
+        lambda about: "[" * 100_000,
     ],
 )
 def test_odd_metadata_is_one_line(tmp_path, change):
@@ -259,8 +265,23 @@ def test_odd_metadata_is_one_line(tmp_path, change):
     with safe_open(path, framework="pt") as file:
         about = json.loads(file.metadata()["redlib"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}
-    save_file(tensors, path, metadata={"redlib": json.dumps(change(about))})
+    odd = change(about)
+    text = odd if isinstance(odd, str) else json.dumps(odd)
+    save_file(tensors, path, metadata={"redlib": text})
     with pytest.raises(RedlibError, match=r"odd.safetensors' is .* not a codebook") as caught:
+        Codebook.load(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "patch", [[0, 1.7, 2, 3, 4], [math.inf] * 5, [True] * 5, [[0]] * 5, 3], ids=str
+)
+def test_patches_are_whole_numbers(tmp_path, patch):
+    path = codebook().save(tmp_path / "odd.safetensors")
+    with safe_open(path, framework="pt") as file:
+        metadata, vectors = file.metadata(), file.get_tensor("prototypes")
+    save_file({"prototypes": vectors, "patch": torch.tensor(patch)}, path, metadata=metadata)
+    with pytest.raises(RedlibError, match=r"odd.safetensors' is .*patch: whole numbers") as caught:
         Codebook.load(path)
     assert "\n" not in str(caught.value)
 

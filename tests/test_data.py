@@ -198,6 +198,22 @@ def _another_json(folder):
     (folder / "VQAv2" / photographs.QUESTIONS).write_text('{"captions": []}')
 
 
+def _each(file, key, **more):
+    """Every record of a JSON file with other values."""
+
+    def spoil(folder):
+        path = folder / file
+        listed = [one | more for one in json.loads(path.read_text())[key]]
+        path.write_text(json.dumps({key: listed}))
+
+    return spoil
+
+
+ASKED = (f"VQAv2/{photographs.QUESTIONS}", "questions")
+ANSWERED = (f"VQAv2/{photographs.ANNOTATIONS}", "annotations")
+LISTED = (f"coco-karpathy/{photographs.KARPATHY}", "images")
+
+
 def _no_annotations(folder):
     (folder / "VQAv2" / photographs.ANNOTATIONS).unlink()
 
@@ -211,7 +227,12 @@ def _no_pictures(folder):
     [
         (_no_questions, "questions.json: an entry of 'questions' has no field 'question_id'"),
         (_half_json, "annotations.json: damaged or half downloaded, no JSON; fetch it again"),
-        (_another_json, "questions.json: another file, without a list 'questions'"),
+        (_another_json, "questions.json: another file, without a list of records 'questions'"),
+        (_each(*ASKED, question=None), "'question' must hold a text; got None"),
+        (_each(*ASKED, image_id=float("inf")), "row 0: 'image_id' must hold a whole number"),
+        (_each(*ASKED, image_id=5.7), "row 0: 'image_id' must hold a whole number; got 5.7"),
+        (_each(*ASKED, question_id=[1]), "row 0: 'question_id' must hold a whole number"),
+        (_each(*ANSWERED, question_id=[1]), "row 0: 'question_id' must hold a whole number"),
         (_no_annotations, "annotations.json: no such file"),
         (_no_pictures, "data_dir: no folder 'val2014' with the images of VQAv2 validation"),
     ],
@@ -220,6 +241,78 @@ def test_what_is_wrong_with_a_folder(tmp_path, spoil, words):
     photos.vqav2_folder(tmp_path, MANY)
     spoil(tmp_path)
     _complains(tmp_path, words)
+
+
+@pytest.mark.parametrize("make", [photos.vqav2_folder, photos.coco_folder])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[" * 100_000, "no JSON; fetch it again"),
+        ('{"%s": null}', "another file, without a list of records"),
+        ('{"%s": [1]}', "another file, without a list of records"),
+        ('{"%s": {"a": 1}}', "another file, without a list of records"),
+        ('{"%s": [{"image_id": 1, "question_id": 2}]}', "has no field"),
+    ],
+)
+def test_files_of_a_folder_that_hold_no_records(tmp_path, make, text, words):
+    make(tmp_path, dict(list(MANY.items())[:1]))
+    (file, key), read = {
+        photos.vqav2_folder: (ASKED, lambda: photographs.vqav2(str(tmp_path), seed=0)),
+        photos.coco_folder: (LISTED, lambda: photographs.coco(str(tmp_path))),
+    }[make]
+    (tmp_path / file).write_text(text.replace("%s", key))
+    with pytest.raises(RedlibError, match=words) as caught:
+        read()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"filename": None}, "image 42: 'filename' must hold a text; got None"),
+        ({"filepath": None}, "image 42: 'filepath' must hold a text"),
+        ({"sentences": None}, "image 42: 'sentences' has no caption"),
+        ({"cocoid": None}, "row 0: 'cocoid' must hold a whole number"),
+    ],
+)
+def test_values_that_make_no_picture_of_coco(tmp_path, change, words):
+    photos.coco_folder(tmp_path, MANY)
+    _each(*LISTED, split="train", **change)(tmp_path)
+    with pytest.raises(RedlibError, match=f"COCO Karpathy train, {words}"):
+        photographs.coco(str(tmp_path)).read(42)
+
+
+def test_a_name_that_no_file_can_have_is_a_damaged_picture(tmp_path):
+    photos.coco_folder(tmp_path, MANY)
+    _each(*LISTED, split="train", filename="a\0.jpg")(tmp_path)
+    with pytest.raises(photographs.Unreadable, match="coco-42: embedded null byte"):
+        photographs.coco(str(tmp_path)).read(42)
+
+
+def test_numbers_as_text_and_numbers_as_answers_in_a_folder(tmp_path):
+    pictures = {42: MANY[42]}
+    photos.vqav2_folder(tmp_path, pictures)
+    usual = photographs.vqav2(str(tmp_path), seed=0)
+    for file, key in (ASKED, ANSWERED):
+        path = tmp_path / file
+        listed = json.loads(path.read_text())[key]
+        for one in listed:
+            one |= {name: str(one[name]) for name in ("image_id", "question_id")}
+            one["answers"] = [1, "two"]
+        path.write_text(json.dumps({key: listed}))
+    found = photographs.vqav2(str(tmp_path), seed=0)
+    assert found.digest == usual.digest
+    assert found.read(42).question == usual.read(42).question
+    assert found.read(42).answers == ("cup", "1", "two")
+
+
+@pytest.mark.parametrize("url", [None, "train2014/42.jpg", "http://[/42.jpg"])
+def test_an_address_that_is_none(tmp_path, monkeypatch, url):
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    photos.coco(tmp_path, {42: MANY[42]}, change=lambda columns: columns.update(url=[url]))
+    monkeypatch.setattr(photographs, "_folder", lambda *_: None)
+    with pytest.raises(RedlibError, match="'url' must hold a text|cannot be fetched"):
+        photographs.coco(str(tmp_path)).read(42)
 
 
 def _half(folder):
@@ -265,7 +358,7 @@ def test_a_missing_column_is_named(tmp_path, name):
 def test_numbers_have_to_be_numbers(tmp_path):
     photos.vqav2(tmp_path, MANY, types={"image_id": photos.TEXT},
                  change=lambda c: c.update(image_id=[f"x{n}" for n in c["image_id"]]))  # fmt: skip
-    _complains(tmp_path, "VQAv2 validation: image_id must hold COCO's number")
+    _complains(tmp_path, "VQAv2 validation, row 0: 'image_id' must hold a whole number; got 'x42'")
 
 
 def test_too_small_a_data_set_names_the_parameter(tmp_path):

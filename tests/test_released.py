@@ -11,6 +11,7 @@ import redlib
 from redlib import released
 from redlib.__main__ import main
 from redlib.codebook import Codebook, Criteria
+from redlib.errors import RedlibError
 
 WIDTH = 4096
 """Of LLaVA-1.5-7B."""
@@ -149,6 +150,8 @@ def test_files_that_are_no_codebook(files, wide, capsys):
         written("modern.pt", Harmful()): "could run code and was not read",
         written("dict.pt", {"a": vectors}): "one tensor (N, D) of floating-point numbers; got dict",
         written("whole.pt", vectors.int()): "got Tensor shape (70, 4096), torch.int32",
+        written("sparse.pt", vectors.to_sparse()): "got Tensor that is sparse",
+        written("meta.pt", vectors.to("meta")): "got Tensor that is sparse, nested or without",
         written("alone.pt", vectors): "no file",
     }
     for file, words in cases.items():
@@ -169,6 +172,8 @@ def test_files_that_do_not_fit(files, wide, tiny_folder, capsys):
     assert "holds 70 prototypes, but 69 images" in bad("--images", folder / "short.json")
     (folder / "text.json").write_text("[1,")
     assert "is not JSON" in bad("--images", folder / "text.json")
+    (folder / "deep.json").write_text("[" * 100_000)
+    assert "is not JSON" in bad("--images", folder / "deep.json")
     (folder / "other.json").write_text('{"a": 1}')
     assert "must be a list of image ids" in bad("--images", folder / "other.json")
     (folder / "book.safetensors").write_text("mine")
@@ -184,3 +189,23 @@ def test_files_that_do_not_fit(files, wide, tiny_folder, capsys):
         (folder / "log.txt").write_text(text)
         assert words in bad("--clusters", folder / "log.txt", *out)
     assert not (folder / "new.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    "listed",
+    ["foo bar", "foo", "007", "'a\0'", "[" * 3000 + "]" * 3000, "{[]: 1}", "['9']", "None", "True"],
+    ids=range(9),
+)
+def test_a_line_of_the_log_that_is_no_list_of_images(tmp_path, listed):
+    file = tmp_path / "clusters.txt"
+    file.write_text(f"torch.Size([1, 192])\ncluster: 3, samples: [{listed}]\n")
+    with pytest.raises(RedlibError, match=r"clusters.txt', cluster 3: no list of image") as caught:
+        released.clusters(file)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_log_of_more_candidates_than_there_are_numbers(tmp_path):
+    file = tmp_path / "clusters.txt"
+    file.write_text(f"torch.Size([{'9' * 5000}, 192])\ncluster: 3, samples: ['9']\n")
+    with pytest.raises(RedlibError, match="is no log of clusters"):
+        released.clusters(file)

@@ -25,8 +25,9 @@ from urllib.request import urlopen
 
 from PIL import Image
 
-from redlib.data.reading import Unreadable, column, decode, encoded, revision, row, table, texts
+from redlib.data.reading import Unreadable, column, decode, encoded, revision, row, table
 from redlib.data.sources import COCO, VQAV2, Source
+from redlib.data.values import texts, whole, written
 from redlib.errors import RedlibError
 from redlib.params import local
 from redlib.store import atomic
@@ -82,7 +83,8 @@ class Photographs:
         revision: of the data set, as `reading.revision` tells it.
         digest: twelve letters that tell lists of images (and questions) apart.
         numbers: COCO's number of every image, ascending.
-        read: the picture of a number; raises Unreadable.
+        read: the picture of a number; raises Unreadable, and RedlibError for values beside it that
+            are no text.
     """
 
     name: str
@@ -109,17 +111,17 @@ def vqav2(data_dir: str | None, *, seed: int) -> Photographs:
     """
     folder = _folder(VQAV2, data_dir)
     if folder is not None and (folder / QUESTIONS).is_file():
-        questions = _records(folder / QUESTIONS, "questions", ("image_id", "question_id"))
+        needed = ("image_id", "question_id", "question")
+        questions = _records(folder / QUESTIONS, "questions", needed)
         answered = _records(folder / ANNOTATIONS, "annotations", ("question_id", "answers"))
-        about = {entry["question_id"]: entry for entry in answered}
-        name = "COCO_val2014_{:012d}.jpg"
+        numbered = _numbers((one["question_id"] for one in answered), "question_id", VQAV2)
+        about = dict(zip(numbered, answered, strict=True))
+        images, ids = (_numbers((one[key] for one in questions), key, VQAV2) for key in needed[:2])
 
         def entry(at: int) -> tuple[dict[str, Any], Any]:
-            asked = questions[at]
-            path = _image_file(folder, "val2014", name.format(asked["image_id"]), VQAV2)
-            return about.get(asked["question_id"], {}) | asked, path
-
-        images, ids = ([one[key] for one in questions] for key in ("image_id", "question_id"))
+            name = f"COCO_val2014_{images[at]:012d}.jpg"
+            path = _image_file(folder, "val2014", name, VQAV2)
+            return about.get(ids[at], {}) | questions[at], path
     else:
         found = table(VQAV2, data_dir, columns=("image", "image_id", "question_id", "question"))
 
@@ -127,22 +129,23 @@ def vqav2(data_dir: str | None, *, seed: int) -> Photographs:
             stored = row(found, at)
             return stored, stored["image"]
 
-        images, ids = column(found, "image_id"), column(found, "question_id")
+        images, ids = (
+            _numbers(column(found, key), key, VQAV2) for key in ("image_id", "question_id")
+        )
     asked: dict[int, list[int]] = {}
-    for at, image in enumerate(_numbers(images, "image_id", VQAV2)):
+    for at, image in enumerate(images):
         asked.setdefault(image, []).append(at)
 
     def read(number: int) -> Picture:
         at = min(asked[number], key=lambda at: lot(seed, "question", ids[at]))
         stored, image = entry(at)
-        name = f"vqav2-{number}"
-        answers = texts(stored.get("answers"), field="answer")
-        first = stored.get("multiple_choice_answer")
+        name, where = f"vqav2-{number}", f"{VQAV2.name}, image {number}"
+        first = texts(stored.get("multiple_choice_answer") or None, "answer", where)
         return _picture(
             name,
             encoded(image, name),
-            question=stored["question"],
-            answers=((first,) if first else ()) + answers,
+            question=written(stored["question"], "question", where),
+            answers=first + texts(stored.get("answers"), "answer", where),
         )
 
     digest = _digest(f"{image} {question}" for image, question in zip(images, ids, strict=True))
@@ -182,12 +185,16 @@ def coco(data_dir: str | None) -> Photographs:
     at = {number: n for n, number in enumerate(_numbers(numbers, "cocoid", COCO))}
 
     def read(number: int) -> Picture:
-        one, name = at_hand(at[number]), f"coco-{number}"
+        one, name, where = at_hand(at[number]), f"coco-{number}", f"{COCO.name}, image {number}"
         if folder is not None:
-            path = _image_file(folder, one["filepath"], one["filename"], COCO)
+            below, file = (written(one[key], key, where) for key in ("filepath", "filename"))
+            path = _image_file(folder, below, file, COCO)
         else:
-            path = _fetched(one["url"])
-        return _picture(name, encoded(path, name), captions=texts(one["sentences"], field="raw"))
+            path = _fetched(written(one["url"], "url", where))
+        captions = texts(one["sentences"], "raw", where)
+        if not captions:
+            raise RedlibError(f"{where}: 'sentences' has no caption")
+        return _picture(name, encoded(path, name), captions=captions)
 
     return _photographs(COCO, data_dir, _digest(map(str, sorted(at))), at, read)
 
@@ -196,7 +203,7 @@ def _fetched(url: str) -> Path:
     """The image behind an address, in the cache of `datasets`, where it stays."""
     from datasets import config
 
-    path = Path(config.HF_DATASETS_CACHE) / "coco" / url.rsplit("/", 1)[1]
+    path = Path(config.HF_DATASETS_CACHE) / "coco" / url.rpartition("/")[2]
     if path.is_file():
         return path
     remedy = "fetch it while there is a connection, or set data_dir to a folder with train2014/"
@@ -207,7 +214,7 @@ def _fetched(url: str) -> Path:
             data = answer.read()
     except HTTPError as error:
         raise Unreadable(f"{url}: {error}") from None
-    except (HTTPException, OSError) as error:  # URLError is one of the latter
+    except (HTTPException, OSError, ValueError) as error:  # no connection, or no address
         raise RedlibError(f"{COCO.name}: {url} cannot be fetched ({error}); {remedy}") from None
     with atomic(path) as temporary:
         temporary.write_bytes(data)
@@ -236,11 +243,7 @@ def _picture(name: str, data: bytes, **said: Any) -> Picture:
 
 
 def _numbers(found: Iterable[Any], field: str, source: Source) -> list[int]:
-    """COCO's numbers, which some copies hold as text."""
-    try:
-        return [int(number) for number in found]
-    except (TypeError, ValueError) as error:
-        raise RedlibError(f"{source.name}: {field} must hold COCO's number ({error})") from None
+    return [whole(number, field, f"{source.name}, row {at}") for at, number in enumerate(found)]
 
 
 def _digest(lines: Iterable[str]) -> str:
@@ -262,15 +265,17 @@ def _folder(source: Source, data_dir: str | None) -> Path | None:
 
 
 def _records(path: Path, key: str, fields: Iterable[str]) -> list[Mapping[str, Any]]:
-    """The list under `key` of a JSON file, whose entries have at least `fields`."""
+    """The list under `key` of a JSON file, of mappings that have at least `fields`."""
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))[key]
     except FileNotFoundError:
         raise RedlibError(f"{path}: no such file; it belongs beside the other of VQAv2") from None
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         raise RedlibError(f"{path}: damaged or half downloaded, no JSON; fetch it again") from None
     except (KeyError, TypeError):
-        raise RedlibError(f"{path}: another file, without a list {key!r}") from None
+        entries = None
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise RedlibError(f"{path}: another file, without a list of records {key!r}")
     for name in fields:
         if not all(name in entry for entry in entries):
             raise RedlibError(f"{path}: an entry of {key!r} has no field {name!r}")

@@ -247,22 +247,9 @@ def encoded(stored: Any, which: str) -> bytes:
     if isinstance(stored, str | os.PathLike):
         try:
             stored = Path(stored).read_bytes()
-        except OSError as error:
-            raise Unreadable(f"{which}: {error.strerror or error}") from None
+        except (OSError, ValueError) as error:  # the latter for a name with a NUL
+            why = getattr(error, "strerror", None) or error
+            raise Unreadable(f"{which}: {why}") from None
     if not isinstance(stored, bytes) or not stored:
         raise Unreadable(f"{which}: no picture is stored")
     return stored
-
-
-def texts(value: Any, *, field: str) -> tuple[str, ...]:
-    """The texts in a column of answers or captions, in each form that data sets store them.
-
-    value: a list of texts, a list of {field: text, ...}, {field: [texts], ...}, one text, or None.
-    """
-    if value is None:
-        return ()
-    if isinstance(value, str):
-        return (value,)
-    if isinstance(value, dict):
-        return texts(value.get(field), field=field)
-    return tuple(text for item in value for text in texts(item, field=field))

@@ -24,6 +24,7 @@ from redlib.data import prompts
 from redlib.data.benchmarks import BENCHMARKS, SEVERAL
 from redlib.data.photo import Photo, readable, rows, told
 from redlib.data.reading import Skipped, row, table
+from redlib.data.values import letter, written
 from redlib.errors import RedlibError
 from redlib.params import Params, local
 
@@ -137,27 +138,38 @@ def _sets(name: str, params: Params, part: str) -> Iterator[Shots]:
         count = len(row(images, at)[column] or ())
         if count < 2:
             raise RedlibError(f"{of.name}: row {at} has {count} images; two or more are needed")
-        key = f"{name}/{plain[at]['id' if name == 'mantis' else 'idx']}"
-        asked = (_mantis if name == "mantis" else _muir)(plain[at], params)
+        where, own = f"{of.name}, row {at}", "id" if name == "mantis" else "idx"
+        key = f"{name}/{written(plain[at][own], own, where)}"
+        asked = (_mantis if name == "mantis" else _muir)(plain[at], params, where)
         placed = asked._replace(text=_placed(asked.text, count))
         photos = (Photo(f"{key} ({n + 1})", images, at, column, n) for n in range(count))
         yield Shots(key, (placed,), tuple(photos))
 
 
-def _mantis(item: dict[str, Any], params: Params) -> Asked:
-    choice = item["question_type"] == "multi-choice"
-    options = list(item["options"] or ()) if choice else []
-    if choice and len(options) < 2:
-        raise RedlibError(f"Mantis-Eval: {item['id']!r} has {len(options)} options")
-    text = prompts.mantis(item["question"], options, params.prompts)
-    chance = 1 / len(options) if options else 0.0
+def _mantis(item: dict[str, Any], params: Params, where: str) -> Asked:
+    kind = written(item["question_type"], "question_type", where)
+    options = _options(item["options"], "options", where) if kind == "multi-choice" else []
+    question = written(item["question"], "question", where)
+    text = prompts.mantis(question, options, params.prompts)
     listed = "\n".join(prompts.mantis_options(options))
-    return Asked(item["question_type"], text, item["answer"], chance, listed)
+    if not options:
+        return Asked(kind, text, written(item["answer"], "answer", where), 0.0, listed)
+    gold = letter(item["answer"], len(options), where)
+    return Asked(kind, text, gold, 1 / len(options), listed)
 
 
-def _muir(item: dict[str, Any], params: Params) -> Asked:
-    text = prompts.lettered(item["question"], item["options"])
-    return Asked(item["task"], text, item["answer"], 1 / len(item["options"]))
+def _muir(item: dict[str, Any], params: Params, where: str) -> Asked:
+    options = _options(item["options"], "options", where)
+    text = prompts.lettered(written(item["question"], "question", where), options)
+    gold = letter(item["answer"], len(options), where)
+    return Asked(written(item["task"], "task", where), text, gold, 1 / len(options))
+
+
+def _options(value: Any, field: str, where: str) -> list[str]:
+    count = len(value) if isinstance(value, list) else 0
+    if count < 2:
+        raise RedlibError(f"{where}: {field!r} has {count} options; two or more are needed")
+    return [written(text, field, where) for text in value]
 
 
 def _placed(text: str, images: int) -> str:
@@ -183,17 +195,20 @@ def _reel(
     task: str, plain: list[dict[str, Any]], order: list[int], params: Params
 ) -> Iterator[Shots]:
     for at in order:
-        item = plain[at]
-        options = list(item["candidates"])
-        if item["answer"] not in options:
-            raise RedlibError(f"MVBench, {task}: row {at} has an answer that is no candidate")
+        item, where = plain[at], f"MVBench, {task}, row {at}"
+        options = _options(item["candidates"], "candidates", where)
+        question = written(item["question"], "question", where)
+        answer = written(item["answer"], "answer", where)
+        if answer not in options:
+            raise RedlibError(f"{where}: 'answer' is no candidate; got {answer!r}")
+        name = written(item["video"], "video", where)
         try:
-            film = _film(f"{FOLDERS[task]}/{item['video']}", params)
+            film = _film(f"{FOLDERS[task]}/{name}", params)
         except RedlibError as error:
             print(f"MVBench: without its subtask {task}, since {error}")
             return
-        gold = chr(65 + options.index(item["answer"]))
-        text = prompts.mvbench(item["question"], options, params.prompts)
+        gold = chr(65 + options.index(answer))
+        text = prompts.mvbench(question, options, params.prompts)
         yield Shots(f"film/{task}/{at}", (Asked(task, text, gold, 1 / len(options)),), film=film)
 
 

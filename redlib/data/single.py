@@ -27,6 +27,7 @@ from redlib.data import prompts
 from redlib.data.benchmarks import BENCHMARKS
 from redlib.data.photo import Photo, readable, rows, told
 from redlib.data.reading import Skipped, table
+from redlib.data.values import letter, texts, there, whole, written
 from redlib.errors import RedlibError
 from redlib.params import Params, family
 from redlib.tabletop.questions import Question
@@ -127,108 +128,106 @@ def _question(task: str, text: str, answer: str, group: str = "", options: int =
 
 def _pope(plain: list[dict[str, Any]], params: Params) -> Iterator[Unit]:
     for at, row in enumerate(plain):
-        task = f"pope-{row['category'].strip().lower()}"
+        where = f"POPE, row {at}"
+        task = f"pope-{written(row['category'], 'category', where).strip().lower()}"
         if task not in POPE_SUBSETS:
             raise RedlibError(
-                f"POPE: column 'category' must be random, popular or adversarial; row {at} has "
+                f"{where}: 'category' must be random, popular or adversarial; got "
                 f"{row['category']!r}"
             )
-        text = prompts.yes_no(row["question"], params.prompts, family(params.model))
-        asked = _question(task, text, _yes_or_no("POPE", at, row), options=2)
-        yield Unit(at, str(row["image_source"]), (asked,))
+        question = written(row["question"], "question", where)
+        text = prompts.yes_no(question, params.prompts, family(params.model))
+        asked = _question(task, text, _yes_or_no(row["answer"], where), options=2)
+        yield Unit(at, written(row["image_source"], "image_source", where), (asked,))
 
 
 def _mme(plain: list[dict[str, Any]], params: Params) -> Iterator[Unit]:
     pairs: dict[tuple[str, str], list[int]] = {}
     for at, row in enumerate(plain):
-        if row["category"] not in MME_COGNITION:  # the paper's column is perception alone
-            pairs.setdefault((str(row["question_id"]), row["category"]), []).append(at)
+        where = f"MME, row {at}"
+        key = written(row["question_id"], "question_id", where)
+        category = written(row["category"], "category", where)
+        if category not in MME_COGNITION:  # the paper's column is perception alone
+            pairs.setdefault((key, category), []).append(at)
     for (key, category), both in pairs.items():
         if len(both) != 2:
             raise RedlibError(f"MME: image {key!r} has {len(both)} questions, not a pair")
-        asked = tuple(
-            _question(
-                "mme", prompts.mme(plain[at]["question"], params.prompts),
-                _yes_or_no("MME", at, plain[at]), category, options=2,
-            )
-            for at in both
-        )  # fmt: skip
-        yield Unit(both[0], key, asked)
+        asked = []
+        for at in both:
+            where = f"MME, row {at}"
+            question = written(plain[at]["question"], "question", where)
+            text, answer = prompts.mme(question, params.prompts), plain[at]["answer"]
+            asked.append(_question("mme", text, _yes_or_no(answer, where), category, options=2))
+        yield Unit(both[0], key, tuple(asked))
 
 
-def _yes_or_no(name: str, at: int, row: dict[str, Any]) -> str:
-    answer = str(row["answer"]).strip().strip(".").lower()
+def _yes_or_no(value: Any, where: str) -> str:
+    answer = str(value).strip().strip(".").lower()
     if answer not in ("yes", "no"):
-        raise RedlibError(f"{name}: column 'answer' must be yes or no; row {at} has {answer!r}")
+        raise RedlibError(f"{where}: 'answer' must be yes or no; got {value!r}")
     return answer
 
 
 def _mmbench(plain: list[dict[str, Any]], params: Params) -> Iterator[Unit]:
     rotations: dict[int, list[int]] = {}
     for at, row in enumerate(plain):
-        rotations.setdefault(int(row["index"]) % MILLION, []).append(at)
+        number = whole(row["index"], "index", f"MMBench, row {at}")
+        rotations.setdefault(number % MILLION, []).append(at)
     for number, all_of in rotations.items():
         asked = []
         for at in all_of:
-            row = plain[at]
-            options = {letter: _there(row.get(letter)) for letter in "ABCDE"}
-            options = {letter: text for letter, text in options.items() if text}
-            text = prompts.mmbench(row["question"], _there(row["hint"]), options)
-            answer = _letter("MMBench", at, row["answer"], len(options))
+            row, where = plain[at], f"MMBench, row {at}"
+            held = [option for option in "ABCDE" if there(row.get(option))]
+            listed = "ABCDE"[: "ABCDE".index(max(["B", *held])) + 1]  # without a gap
+            options = {option: written(row[option], option, where) for option in listed}
+            question = written(row["question"], "question", where)
+            text = prompts.mmbench(question, there(row["hint"]), options)
+            answer = letter(row["answer"], len(options), where)
             asked.append(_question("mmbench", text, answer, str(number), len(options)))
         yield Unit(all_of[0], str(number), tuple(asked))
-
-
-def _there(value: str | None) -> str:
-    """A text that may be missing: None, or "nan" where the table came through pandas."""
-    return "" if value is None or str(value).strip().lower() == "nan" else str(value)
-
-
-def _letter(name: str, at: int, value: str | None, options: int) -> str:
-    letter = str(value).strip().upper()
-    if len(letter) != 1 or not 0 <= ord(letter) - 65 < options:
-        raise RedlibError(
-            f"{name}: column 'answer' must be the letter of one of {options} options; row {at} has "
-            f"{value!r}"
-        )
-    return letter
 
 
 def _seed(plain: list[dict[str, Any]], params: Params) -> Iterator[Unit]:
     for at, row in enumerate(plain):
         if row["data_type"] != "image":  # the others are films
             continue
-        options = [row[f"choice_{letter}"] for letter in "abcd"]
-        key = row["data_id"]
-        asked = _question(
-            "seed", prompts.lettered(row["question"], options),
-            _letter("SEED-Bench", at, row["answer"], 4), str(row.get("question_type_id", "")), 4,
-        )  # fmt: skip
-        yield Unit(at, str(key[0] if isinstance(key, list) else key), (asked,))
+        where = f"SEED-Bench, row {at}"
+        choices = [f"choice_{choice}" for choice in "abcd"]
+        options = [written(row[choice], choice, where) for choice in choices]
+        text = prompts.lettered(written(row["question"], "question", where), options)
+        kind = str(row.get("question_type_id", ""))
+        asked = _question("seed", text, letter(row["answer"], 4, where), kind, 4)
+        key = row["data_id"][:1] if isinstance(row["data_id"], list) else [row["data_id"]]
+        yield Unit(at, written(*key or [None], "data_id", where), (asked,))
 
 
 def _realworldqa(plain: list[dict[str, Any]], params: Params) -> Iterator[Unit]:
     for at, row in enumerate(plain):
-        asked = _question("realworldqa", row["question"].strip(), row["answer"].strip())
+        where = f"RealWorldQA, row {at}"
+        question = written(row["question"], "question", where)
+        answer = written(row["answer"], "answer", where)
+        asked = _question("realworldqa", question, answer.strip())
         yield Unit(at, str(at), (asked,))
 
 
 def _captions(task: str, key: str, told: str) -> Callable[[list, Params], Iterator[Unit]]:
     def read(plain: list[dict[str, Any]], params: Params) -> Iterator[Unit]:
         for at, row in enumerate(plain):
-            said = row[told] if isinstance(row[told], list) else [row[told]]
-            references = tuple(text for text in said if text)
+            where = f"{task}, row {at}"
+            references = tuple(text for text in texts(row[told], told, where) if text.strip())
             if not references:
-                raise RedlibError(f"{task}: column {told!r} of row {at} has no caption")
+                raise RedlibError(f"{where}: {told!r} has no caption")
             asked = _question(task, prompts.caption(params.prompts), references[0])
-            yield Unit(at, str(row[key]), (asked,), references)
+            yield Unit(at, written(row[key], key, where), (asked,), references)
 
     return read
 
 
 def _image_dc(plain: list[dict[str, Any]], params: Params) -> Iterator[Unit]:
     for at, row in enumerate(plain):
-        yield Unit(at, str(row["question_id"]), (_question("detail", row["question"], ""),))
+        where = f"Image-DC, row {at}"
+        asked = _question("detail", written(row["question"], "question", where), "")
+        yield Unit(at, written(row["question_id"], "question_id", where), (asked,))
 
 
 _READ: dict[str, Callable[[list[dict[str, Any]], Params], Iterator[Unit]]] = {

@@ -1,0 +1,65 @@
+"""What a cell of a data set has to hold: a text, the letter of an option, a whole number.
+
+Nothing stops a model from answering "None\\nA. a\\nB. None", and the answer would be scored. So
+what is asked is read here, where a value that makes no question ends the run and is named:
+
+    written(None, "question", "POPE, row 3")
+    # RedlibError: POPE, row 3: 'question' must hold a text; got None
+"""
+
+from typing import Any
+
+from redlib.errors import RedlibError
+
+
+def there(value: Any) -> str:
+    """A text that may be missing: None, or "nan" where the table came through pandas."""
+    return "" if value is None or str(value).strip().lower() == "nan" else str(value)
+
+
+def written(value: Any, field: str, where: str) -> str:
+    """A text that has to be there; numbers count as such, since some copies hold "2" as 2.
+
+    Raises RedlibError, saying `where`, for nothing, blanks and all else.
+    """
+    if not isinstance(value, str | int | float) or not there(value).strip():
+        raise RedlibError(f"{where}: {field!r} must hold a text; got {value!r}")
+    return str(value)
+
+
+def letter(value: Any, options: int, where: str) -> str:
+    """The letter of one of so many options. Raises RedlibError for all else."""
+    found = str(value).strip().upper()
+    if len(found) != 1 or not 0 <= ord(found) - 65 < options:
+        raise RedlibError(
+            f"{where}: 'answer' must be the letter of one of {options} options; got {value!r}"
+        )
+    return found
+
+
+def whole(value: Any, field: str, where: str) -> int:
+    """A whole number, which some copies hold as text. Raises RedlibError for all else."""
+    try:
+        number = int(value)
+        if isinstance(value, str) or number == value:
+            return number
+    except (TypeError, ValueError, OverflowError):  # the last for infinity
+        pass
+    raise RedlibError(f"{where}: {field!r} must hold a whole number; got {value!r}")
+
+
+def texts(value: Any, field: str, where: str) -> tuple[str, ...]:
+    """The texts in a column of answers or captions, in each form that data sets store them.
+
+    value: a list of texts, a list of {field: text, ...}, {field: [texts], ...}, one text, or None.
+    Raises RedlibError, saying `where`, for all else.
+    """
+    if value is None:
+        return ()
+    if isinstance(value, str):
+        return (value,)
+    if isinstance(value, dict):
+        return texts(value.get(field), field, where)
+    if isinstance(value, list):
+        return tuple(text for item in value for text in texts(item, field, where))
+    return (written(value, field, where),)

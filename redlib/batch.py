@@ -50,7 +50,7 @@ from redlib.machine import calibration_seconds, cores
 from redlib.notebook import figures_folder, root, runs_folder
 from redlib.params import NOTEBOOKS, PLACES, Params, local
 from redlib.scale import Workers
-from redlib.store import Missing, code_version, read_json, write_json, write_text, writing
+from redlib.store import Missing, code_version, read_mapping, write_json, write_text, writing
 from redlib.study import comparison, ledger, printed
 
 # The notebooks whose saved results a notebook reads, instead of measuring the same again.
@@ -186,10 +186,14 @@ def draw_pages(file: str | Path) -> Path:
     nothing; with each, the page of its answers. A set's page also has Table 1 over all its models
     and the ledger of the paper's claims.
 
-    Returns the path of the set's page, or of the run's. Raises RedlibError as `report.write` does.
+    Returns the path of the set's page, or of the run's. Raises RedlibError as `report.write` does,
+    and for a run of which no notebook has finished and nothing lies there.
     """
     runs = params.load_set(file)
     pages = {one.run_name: figures_folder(one) for one in runs}
+    for name, place in pages.items():
+        if not report.items(place) and not _states(runs_folder(name)):
+            raise RedlibError(f"{from_here(place)}: no results yet; `redlib run {file}` makes them")
     for one in runs:
         name, place = one.run_name, pages[one.run_name]
         answers.write(place, run=name)
@@ -304,7 +308,7 @@ def _check_codebook(one: Params, numbers: Sequence[str]) -> None:
         return
     remedy = f"run {first} with them: --only {','.join([first, *late])}"
     note = file.with_suffix(".json")
-    made = read_json(note) if note.is_file() else {}
+    made = read_mapping(note) if note.is_file() else {}
     for name in params.BUILDS:
         if (now := getattr(one, name)) != (before := made.get(name, "unknown")):
             raise RedlibError(
@@ -542,9 +546,19 @@ def _inputs(one: Params, number: str, folder: Path) -> str:
 def _is_done(state_file: Path, inputs: str, one: Params) -> bool:
     if not state_file.exists():
         return False
-    state = read_json(state_file)
-    there = {note["name"] for note in report.items(figures_folder(one))}
-    return state.get("inputs") == inputs and there.issuperset(state["items"])
+    state = _read_state(state_file)
+    place = figures_folder(one)
+    whole = {note["name"] for note in report.items(place) if not report.lost(place, note)}
+    return state["inputs"] == inputs and whole.issuperset(state["items"])
+
+
+def _states(base: Path) -> list[Path]:
+    """What `_finish` has noted of the notebooks of a run."""
+    return sorted((base / "state").glob("*.json"))
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    return read_mapping(path, "inputs", "items", "notebook", "seconds")
 
 
 def _times(job: _Job, seconds: float) -> dict:
@@ -569,9 +583,9 @@ def _gather_times(base: Path) -> None:
 
 def _noted_times(base: Path) -> dict[str, dict]:
     times = {}
-    for path in sorted((base / "state").glob("*.json")):
+    for path in _states(base):
         with contextlib.suppress(Missing):  # the other run begins that notebook anew
-            state = read_json(path)
+            state = _read_state(path)
             times[path.stem] = {k: v for k, v in state.items() if k not in ("inputs", "items")}
     return times
 
@@ -588,7 +602,7 @@ def _publish_log(one: Params, place: Path) -> None:
     base = runs_folder(one.run_name)
     states = [base / "state" / f"{number}.json" for number in one.notebooks]
     if all(path.is_file() for path in states):
-        found = [read_json(path) for path in states]
+        found = [_read_state(path) for path in states]
         inputs = "".join(state["inputs"] for state in found)
         lines = [
             f"run id {hashlib.sha256(inputs.encode()).hexdigest()[:12]}",
@@ -609,16 +623,15 @@ def _rows(one: Params) -> list[Row]:
     rows = []
     for note in report.items(place):
         state = runs_folder(one.run_name) / "state" / f"{note['notebook']}.json"
-        seconds = f"{read_json(state)['seconds']:.0f}" if state.exists() else "-"
-        suffix = ".csv" if note["kind"] == "table" else ".png"
+        seconds = f"{_read_state(state)['seconds']:.0f}" if state.exists() else "-"
         item = f"{note['paper_item']}: {note['title']}" if note["paper_item"] else note["title"]
-        rows.append(Row(item, from_here(place / f"{note['name']}{suffix}"), seconds))
+        rows.append(Row(item, from_here(report.files(place, note)[0]), seconds))
     return rows
 
 
 def _kept(jobs: Sequence[_Job]) -> str:
     base = jobs[0].base
-    done = sorted(path.stem for path in (base / "state").glob("*.json"))
+    done = [path.stem for path in _states(base)]
     parts = sum(1 for _ in (base / "store").glob("*/*/*.parquet"))
     notebooks = f"finished notebooks {', '.join(done)}" if done else "no finished notebook"
     at_work = ", ".join(job.number for job in jobs if job.one is jobs[0].one)

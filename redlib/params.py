@@ -142,16 +142,23 @@ def embedded() -> dict[str, Path]:
 
 
 def local(path: str | Path) -> Path:
-    """A path that a parameter names, ~ being the reader's home; of a user who has none, as is."""
+    """A path that a parameter names, ~ being the reader's home; of a user who has none, as is.
+
+    Raises RedlibError for one that cannot be looked up, such as one of 5,000 letters.
+    """
+    path = Path(path)
+    with suppress(RuntimeError):
+        path = path.expanduser()
     try:
-        return Path(path).expanduser()
-    except RuntimeError:
-        return Path(path)
+        path.exists()  # where nothing lies it says so; where nothing can lie it raises
+    except OSError as error:
+        raise RedlibError(f"no such file or folder ({error.strerror}): {str(path)!r}") from None
+    return path
 
 
 def family(model: str) -> str:
     """The model family (one of FAMILIES): what a folder's config.json says, or else its name."""
-    with suppress(OSError, ValueError, LookupError, TypeError):
+    with suppress(RedlibError, OSError, ValueError, LookupError, TypeError):
         kind = json.loads((local(model) / "config.json").read_text(encoding="utf-8"))["model_type"]
         return KINDS[kind]
     name = Path(model).name.lower()
@@ -586,11 +593,22 @@ def describe(name: str) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without the silent rule that the later of two equal keys wins."""
+    """YAML without the silent rules that the later of two equal keys wins, and that 010 is 8."""
+
+    def construct_scalar(self, node: yaml.Node) -> Any:
+        number = node.tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+        if number and re.fullmatch(r"[+-]?0[\d_]+|.*:.*", str(node.value)):
+            raise RedlibError(
+                f"{node.value} is to YAML no decimal number; write one without a leading 0 or a"
+                " colon, or put a text in quotes"
+            )
+        return super().construct_scalar(node)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                raise RedlibError("merge keys (<<) are not supported; write the values themselves")
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str | int | float | bool | None):
                 raise RedlibError(f"{key!r} cannot be the name of a parameter")

@@ -24,7 +24,7 @@ import pandas as pd
 
 from redlib import answers, comparison_tables
 from redlib.params import NOTEBOOKS, family
-from redlib.store import Missing, damaged, read_csv, read_json, write_text
+from redlib.store import Missing, damaged, read_csv, read_json, read_mapping, write_text
 from redlib.webpage import document, heads, linked, region, text
 
 # Columns that say what a row of a result table is about; the others hold what was measured.
@@ -62,13 +62,16 @@ def write(
     and its recomputed percentages (`redlib.study.printed`). table1: its Table 1 over the runs
     (`redlib.study.comparison`), left out where nothing of it was run.
     Each is also written beside the page, as claims.csv, percentages.csv and table-1.csv.
-    Returns the path of the page. Raises RedlibError for a damaged note or a folder that cannot be
-    written.
+    Returns the path of the page. Raises RedlibError for a damaged note, a figure or table of which
+    a file is gone, or a folder that cannot be written.
     """
     page = Path(page)
     if table1 is not None and table1["accuracy"].isna().all():
         table1 = None
     runs = {name: (Path(folder), items(folder)) for name, folder in folders.items()}
+    for folder, notes in runs.values():
+        for path in (path for note in notes for path in lost(folder, note)):
+            raise Missing(f"{path}: no such file; run its notebook again")
     links = _Links(page.parent, folders, beside)
     body = [
         '<a class="skip" href="#results">Skip to the results</a>',
@@ -113,11 +116,22 @@ def items(folder: str | Path) -> list[dict[str, Any]]:
     for path in Path(folder).glob("*.json"):
         if not path.name.endswith(CLAIMS):
             with suppress(Missing):  # a notebook at work may drop its own
-                note = read_json(path)
-                if not _has(note, *_NOTE) or not _has(note["parameters"], "model"):
+                note = read_mapping(path, *_NOTE)
+                if not _has(note["parameters"], "model"):
                     raise damaged(path)
                 notes.append(note)
     return sorted(notes, key=lambda note: (note["notebook"], note["order"], note["name"]))
+
+
+def files(folder: str | Path, note: Mapping[str, Any]) -> list[Path]:
+    """Where a figure or table of `items` lies: the picture, if it has one, and the numbers."""
+    endings = (".csv",) if note["kind"] == "table" else (".png", ".csv")
+    return [Path(folder) / f"{note['name']}{ending}" for ending in endings]
+
+
+def lost(folder: str | Path, note: Mapping[str, Any]) -> list[Path]:
+    """Those of its `files` that are gone."""
+    return [path for path in files(folder, note) if not path.is_file()]
 
 
 def claims(folder: str | Path) -> list[dict[str, Any]]:

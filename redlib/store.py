@@ -55,12 +55,14 @@ def atomic(path: str | Path) -> Iterator[Path]:
 
     Yields a temporary path in the same folder (made if need be); when the block ends well it takes
     the final name, otherwise it is removed. Raises RedlibError, one line, for a folder that is
-    read-only or full.
+    read-only or full, and for a name that a folder, a device or a pipe has.
     """
     path = Path(path)
     # Not the process's number: processes of two machines, or two threads, may have the same.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     with writing(path):
+        if path.exists() and not path.is_file():
+            raise RedlibError(f"{path}: there, and no file; choose another name")
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
@@ -95,20 +97,26 @@ def write_text(path: str | Path, text: str) -> None:
 
 def write_json(path: str | Path, value: Any) -> None:
     """Write `value` to `path` atomically, as JSON with the order of its keys kept."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, default=_plain) + "\n")
+    write_text(path, _json(value))
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=1, ensure_ascii=False, default=_plain) + "\n"
 
 
 def _write_first(path: Path, value: Any) -> None:
     """Write the JSON file at `path` unless another process has been there a moment before."""
     mine = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    write_json(mine, value)
-    with writing(path):
+    with writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            os.link(mine, path)  # refuses to replace a file, in one step
-        except FileExistsError:
-            pass
-        except OSError:  # a file system without hard links
-            os.replace(mine, path)
+            mine.write_bytes(_json(value).encode("utf-8"))
+            try:
+                os.link(mine, path)  # refuses to replace a file, in one step
+            except FileExistsError:
+                pass
+            except OSError:  # a file system without hard links
+                os.replace(mine, path)
         finally:
             mine.unlink(missing_ok=True)
 
@@ -126,8 +134,19 @@ def read_json(path: str | Path) -> Any:
         raise Missing(f"{path}: no such file") from None
     except OSError as error:
         raise _unreadable(path, error) from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise damaged(path) from None
+
+
+def read_mapping(path: str | Path, *fields: str) -> dict[str, Any]:
+    """Read the JSON file at `path`, which holds a mapping with `fields` at least.
+
+    Raises RedlibError as `read_json` does, and if it holds anything else.
+    """
+    found = read_json(path)
+    if not isinstance(found, dict) or not found.keys() >= set(fields):
+        raise damaged(path)
+    return found
 
 
 def read_csv(source: str | Path | TextIO, **how: Any) -> pd.DataFrame:
@@ -216,12 +235,10 @@ class Store:
         note = self.folder / "key.json"
         if not _is_there(note):
             _write_first(note, self.key)
-        old = read_json(note)
-        if not isinstance(old, dict):
-            raise damaged(note)
+        old = read_mapping(note)
         for field in [*self.key, *old]:
             before, now = old.get(field, "nothing"), self.key.get(field, "nothing")
-            if before != now:
+            if before != now and repr(before) != repr(now):  # NaN is unequal to itself
                 raise RedlibError(
                     f"{self.folder}: made with {field} = {_short(before)}, now {_short(now)}; "
                     "run again with --force, delete the folder, or use another run_name"

@@ -438,6 +438,7 @@ def test_workers_take_their_share_of_the_cores(home, monkeypatch):
     monkeypatch.setattr(batch.params, "embedded", lambda: {str(home / "model"): home / "model"})
     seen = []
     monkeypatch.setattr(batch, "_run_all", lambda waiting, jobs, *_: seen.append(jobs))
+    monkeypatch.setattr(batch, "draw_pages", lambda _: None)
     for workers in (1, 2, 3):
         file = home / "params" / "one.yaml"
         if not file.exists():
@@ -465,6 +466,69 @@ def test_progress_of_the_loop_that_a_cell_is_in(tmp_path):
     with bars.open("a") as file:
         file.write("\r" + " " * 70 + "\r")
     assert batch._progress(bars) == "", "the loop has ended"
+
+
+DRAWN = {
+    "name": "words", "kind": "figure", "notebook": "01", "order": 1, "paper_item": "", "title": "T",
+    "caption": "C", "reading": "R", "alt": "A", "versions": {}, "parameters": {"model": "m"},
+    "width": 1, "height": 1,
+}  # fmt: skip
+
+
+@pytest.fixture
+def drawn(home, monkeypatch):
+    """The parameter file of a run whose notebook 01 leaves a figure, and its folder of figures."""
+    place = home / "runs/one/figures"
+    code = (
+        f"import pathlib\nplace = pathlib.Path({str(place)!r})\n"
+        "place.mkdir(parents=True, exist_ok=True)\n"
+        "[(place / f'words{end}').touch() for end in ('.png', '.csv')]\n"
+        f"(place / 'words.json').write_text({json.dumps(DRAWN)!r})"
+    )
+    monkeypatch.setattr(batch, "_command", lambda *_: [sys.executable, "-c", code])
+    return project(home, {"01": ["seed = 0"], "02": ["seed = 0"]}), place
+
+
+@pytest.mark.parametrize("lost", ["words.png", "words.csv", "words.json"])
+def test_a_notebook_whose_figure_is_lost_is_run_again(drawn, lost):
+    file, place = drawn
+    for again in (r"\d+ s", "unchanged", r"\d+ s"):
+        if again != "unchanged" and place.exists():
+            (place / lost).unlink()
+        said = []
+        batch.run(file, only=["01"], say=said.append)
+        assert re.fullmatch(f"01_attention_background: {again}", said[0])
+        assert (place / lost).is_file()
+
+
+def test_a_page_of_no_run_or_without_a_picture_is_refused(drawn):
+    file, place = drawn
+    with pytest.raises(RedlibError, match=r"figures: no results yet; `redlib run .*one\.yaml`"):
+        batch.draw_pages(file)
+    assert not place.exists()
+    batch.run(file, only=["01"])
+    (place / "words.png").unlink()
+    with pytest.raises(RedlibError, match=r"words\.png: no such file; run its notebook again"):
+        batch.draw_pages(file)
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "{}", "", "[" * 100_000])
+def test_a_damaged_note_of_a_finished_notebook(drawn, text):
+    file, place = drawn
+    batch.run(file, only=["01"])
+    state = place.parent / "state" / "01.json"
+    state.write_text(text)
+    for only in ("01", "02"):
+        with pytest.raises(RedlibError, match=r"01\.json: damaged; delete it and run again"):
+            batch.run(file, only=[only])
+
+
+@pytest.mark.parametrize("name", ["image", "games_dir", "data_dir", "codebook", "model"])
+def test_a_long_path_is_no_file(home, name):
+    file = project(home, {"01": ["seed = 0"]}, **{name: "a" * 5_000})
+    with pytest.raises(RedlibError, match="no such file|no folder|no file"):
+        batch.run(file, only=["01"])
+    assert not (home / "runs").exists()
 
 
 def test_calibration_takes_a_moment():

@@ -1,5 +1,7 @@
 """Parameters: what is accepted, what is refused, and the line that says so."""
 
+import errno
+import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -219,6 +221,11 @@ def test_an_unknown_name_brings_the_nearest_one(tmp_path):
         (b"? [a]\n: 1\n", "cannot be the name"),
         (b"1: 2\n", "unknown parameter '1'"),
         (b"set: [one]\n", "set of parameter files"),
+        (b"{a: &a {seed: 1}, <<: *a}\n", "merge keys (<<) are not supported"),
+        (b"scene: 1:30\n", "1:30 is to YAML no decimal number"),
+        (b"tau_in: 1:30.5\n", "1:30.5 is to YAML no decimal number"),
+        (b"scene: 010\n", "010 is to YAML no decimal number"),
+        (b"notebooks: [01]\n", "put a text in quotes"),
     ],
 )
 def test_a_file_that_is_no_parameter_file(tmp_path, content, words):
@@ -304,3 +311,14 @@ def test_a_folder_says_itself_which_family_it_is(tmp_path):
     assert str(params.local("~nobody-of-this-name/x")) == "~nobody-of-this-name/x"
     (folder / "config.json").write_text("not JSON")
     assert params.family(str(folder)) == "llava-1.5"
+
+
+def test_a_path_that_cannot_be_looked_up(monkeypatch):
+    assert params.family("llava-next-" + "a" * 5_000) == "llava-next"
+
+    def shut(_):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "exists", shut)
+    message = error_of(params.local, "shut/a.png")
+    assert message == "no such file or folder (Permission denied): 'shut/a.png'"

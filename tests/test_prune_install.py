@@ -15,6 +15,7 @@ import pruning
 import pytest
 import torch
 from conftest import random_image
+from PIL import Image
 from pruning import IMAGES, KINDS, TEXTS, Maker, model_of, picture
 from torch import nn
 
@@ -685,3 +686,26 @@ def test_images_that_the_processor_refuses(small, tmp_path):
         prepare(small.maker.processor, ["nobody.png"], [TEXTS[0]])
     with pytest.raises(RedlibError, match="2 texts need as many images; got 1"):
         prepare(small.maker.processor, [picture(1)], [TEXTS[0]] * 2)
+
+
+def test_images_of_pillow_are_prepared_as_their_files(small, tmp_path):
+    deep = Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8) * 1_000)
+    deep.save(tmp_path / "deep.png")
+    given = [deep, Image.new("RGB", (510, 10)), Image.new("F", (8, 8)), "x" * 300 + ".png"]
+    batch = prepare(small.maker.processor, given, [TEXTS[0]] * 4)
+    assert batch.taken == (0,) and sorted(batch.refused) == [1, 2, 3]
+    assert "image 'number 1' is 510 x 10" in batch.refused[1]
+    file = prepare(small.maker.processor, [tmp_path / "deep.png"], [TEXTS[0]])
+    assert torch.equal(batch.inputs["pixel_values"], file.inputs["pixel_values"])
+
+
+@pytest.mark.parametrize("beside", [[], ["nobody.png"], [7]])
+def test_a_batch_that_only_together_is_refused(small, beside):
+    texts = [TEXTS[0]] * len(beside) + [TEXTS[0], f"{TEXTS[0]} {TEXTS[0].split()[-1]}"]
+    with pytest.raises(RedlibError, match="the processor refuses the batch: "):
+        prepare(small.maker.processor, [*beside, picture(1), picture(2)], texts, padding=False)
+
+
+def test_a_batch_of_nothing(small):
+    with pytest.raises(RedlibError, match="texts: none"):
+        prepare(small.maker.processor, [], [])

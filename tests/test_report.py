@@ -240,3 +240,11 @@ def test_damaged_folders(tmp_path):
     with pytest.raises(RedlibError, match="damaged"):
         report.write(tmp_path / "index.html", {"x": tmp_path}, title="T")
     assert not (tmp_path / "index.html").exists()
+
+
+@pytest.mark.parametrize("ending", [".png", ".csv"])
+def test_a_lost_figure_is_named(folders, ending):
+    (folders["two"] / f"first{ending}").unlink()
+    with pytest.raises(RedlibError, match=f"first{ending}: no such file; run its notebook again"):
+        report.write(folders["one"] / "index.html", folders, title="t")
+    assert not (folders["one"] / "index.html").exists()

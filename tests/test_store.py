@@ -105,6 +105,18 @@ def test_of_two_runs_that_both_saw_an_empty_folder_one_is_refused(tmp_path, monk
     assert [path.name for path in tmp_path.iterdir()] == ["key.json"]
 
 
+def test_a_key_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
+    def fill_up(path, data):
+        path.open("wb").close()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(store_module.Path, "write_bytes", fill_up)
+    with pytest.raises(RedlibError, match="cannot be written .*free some space") as caught:
+        Store(tmp_path / "t", KEY)
+    assert str(caught.value).startswith(f"{tmp_path / 't'}: ")
+    assert list((tmp_path / "t").iterdir()) == []
+
+
 def test_a_file_system_without_hard_links_will_do(tmp_path, monkeypatch):
     def refuse(*_):
         raise PermissionError(errno.EPERM, "Operation not permitted")
@@ -121,6 +133,13 @@ def test_numpy_values_make_the_same_key(tmp_path):
 
     Store(tmp_path, {"patches": np.array([1, 4]), "scale": np.float64(0.5)})
     assert Store(tmp_path, {"patches": [1, 4], "scale": 0.5}).key["patches"] == [1, 4]
+
+
+def test_a_value_that_is_no_number_makes_the_same_key(tmp_path):
+    Store(tmp_path, {"scale": float("nan")})
+    Store(tmp_path, {"scale": float("nan")})
+    with pytest.raises(RedlibError, match=r"made with scale = nan, now 0\.5"):
+        Store(tmp_path, {"scale": 0.5})
 
 
 def test_units_of_any_name(tmp_path):
@@ -173,7 +192,7 @@ def test_what_lies_there_but_cannot_be_read_is_not_called_damaged(tmp_path):
         Store(tmp_path, KEY)
 
 
-@pytest.mark.parametrize("text", ["[]", "null", "3", '"a"'])
+@pytest.mark.parametrize("text", ["[]", "null", "3", '"a"', "[" * 100_000])
 def test_a_key_that_is_no_mapping_is_damaged(tmp_path, text: str):
     (tmp_path / "key.json").write_text(text)
     with pytest.raises(RedlibError, match=r"key\.json: damaged; delete it"):
@@ -327,8 +346,10 @@ def test_progress_says_how_many_how_fast_and_how_long(tmp_path, capsys):
 
 def test_a_file_where_the_folder_should_be(tmp_path):
     (tmp_path / "t").write_text("")
-    with pytest.raises(RedlibError, match="cannot be written"):
-        Store(tmp_path / "t", KEY)
+    for folder in (tmp_path / "t", tmp_path / "t" / "below"):
+        with pytest.raises(RedlibError, match="cannot be written") as caught:
+            Store(folder, KEY)
+        assert str(caught.value).startswith(f"{folder}: ")
 
 
 def test_atomic_keeps_the_old_file_when_the_block_fails(tmp_path):
@@ -344,6 +365,16 @@ def test_atomic_keeps_the_old_file_when_the_block_fails(tmp_path):
         half()
     assert read_json(path) == {"a": 1}
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no named pipes among its files")
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_atomic_replaces_nothing_but_files(tmp_path, make):
+    make(tmp_path / "x")
+    with pytest.raises(RedlibError, match="x: there, and no file; choose another name"):
+        with atomic(tmp_path / "x"):
+            pytest.fail("the work would be for nothing")
+    assert list(tmp_path.iterdir()) == [tmp_path / "x"] and not (tmp_path / "x").is_file()
 
 
 def test_code_version_sees_code_and_not_prose(tmp_path):

@@ -15,7 +15,7 @@ from pathlib import Path
 from PIL import Image
 
 from redlib.errors import RedlibError
-from redlib.pictures import open_image
+from redlib.pictures import open_image, read_image
 
 Images = Image.Image | str | Path
 
@@ -45,15 +45,17 @@ def prepare(
 
     Args:
         processor: a stock processor.
-        images: for each text an image or a file, or a list of them.
+        images: for each text an image or a file, or a list of them; seen as `redlib.pictures` does.
         texts: prompts with the processor's placeholders.
         options: for the processor; by default padding and tensors of torch.
 
     Raises:
-        RedlibError: lengths differ, or nothing is left.
+        RedlibError: lengths differ, nothing is left, or what is left is refused together.
     """
     if len(images) != len(texts):
         raise RedlibError(f"{len(texts)} texts need as many images; got {len(images)}")
+    if not texts:
+        raise RedlibError("texts: none; an image and a text at least are wanted")
     options = {"padding": True, "return_tensors": "pt", **options}
 
     def process(which: Sequence[int]) -> Mapping[str, object]:
@@ -65,25 +67,27 @@ def prepare(
     for i, each in enumerate(images):
         try:
             several = isinstance(each, list | tuple)
-            opened[i] = [_open(one) for one in each] if several else _open(each)
+            opened[i] = [_open(one, i) for one in each] if several else _open(each, i)
         except RedlibError as error:
             refused[i] = str(error)
-    try:
-        if opened:
+    while opened:
+        try:
             return Prepared(process(list(opened)), tuple(opened), refused)
-    except Exception as error:  # of many kinds
-        for i in list(opened):
-            try:
-                process([i])
-            except Exception as alone:
-                refused[i] = f"the processor refuses it: {alone}"
-                del opened[i]
-        if not refused:  # each alone goes through
-            raise RedlibError(f"the processor refuses the batch: {error}") from error
-    if not opened:
-        raise RedlibError(f"no image of {len(texts)} is left; the first: {min(refused.items())[1]}")
-    return Prepared(process(list(opened)), tuple(opened), refused)
+        except Exception as error:  # of many kinds
+            before = len(opened)
+            for i in list(opened):
+                try:
+                    process([i])
+                except Exception as alone:
+                    refused[i] = f"the processor refuses it: {alone}"
+                    del opened[i]
+            if len(opened) == before:  # each alone goes through
+                raise RedlibError(f"the processor refuses the batch: {error}") from error
+    raise RedlibError(f"no image of {len(texts)} is left; the first: {min(refused.items())[1]}")
 
 
-def _open(image: Images) -> Image.Image:
-    return open_image(image) if isinstance(image, str | Path) else image
+def _open(image: Images, number: int) -> Image.Image:
+    if isinstance(image, str | Path):
+        return open_image(image)
+    # What is neither the processor may know, or refuse.
+    return read_image(image, f"number {number}") if isinstance(image, Image.Image) else image

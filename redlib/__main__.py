@@ -111,7 +111,7 @@ def _explained(name: str) -> str:
 def _import_codebook(chosen: argparse.Namespace) -> None:
     from redlib import released  # torch, only for who needs it
 
-    if not Path(chosen.file).is_file():
+    if not params.local(chosen.file).is_file():
         raise RedlibError(f"no file {chosen.file!r}: one of the authors' codebooks is wanted (.pt)")
     out = Path(chosen.out or Path(chosen.file).with_suffix(".safetensors"))
     if out.exists():

@@ -162,7 +162,7 @@ def _wrong_weights(folder: Path) -> str | None:
     if index.is_file():
         try:
             named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (OSError, ValueError, LookupError, AttributeError):
+        except (OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError):
             return f"{str(index)!r} is truncated or damaged"
         if missing := sorted(named - {file.name for file in files}):
             return f"{str(folder / missing[0])!r} is missing, one of {len(named)} files of weights"

@@ -119,6 +119,10 @@ def test_a_copied_folder_that_lacks_a_file(tmp_path):
     with pytest.raises(RedlibError, match="00003-of-00007.safetensors' is missing, one of 7 files"):
         batch._check_inputs(Params(model=str(folder)))
     assert "model-00003-of-00007.safetensors' is missing" in refused(name=str(folder))
+    for odd in ("[]", '{"weight_map": []}', "[" * 100_000):
+        (folder / "model.safetensors.index.json").write_text(odd)
+        with pytest.raises(RedlibError, match="index.json' is truncated or damaged"):
+            batch._check_inputs(Params(model=str(folder)))
 
 
 class Hub(BaseHTTPRequestHandler):

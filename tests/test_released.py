@@ -152,6 +152,7 @@ def test_files_that_are_no_codebook(files, wide, capsys):
         written("whole.pt", vectors.int()): "got Tensor shape (70, 4096), torch.int32",
         written("sparse.pt", vectors.to_sparse()): "got Tensor that is sparse",
         written("meta.pt", vectors.to("meta")): "got Tensor that is sparse, nested or without",
+        "a" * 5000: "File name too long",
         written("alone.pt", vectors): "no file",
     }
     for file, words in cases.items():

@@ -18,7 +18,7 @@ import pandas as pd
 
 from redlib import answers, report
 from redlib.errors import RedlibError
-from redlib.store import read_csv, read_json
+from redlib.store import read_csv, read_mapping
 from redlib.study import printed
 
 TASKS: dict[str, str] = {
@@ -119,7 +119,8 @@ def _accuracy(folder: Path | None) -> pd.DataFrame:
 def _codebook(folder: Path) -> str:
     """Name of the codebook file that the run's parameters gave for Ours, "" for its own."""
     note = folder / "accuracy.json"
-    given = read_json(note).get("parameters", {}).get("codebook") if note.is_file() else None
+    held = read_mapping(note, "parameters") if note.is_file() else {}
+    given = held.get("parameters", {}).get("codebook")
     return Path(given).name if given else ""
 
 

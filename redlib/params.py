@@ -144,7 +144,7 @@ def embedded() -> dict[str, Path]:
 def local(path: str | Path) -> Path:
     """A path that a parameter names, ~ being the reader's home; of a user who has none, as is.
 
-    Raises RedlibError for one that cannot be looked up, such as one of 5,000 letters.
+    Raises RedlibError for one that cannot be looked up: of 5,000 letters, or in another's folder.
     """
     path = Path(path)
     with suppress(RuntimeError):
@@ -152,7 +152,7 @@ def local(path: str | Path) -> Path:
     try:
         path.exists()  # where nothing lies it says so; where nothing can lie it raises
     except OSError as error:
-        raise RedlibError(f"no such file or folder ({error.strerror}): {str(path)!r}") from None
+        raise RedlibError(f"{str(path)!r} cannot be looked up: {error.strerror}") from None
     return path
 
 
@@ -599,8 +599,8 @@ class _Loader(yaml.SafeLoader):
         number = node.tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
         if number and re.fullmatch(r"[+-]?0[\d_]+|.*:.*", str(node.value)):
             raise RedlibError(
-                f"{node.value} is to YAML no decimal number; write one without a leading 0 or a"
-                " colon, or put a text in quotes"
+                f"line {node.start_mark.line + 1}: {node.value} is to YAML no decimal number;"
+                " write one without a leading 0 or a colon, or put a text in quotes"
             )
         return super().construct_scalar(node)
 
@@ -608,7 +608,10 @@ class _Loader(yaml.SafeLoader):
         seen = set()
         for key_node, _ in node.value:
             if key_node.tag == "tag:yaml.org,2002:merge":
-                raise RedlibError("merge keys (<<) are not supported; write the values themselves")
+                raise RedlibError(
+                    f"line {key_node.start_mark.line + 1}: merge keys (<<) are not supported; write"
+                    " the values themselves"
+                )
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str | int | float | bool | None):
                 raise RedlibError(f"{key!r} cannot be the name of a parameter")

@@ -383,6 +383,20 @@ def test_an_open_question_needs_no_options_but_an_answer(root, tmp_path):
         several.shots("mantis", 20, real(tmp_path))
 
 
+@pytest.mark.parametrize("said", ["(B)", "B. two", "b"])
+def test_a_letter_of_mantis_is_found_as_its_metric_finds_it(root, tmp_path, said):
+    of = benchmarks.BENCHMARKS["mantis"]
+    old = load_dataset(str(root / of.folder), data_files={of.split: of.files}, split=of.split)
+    answers = ["two" if not options else said for options in old["options"]]
+    path = tmp_path / of.folder / of.files.replace("*", "0.parquet")
+    path.parent.mkdir(parents=True)
+    old.remove_columns(["answer"]).add_column("answer", answers).to_parquet(path)
+    asked = [
+        asked for shots in several.shots("mantis", 20, real(tmp_path)) for asked in shots.asked
+    ]
+    assert {one.gold for one in asked} == {"B", "two"}
+
+
 @pytest.mark.parametrize("value", [None, "", "x", 5.7, float("inf"), float("nan"), [1]])
 def test_what_is_no_whole_number(value):
     assert [values.whole(number, "index", "here") for number in (5, "5", 5.0)] == [5, 5, 5]

@@ -221,8 +221,8 @@ def test_an_unknown_name_brings_the_nearest_one(tmp_path):
         (b"? [a]\n: 1\n", "cannot be the name"),
         (b"1: 2\n", "unknown parameter '1'"),
         (b"set: [one]\n", "set of parameter files"),
-        (b"{a: &a {seed: 1}, <<: *a}\n", "merge keys (<<) are not supported"),
-        (b"scene: 1:30\n", "1:30 is to YAML no decimal number"),
+        (b"{a: &a {seed: 1}, <<: *a}\n", "line 1: merge keys (<<) are not supported"),
+        (b"seed: 1\nscene: 1:30\n", "line 2: 1:30 is to YAML no decimal number"),
         (b"tau_in: 1:30.5\n", "1:30.5 is to YAML no decimal number"),
         (b"scene: 010\n", "010 is to YAML no decimal number"),
         (b"notebooks: [01]\n", "put a text in quotes"),
@@ -321,4 +321,4 @@ def test_a_path_that_cannot_be_looked_up(monkeypatch):
 
     monkeypatch.setattr(Path, "exists", shut)
     message = error_of(params.local, "shut/a.png")
-    assert message == "no such file or folder (Permission denied): 'shut/a.png'"
+    assert message == "'shut/a.png' cannot be looked up: Permission denied"

@@ -40,15 +40,15 @@ def test_a_cache_of_fixed_length(made, method):
 
 
 def test_a_compiled_forward(tmp_path):
-    """As on a GPU, where a cache of fixed length makes `generate` compile; not what prunes inside,
-    which stays as it is."""
+    """As on a GPU, where a cache of fixed length makes `generate` compile, in one graph; not what
+    prunes inside, which stays as it is."""
     pruning.save("llava", tmp_path)
     made = SimpleNamespace(model=model_of(tmp_path), maker=Maker("llava", tmp_path))
     inputs = made.maker(TEXTS, IMAGES)
-    config = CompileConfig(backend="eager")
-    config._compile_all_devices = True
-    how = {"cache_implementation": "static", "compile_config": config, "max_new_tokens": 3}
     for method in ("random", "fastv"):
+        config = CompileConfig(backend="eager", fullgraph=method == "random")
+        config._compile_all_devices = True
+        how = {"cache_implementation": "static", "compile_config": config, "max_new_tokens": 3}
         with pruned(made, method):
             usual = made.model.generate(**inputs, max_new_tokens=3)
             assert torch.equal(made.model.generate(**inputs, **how), usual)

@@ -154,8 +154,9 @@ def _mantis(item: dict[str, Any], params: Params, where: str) -> Asked:
     listed = "\n".join(prompts.mantis_options(options))
     if not options:
         return Asked(kind, text, written(item["answer"], "answer", where), 0.0, listed)
-    gold = letter(item["answer"], len(options), where)
-    return Asked(kind, text, gold, 1 / len(options), listed)
+    said = written(item["answer"], "answer", where)
+    gold = next((each for each in said if each.isalpha()), said)  # "(A)", as the metric reads it
+    return Asked(kind, text, letter(gold, len(options), where), 1 / len(options), listed)
 
 
 def _muir(item: dict[str, Any], params: Params, where: str) -> Asked:

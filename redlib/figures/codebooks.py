@@ -429,7 +429,8 @@ def odds_note(table: pd.DataFrame, *, model: str) -> dict:
             "below tau_prob, and below the 0.1 of the paper's section 8.1; small is below tau_out, "
             "scaled from the probed tokens to all, and below the paper's 8. Clusters are those of "
             "all tokens of the image; a cluster is small below the bound at 8 clusters, and below "
-            "8 / C of it at C. No mark: the ratio is undefined, since no cluster is that small. "
+            "8 / C of it at C. No mark: the ratio is undefined, since no cluster is that small or "
+            "no token that low. "
             f"Drawn with {model}; the paper states it for LLaVA-Next without a number."
         ),
         "reading": (

@@ -260,7 +260,7 @@ def areas_note(table: pd.DataFrame, *, model: str) -> dict:
             parts.append(f"{title}: not measurable, one kind of patch is missing")
             continue
         counts.append(f"{part['positives'].iloc[0]} and {part['negatives'].iloc[0]}")
-        order = ", ".join(f"{SCORES[r.score]} {r.auroc:.2f}" for r in part.itertuples())
+        order = "; ".join(f"{SCORES[r.score]} {r.auroc:.2f}" for r in part.itertuples())
         parts.append(f"{title}: {order}")
     return {
         "title": "Which number knows where the objects are",

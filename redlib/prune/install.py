@@ -169,12 +169,14 @@ class Run:
 
     def forward(self, stock: object, given: dict[str, object]) -> object:
         """The stock `forward`, on a shortened prompt."""
+        pixels = any(given.get(name) is not None for name in _PIXELS)
+        if torch.compiler.is_compiling() and self._generating and not pixels:
+            return stock(**given)  # no thread can be asked for its number in a graph
         with self._alone():
             if threading.get_ident() not in self._generating:
                 return self._forward(stock, given)
             if given.get("mm_encoder_outputs") is None and not _goes_on(given):
                 self._refuse_a_second_text()
-            pixels = any(given.get(name) is not None for name in _PIXELS)
             return self._forward(stock, given) if pixels else stock(**given)
 
     def _forward(self, stock: object, given: dict[str, object]) -> object:

@@ -204,6 +204,7 @@ def outlier_verdict(table: pd.DataFrame) -> Verdict:
             f"; {other['bound']} ({other['low_share']:.0%}): {other['odds_ratio']:.2f} "
             f"({other['low']:.2f} to {other['high']:.2f})"
             for other in others
+            if np.isfinite(other["odds_ratio"])
         ),
         "Section 8.1",
     )

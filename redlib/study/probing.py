@@ -314,7 +314,7 @@ def finding_one(table: pd.DataFrame, *, resamples: int, seed: int) -> list[Verdi
 
     The second half twice: that there are such patches, as the paper says, and that they are no
     surer on average than the others, which is more. Of photographs (no column `coverage`) only the
-    second half can be decided.
+    last can be decided.
     """
     return [
         _sure_where_something_is(table, resamples=resamples, seed=seed),
@@ -400,18 +400,19 @@ def _high_but_empty(
         f"recognises (over {bound:.0%} of them: a top-1 probability below {SILENT:.0%}, and no "
         "object touches them)."
     )
+    if "coverage" not in table:
+        return untold(statement, "Finding 1")
     part = table[high_states(table)]
     if part.empty:
         return Verdict(statement, None, "no such patch.", "Finding 1")
-    empty, truth = part["top1"] < SILENT, "nobody knows what these patches show"
-    if "coverage" in part:
-        empty &= (part["coverage"] == 0) & (part["card"] == 0)
-        truth = f"{(part['top1'] < SILENT).mean():.0%} are below {SILENT:.0%} at all"
+    silent = part["top1"] < SILENT
+    empty = silent & (part["coverage"] == 0) & (part["card"] == 0)
     found = interval(empty, part["image"], resamples=resamples, seed=seed)
     return Verdict(
         statement,
         above(found, bound),
-        f"{percent(found)} of {found.n} such patches; {truth}; {found.clusters} scenes.",
+        f"{percent(found)} of {found.n} such patches; {silent.mean():.0%} are below {SILENT:.0%} "
+        f"at all; {found.clusters} scenes.",
         "Finding 1",
     )
 

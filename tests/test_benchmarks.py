@@ -372,25 +372,25 @@ def test_values_that_make_no_question(root, tmp_path, name, column, value, words
     assert "\n" not in str(caught.value)
 
 
-def test_an_open_question_needs_no_options_but_an_answer(root, tmp_path):
+def mantis_answered(root, folder, *, lettered, spoken):
+    """A copy of Mantis in `folder` with these answers, to questions with options and without."""
     of = benchmarks.BENCHMARKS["mantis"]
     old = load_dataset(str(root / of.folder), data_files={of.split: of.files}, split=of.split)
-    answers = [None if not options else "B" for options in old["options"]]
-    path = tmp_path / of.folder / of.files.replace("*", "0.parquet")
+    answers = [lettered if options else spoken for options in old["options"]]
+    path = folder / of.folder / of.files.replace("*", "0.parquet")
     path.parent.mkdir(parents=True)
     old.remove_columns(["answer"]).add_column("answer", answers).to_parquet(path)
+
+
+def test_an_open_question_needs_no_options_but_an_answer(root, tmp_path):
+    mantis_answered(root, tmp_path, lettered="B", spoken=None)
     with pytest.raises(RedlibError, match="Mantis-Eval, row .: 'answer' must hold a text"):
         several.shots("mantis", 20, real(tmp_path))
 
 
 @pytest.mark.parametrize("said", ["(B)", "B. two", "b"])
 def test_a_letter_of_mantis_is_found_as_its_metric_finds_it(root, tmp_path, said):
-    of = benchmarks.BENCHMARKS["mantis"]
-    old = load_dataset(str(root / of.folder), data_files={of.split: of.files}, split=of.split)
-    answers = ["two" if not options else said for options in old["options"]]
-    path = tmp_path / of.folder / of.files.replace("*", "0.parquet")
-    path.parent.mkdir(parents=True)
-    old.remove_columns(["answer"]).add_column("answer", answers).to_parquet(path)
+    mantis_answered(root, tmp_path, lettered=said, spoken="two")
     asked = [
         asked for shots in several.shots("mantis", 20, real(tmp_path)) for asked in shots.asked
     ]

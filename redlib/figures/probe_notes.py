@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from redlib.models import VLM
-from redlib.study.probing import CHANCE, high_states, low_states
+from redlib.study.probing import CHANCE, GROUPS, high_states, low_states
 
 PAPER_MODEL = "LLaVA-Next, base tile only"
 
@@ -166,8 +166,7 @@ def state_maps(vlm: VLM, table: pd.DataFrame, selected: pd.DataFrame) -> dict[st
 def selected(vlm: VLM, table: pd.DataFrame, chosen: pd.DataFrame) -> dict[str, str]:
     """table: all rows of the image; chosen: rows of `probing.select`."""
     counts = chosen["group"].value_counts()
-    sure = chosen.loc[chosen["group"] == "low states, surest", "top1"]
-    unsure = chosen.loc[chosen["group"] == "high states, least sure", "top1"]
+    sure, unsure = (chosen.loc[chosen["group"] == name, "top1"] for name in GROUPS)
     parts = [
         f"{len(part)} {name} with top-1 probabilities from {part.min():.2f} to {part.max():.2f}"
         for name, part in (("with low states", sure), ("with high states", unsure))

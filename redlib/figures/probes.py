@@ -29,6 +29,7 @@ from redlib.figures.style import (
     styled,
 )
 from redlib.geometry import Grid
+from redlib.study.probing import GROUPS
 
 PAIRS = {
     "attention and what it adds": ("blue", "o"),
@@ -352,7 +353,7 @@ def state_maps(
     axes = drawn.subplots(2, 3)
     table = table.sort_values("patch")
     image_panel(axes[0, 0], picture, grid)
-    tints = {"low states, surest": COLOURS["green"], "high states, least sure": COLOURS["red"]}
+    tints = dict(zip(GROUPS, (COLOURS["green"], COLOURS["red"]), strict=True))
     for group, rows in selected.groupby("group"):
         for patch in rows["patch"]:
             outline(axes[0, 0], grid, patch, colour=tints[group])

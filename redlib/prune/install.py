@@ -169,7 +169,7 @@ class Run:
 
     def forward(self, stock: object, given: dict[str, object]) -> object:
         """The stock `forward`, on a shortened prompt."""
-        pixels = any(given.get(name) is not None for name in _PIXELS)
+        pixels = _has_pixels(given)
         if torch.compiler.is_compiling() and self._generating and not pixels:
             return stock(**given)  # no thread can be asked for its number in a graph
         with self._alone():
@@ -307,7 +307,7 @@ class Run:
         Raises:
             RedlibError: placeholders without pixels, or pixels behind a cache.
         """
-        if any(given.get(name) is not None and len(given[name]) for name in _PIXELS):
+        if _has_pixels(given):
             if ids is None:
                 raise RedlibError(
                     "a pruned model needs input_ids beside pixels; inputs_embeds alone do not say "
@@ -540,6 +540,11 @@ def _instead(stock: object, ours: object) -> object:
         return ours(stock, given)
 
     return call
+
+
+def _has_pixels(given: Mapping[str, object]) -> bool:
+    """Whether images or films are among the arguments."""
+    return any(given.get(name) is not None and len(given[name]) for name in _PIXELS)
 
 
 def _goes_on(given: Mapping[str, object]) -> bool:

@@ -29,6 +29,9 @@ TOP_SHARE = 0.25
 SILENT = 0.1
 """Below it nothing is recognised, in Figure 1 and section 8.1 of the paper."""
 
+GROUPS = ("low states, surest", "high states, least sure")
+"""The groups of `select`."""
+
 COVERAGE_EDGES = (0.0, 0.25, 0.5, 0.75, 1.0)
 REFERENCES = 24
 FAR_QUANTILE, FAR_SHARE, FAR_MEDIAN = 0.99, 0.05, 1.25
@@ -297,16 +300,16 @@ def high_states(table: pd.DataFrame) -> pd.Series:
 def select(table: pd.DataFrame, *, each: int = 7, per_word: int = 2) -> pd.DataFrame:
     """Patches of one image for the table of Figure 1, by rule.
 
-    Group "low states, surest": of the lower half by [cls] similarity and by attention, the highest
-    top-1 probabilities, no word more than `per_word` times. Group "high states, least sure": of the
-    upper quarter by both, the lowest top-1 probabilities. At most `each` rows a group, by patch.
+    The first of GROUPS: of the lower half by [cls] similarity and by attention, the highest top-1
+    probabilities, no word more than `per_word` times. The second: of the upper quarter by both, the
+    lowest top-1 probabilities. At most `each` rows a group, by patch.
     """
     low = table[low_states(table)].sort_values("top1", ascending=False, kind="stable")
     low = low[low.groupby("word").cumcount() < per_word].head(each).sort_values("patch")
     high = table[high_states(table)].sort_values("top1", kind="stable")
     high = high.head(each).sort_values("patch")
-    groups = {"low states, surest": low, "high states, least sure": high}
-    return pd.concat([part.assign(group=name) for name, part in groups.items()], ignore_index=True)
+    named = zip(GROUPS, (low, high), strict=True)
+    return pd.concat([part.assign(group=name) for name, part in named], ignore_index=True)
 
 
 def finding_one(table: pd.DataFrame, *, resamples: int, seed: int) -> list[Verdict]:

@@ -342,12 +342,14 @@ def _ledger(frame: pd.DataFrame, links: "_Links") -> str:
         cells.append(linked(text(claim.measured), links.to(claim.run, claim.answers)))
         rows.append(
             f'<tr><th scope="row">{text(claim.claim)} '
-            f'<span class="where">({text(claim.section)})</span></th>'
+            f'<span class="where">({text("; ".join(filter(None, (claim.section, claim.note))))})'
+            "</span></th>"
             + "".join(f"<td>{cell}</td>" for cell in cells)
             + f'<td class="holds">{text(claim.verdict)}</td>'
             f"<td>{'; '.join(part for part in (where, needs) if part)}</td></tr>"
         )
-    numbers = frame["verdict"].value_counts(sort=False)
+    said = frame[frame["beyond"] == ""]
+    numbers = said["verdict"].value_counts(sort=False)
     count = ", ".join(f"{verdict} {number}" for verdict, number in numbers.items())
     names = (
         "Claim",
@@ -364,7 +366,8 @@ def _ledger(frame: pd.DataFrame, links: "_Links") -> str:
     )
     return (
         '<section aria-labelledby="claims"><h2 id="claims">The paper\'s claims</h2>'
-        f"<p>{_count(len(frame), 'claim')}: {text(count)}. A verdict is about the model of the "
+        f"<p>{_count(len(said), 'claim')}: {text(count)}; {_count(len(frame) - len(said), 'row')} "
+        "more ask for more than the paper says. A verdict is about the model of the "
         "run it names, which is not the paper's. What the paper prints is in columns of its own; "
         "nothing in them was measured here.</p>"
         + region("claims", cells)

@@ -10,8 +10,7 @@ from redlib import batch, report
 from redlib.errors import RedlibError
 from redlib.params import FAMILIES, NOTEBOOKS, load_beside, load_set
 from redlib.store import write_json
-from redlib.study import ledger as ledger_module
-from redlib.study import patches, printed
+from redlib.study import printed
 from redlib.study.ledger import COLUMNS, VERDICTS, counts, ledger
 
 ROOT = Path(__file__).parents[1]
@@ -207,7 +206,6 @@ def test_the_interval_decides(tmp_path, low, high, verdict):
 
 
 def test_few_images_decide_nothing(tmp_path):
-    assert ledger_module.LEAST_IMAGES == patches.LEAST_IMAGES
     row = {"setting": "base", "method": "ours", "tokens": 64, "task": "mean", "share": 0.95}
     frame = pd.DataFrame([row | {"low": 0.94, "high": 0.96, "images": 9}])
     assert _verdict(_run(tmp_path, frame), "llava-1.5-64")["verdict"] == "not decidable here"

@@ -426,12 +426,12 @@ def odds_note(table: pd.DataFrame, *, model: str) -> dict:
             "Odds of lying in a small cluster for tokens with a low top-1 probability over those "
             f"of the other tokens, within images, {int(first['tokens'])} tokens of "
             f"{int(first['images'])} test scenes, 95 % intervals from resampling images. Low is "
-            "below tau_prob, and below the 0.1 of the paper's section 8.1; small is below tau_out, "
-            "scaled from the probed tokens to all, and below the paper's 8. Clusters are those of "
-            "all tokens of the image; a cluster is small below the bound at 8 clusters, and below "
-            "8 / C of it at C. No mark: the ratio is undefined, since no cluster is that small or "
+            "below the 0.1 of the paper's section 8.1, and below tau_prob; small is below the "
+            "paper's 8, and below tau_out, scaled from the probed tokens to all. Clusters are "
+            "those of all tokens of the image; a cluster is small below the bound at 8 clusters, "
+            "and below 8 / C of it at C. No mark: no cluster is that small or "
             "no token that low. "
-            f"Drawn with {model}; the paper states it for LLaVA-Next without a number."
+            f"Drawn with {model}; the paper shows it by a map of one image, of LLaVA-Next."
         ),
         "reading": (
             "Right of the dashed line the paper's statement holds; left of it low-probability "

@@ -29,10 +29,9 @@ from redlib.models import VLM
 from redlib.notebook import Session
 from redlib.prune import keep_lowest, random_scores, redundancy
 from redlib.stages import Built
-from redlib.study import printed
+from redlib.study import LEAST_IMAGES, printed
 from redlib.study.asking import FIVE, FIVE_TASKS, REAL, exam, identity
 from redlib.study.codebooks import SCORED_AT
-from redlib.study.patches import LEAST_IMAGES
 
 UNPRUNED, RANDOM, NOTHING = "unpruned", "random", "nothing"
 

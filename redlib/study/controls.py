@@ -28,9 +28,8 @@ from torch import Tensor
 
 from redlib.codebook import Codebook
 from redlib.notebook import Session
-from redlib.study import codebooks
+from redlib.study import LEAST_IMAGES, codebooks
 from redlib.study.ablation import RANDOM, Shares, gap, share
-from redlib.study.patches import LEAST_IMAGES
 from redlib.study.verdict import Verdict
 
 OURS = "ours"

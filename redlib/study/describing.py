@@ -30,8 +30,8 @@ from redlib.data.photo import Photo
 from redlib.data.prompts import LONGEST_DETAIL
 from redlib.notebook import MEASURING, Session
 from redlib.params import Params
+from redlib.study import LEAST_IMAGES
 from redlib.study.asking import identity
-from redlib.study.patches import LEAST_IMAGES
 from redlib.study.qualitative import OBJECTS, SORTS, START, drawn
 from redlib.study.verdict import Verdict, untold
 from redlib.tabletop import Scene
@@ -190,7 +190,7 @@ def verdicts(changed: pd.DataFrame | None) -> list[Verdict]:
     at = changed.set_index(["scenes", "kind"])
     for sort, kind, bound, statement in CLAIMS:
         row = at.loc[(sort, kind)]
-        holds = True if row["high"] < bound else False if row["low"] >= bound else None
+        holds = True if row["high"] < bound else False if row["low"] > bound else None
         numbers = ", ".join(f"{side} {row[side]:.1%}" for side in SIDES)
         found.append(
             Verdict(

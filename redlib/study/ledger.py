@@ -8,10 +8,13 @@ is a result. A claim is decided in one of two ways:
 
 Several rows decide together: all must hold, and one that fails is enough to fail. A claim about
 LLaVA-Next that any model can show is read from a run of that family, else from the next family that
-the claim lists. What no run has measured is "not run", with the table that it waits for; what no
-run of this kind can tell is "not decidable here", with what it needs. The paper's own numbers stand
-in columns of their own: `paper` as its text has them, `paper_tables` as they come out of its
-printed tables (`redlib.study.printed`).
+the claim lists; where that run leaves it open and another decides it, what it needs names the
+other. What no run has measured is "not run", with the table that it waits for; what no run of this
+kind can tell is "not decidable here", with what it needs. The paper's own numbers stand in columns
+of their own: `paper` as its text or a table has them, `paper_tables` as they come out of its
+printed tables (`redlib.study.printed`). Where its text rounds a share up, the bar is the share that
+its table gives. Rows that ask for more than the paper says are marked `beyond` and not counted, and
+a `note` tells of a test that was added or changed when results were known.
 
     frame = ledger({"tiny-llava-1.5": "figures/tiny-llava-1.5"})
     counts(frame)                     # {"holds": 9, "does not hold": 10, ...}
@@ -21,7 +24,7 @@ Nothing here needs a model; it reads the committed tables and notes.
 
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +34,7 @@ import pandas as pd
 from redlib import answers, report
 from redlib.errors import RedlibError
 from redlib.store import read_csv
-from redlib.study import printed
+from redlib.study import LEAST_IMAGES, printed
 
 HOLDS, FAILS, OPEN, NOT_RUN = VERDICTS = (
     "holds",
@@ -42,16 +45,13 @@ HOLDS, FAILS, OPEN, NOT_RUN = VERDICTS = (
 
 COLUMNS = (
     "id", "section", "claim", "paper", "paper_tables", "measured", "interval", "verdict",
-    "criterion", "needs", "run", "notebook", "table", "answers",
+    "criterion", "needs", "note", "beyond", "run", "notebook", "table", "answers",
 )  # fmt: skip
 
 MORE = "more images or questions: the interval leaves it open"
 
 TRUTH = "needs known truth"
 """How the evidence begins where photographs were shown (`redlib.study.verdict.untold`)."""
-
-LEAST_IMAGES = 10
-"""As `redlib.study.patches`, which needs torch: an interval over fewer images decides nothing."""
 
 _INTERVAL = re.compile(r"\((?:95% interval )?([-+]?\d[\d.e+-]*%? to [-+]?\d[\d.e+-]*%?)\)")
 
@@ -82,22 +82,33 @@ def ledger(runs: Mapping[str, str | Path]) -> pd.DataFrame:
     rows = []
     for claim in printed.table("claims").itertuples():
         names = [name for kind in claim.families.split() for name in families.get(kind, ())]
-        found = next(filter(None, (_look(claim, name, folders[name]) for name in names)), None)
+        found = list(filter(None, (_look(claim, name, folders[name]) for name in names)))
         rows.append(_row(claim, found, texts))
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
 def counts(frame: pd.DataFrame) -> dict[str, int]:
-    """How many claims have each verdict, all of VERDICTS in their order."""
-    return {verdict: int((frame["verdict"] == verdict).sum()) for verdict in VERDICTS}
+    """How many claims of the paper have each verdict, all of VERDICTS in their order."""
+    said = frame.loc[frame["beyond"] == "", "verdict"]
+    return {verdict: int((said == verdict).sum()) for verdict in VERDICTS}
 
 
-def _row(claim: Any, found: _Found | None, texts: pd.DataFrame) -> dict[str, str]:
+_IN_WORDS = {True: HOLDS, False: FAILS, None: OPEN}
+
+
+def _row(claim: Any, measured: list[_Found], texts: pd.DataFrame) -> dict[str, str]:
+    """measured: what each run that has measured the claim says of it; the first decides."""
     decided = claim.statement or claim.rule
+    found = measured[0] if measured else None
     if found is not None:
-        verdict = {True: HOLDS, False: FAILS, None: OPEN}[found.holds]
+        verdict = _IN_WORDS[found.holds]
         missing = TRUTH if found.measured.startswith(TRUTH) else claim.needs or MORE
-        needs = missing if verdict == OPEN else ""
+        others = "".join(
+            f"; {other.run}: {_IN_WORDS[other.holds]} ({other.measured})"
+            for other in measured[1:]
+            if other.holds is not None
+        )
+        needs = missing + others if verdict == OPEN else ""
     elif decided:
         verdict = NOT_RUN
         table = f"table {claim.table} of notebook {claim.notebook}"
@@ -115,6 +126,8 @@ def _row(claim: Any, found: _Found | None, texts: pd.DataFrame) -> dict[str, str
         "verdict": verdict,
         "criterion": claim.statement or _criterion(claim),
         "needs": needs,
+        "note": claim.note,
+        "beyond": claim.beyond,
         "run": found.run if found else "",
         "notebook": claim.notebook,
         "table": claim.table,
@@ -175,8 +188,13 @@ def _look(claim: Any, run: str, folder: Path) -> _Found | None:
     if len(rows) > 1:
         measured += f" in {len(rows)} rows: {verdicts.count(True)} hold, "
         measured += f"{verdicts.count(False)} do not, {verdicts.count(None)} are open"
-    exact = low.equals(rows[claim.value])
-    return _Found(holds, measured, "exact" if exact else _range([low.min(), high.max()]), run)
+    if low.equals(rows[claim.value]):
+        ends = "exact"
+    elif len(rows) == 1:
+        ends = _range([low.min(), high.max()], _numbers(claim.rule))
+    else:
+        ends = f"each within {_range([low.min(), high.max()])}"
+    return _Found(holds, measured, ends, run)
 
 
 def _chosen(frame: pd.DataFrame, where: str, path: Path) -> pd.DataFrame:
@@ -217,23 +235,33 @@ def _bounds(rows: pd.DataFrame, value: str) -> tuple[pd.Series, pd.Series]:
 
 def _judge(low: float, high: float, rule: str) -> bool | None:
     """Whether an interval lies where `rule` says, e.g. "above 0.9" or "between 0.8 0.9"."""
-    word, *numbers = rule.split()
+    word, numbers = rule.split()[0], _numbers(rule)
     if word == "between":
-        floor, ceiling = map(float, numbers)
+        floor, ceiling = numbers
         if low >= floor and high <= ceiling:
             return True
         return False if high < floor or low > ceiling else None
-    (bound,) = map(float, numbers)
+    (bound,) = numbers
     if word == "below":
         low, high, bound = -high, -low, -bound
     if low > bound:
         return True
-    return False if high <= bound else None
+    return False if high < bound or low == high else None  # the last was counted
 
 
-def _range(values: Any) -> str:
-    ends = dict.fromkeys(f"{value:.3g}" for value in (min(values), max(values)))
-    return " to ".join(ends)
+def _numbers(rule: str) -> list[float]:
+    return [float(number) for number in rule.split()[1:]]
+
+
+def _range(values: Any, bounds: Sequence[float] = ()) -> str:
+    """The ends of some numbers, with so many digits that none looks like a bound it is not."""
+    ends = []
+    for value in (min(values), max(values)):
+        digits = 3
+        while digits < 8 and value not in bounds and float(f"{value:.{digits}g}") in bounds:
+            digits += 1
+        ends.append(f"{value:.{digits}g}")
+    return " to ".join(dict.fromkeys(ends))
 
 
 def _text(value: Any) -> str:

@@ -23,8 +23,9 @@ from redlib.data.images import ROLES
 from redlib.data.photographs import Picture
 from redlib.models import VLM
 from redlib.notebook import MEASURING, Session
+from redlib.study import LEAST_IMAGES
 from redlib.study.codebooks import Built
-from redlib.study.patches import LEAST_IMAGES, draws
+from redlib.study.patches import draws
 from redlib.study.verdict import Verdict
 from redlib.tabletop import Scene
 
@@ -187,8 +188,8 @@ def odds_ratios(
 
 
 def outlier_verdict(table: pd.DataFrame) -> Verdict:
-    """Section 8.1's statement, at 8 clusters and the first bounds of `odds_ratios`; those of the
-    others are told beside it."""
+    """Section 8.1's statement, at 8 clusters and the first bounds of `odds_ratios`, which are the
+    paper's; those of the others are told beside it."""
     row, *others = table[table["centres"] == 8].to_dict("records")
     known = np.isfinite(row["odds_ratio"]) and row["images"] >= LEAST_IMAGES
     holds = None

@@ -26,14 +26,15 @@ import pandas as pd
 from scipy.stats import rankdata
 
 from redlib import leave_one_out, probe, states
-from redlib.bench import difference, interval
+from redlib.bench import Interval, difference, interval
 from redlib.data.images import ROLES
 from redlib.data.photographs import Picture
 from redlib.errors import RedlibError
 from redlib.geometry import Grid
 from redlib.models import VLM
 from redlib.notebook import MEASURING, Session
-from redlib.study.verdict import Verdict, number, untold
+from redlib.study import LEAST_IMAGES, SILENT
+from redlib.study.verdict import Verdict, above, number, percent, untold
 from redlib.tabletop import Scene, questions
 
 START = ROLES["study"].first
@@ -54,8 +55,8 @@ QUANTITIES: dict[str, str] = {
 }
 """The four quantities of Figure 4."""
 
-LEAST_IMAGES = 10
-"""With fewer images no statement is decided: a bootstrap over a handful knows no spread."""
+LEVEL = 0.3
+"""A rank correlation below it is weak: a curve that surely has less does not decline."""
 
 SCORES: dict[str, str] = {
     "top1": "top-1 probability",
@@ -488,7 +489,7 @@ def trend_verdict(correlations: pd.DataFrame, order: str, quantity: str) -> Verd
     """Figure 4's statement about one quantity in one order, by the averaged points' correlation."""
     row = _one(correlations, order=order, quantity=quantity, reading="mean curve")
     within = _one(correlations, order=order, quantity=quantity, reading="within image")
-    falls = bool(row["low"] > 0) if _enough(row) else None
+    falls = _falls(row)
     return Verdict(
         f"{_capital(QUANTITIES[quantity])} does not decline with falling {ORDERS[order]}",
         None if falls is None else not falls,
@@ -506,16 +507,23 @@ def order_verdict(correlations: pd.DataFrame) -> Verdict:
             row = _one(correlations, order=order, quantity=quantity, reading="mean curve")
             parts.append(f"{QUANTITIES[quantity]} by {ORDERS[order]} {_triple(row)}")
             if order == "attention":
-                falls.append(bool(row["low"] > 0) if _enough(row) else None)
-    undecided = any(fall is None for fall in falls)
+                falls.append(_falls(row))
     return Verdict(
         "Without the running sum, sorted by each image's own attention, there is still no "
         "declining "
         "trend in top-1 probability or JSD",
-        None if undecided else not any(falls),
+        False if True in falls else None if None in falls else True,
         "; ".join(parts),
         "Figure 4",
     )
+
+
+def _falls(row: pd.Series) -> bool | None:
+    """Whether a curve falls: its correlation's whole interval is above 0. That it does not can be
+    said where the interval excludes LEVEL as well; one that only includes 0 may just be wide."""
+    if not _enough(row):
+        return None
+    return True if row["low"] > 0 else False if row["high"] < LEVEL else None
 
 
 def decile_verdict(table: pd.DataFrame, *, resamples: int, seed: int) -> Verdict:
@@ -532,29 +540,70 @@ def decile_verdict(table: pd.DataFrame, *, resamples: int, seed: int) -> Verdict
     )
 
 
-def finding_verdict(areas: pd.DataFrame | None, target: str, score: str, rival: str) -> Verdict:
+def silent_verdict(
+    table: pd.DataFrame, *, resamples: int, seed: int, bound: float = 0.05
+) -> Verdict:
+    """The same section's remark as it is worded: of *certain* tokens of the highest similarity."""
+    highest = with_deciles(table, "cls_similarity")["decile"] == 1
+    low = table["top1"] < SILENT
+    silent = interval(low[highest], table["image"][highest], resamples=resamples, seed=seed)
+    return Verdict(
+        f"Some of the tokens most similar to [cls] have a top-1 probability below {SILENT:g} (over "
+        f"{bound:.0%} of each image's highest tenth)",
+        above(silent, bound),
+        f"{percent(silent)} of {silent.n} such tokens, and {low[~highest].mean():.0%} of the "
+        f"others; {silent.clusters} images",
+        "Section 7.4",
+    )
+
+
+def auroc_lead(
+    table: pd.DataFrame, target: str, score: str, rival: str, *, resamples: int, seed: int
+) -> Interval:
+    """How much larger the pooled area under the ROC curve of one score is than that of another,
+    drawn together: both are judged on the same images of every draw."""
+    clear = truth(table, target)
+    positive, image = clear["positive"].to_numpy(bool), clear["image"].to_numpy()
+    leads = []
+    for name in (score, rival):
+        wins, positives, negatives = win_matrix(clear[name].to_numpy(float), positive, image)
+        weights = np.vstack([np.ones(len(wins)), draws(len(wins), resamples, seed)])
+        with np.errstate(invalid="ignore"):
+            pairs = (weights @ positives) * (weights @ negatives)
+            leads.append(((weights @ wins) * weights).sum(axis=1) / pairs)
+    lead = leads[0] - leads[1]
+    return Interval(float(lead[0]), *_ends(lead[1:]), len(clear), len(np.unique(image)))
+
+
+def finding_verdict(
+    table: pd.DataFrame | None,
+    target: str,
+    score: str,
+    rival: str,
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Verdict:
     """Whether an output-side score tells covered patches apart better than a state does.
 
-    areas: rows of `auroc`; None where no truth is known.
+    table: rows of `study`; None where no truth is known.
     """
     statement = (
         f"{_capital(SCORES[score])} tells whether {TARGETS[target]} better than {SCORES[rival]}"
     )
     finding = "Finding 1" if score.startswith("top1") else "Finding 2"
-    if areas is None:
+    if table is None:
         return untold(statement, finding)
-    rows = [
-        _one(areas, target=target, score=name, reading="pooled", level=0) for name in (score, rival)
-    ]
-    apart = rows[0]["low"] > rows[1]["high"], rows[0]["high"] < rows[1]["low"]
-    known = all(_enough(row) for row in rows)
+    areas = auroc(table, target, (score, rival), resamples=resamples, seed=seed)
+    rows = [_one(areas, score=name, reading="pooled") for name in (score, rival)]
+    lead = auroc_lead(table, target, score, rival, resamples=resamples, seed=seed)
     return Verdict(
         statement,
-        (True if apart[0] else False if apart[1] else None) if known else None,
-        " against ".join(
-            f"AUROC {row['auroc']:.3f} ({row['low']:.3f} to {row['high']:.3f})" for row in rows
-        )
-        + f", pooled over {rows[0]['positives']} covered and {rows[0]['negatives']} other patches",
+        above(lead, 0.0),
+        " against ".join(f"AUROC {row['auroc']:.3f}" for row in rows)
+        + f", ahead by {lead.mean:+.4f} (95% interval {lead.low:+.4f} to {lead.high:+.4f}), pooled "
+        f"over {rows[0]['positives']} covered and {rows[0]['negatives']} other patches; "
+        f"{lead.clusters} images",
         finding,
     )
 

@@ -19,15 +19,13 @@ from redlib.bench.intervals import Interval, interval
 from redlib.data.photographs import Picture
 from redlib.errors import RedlibError
 from redlib.models import VLM
+from redlib.study import LEAST_IMAGES, SILENT
 from redlib.study.subjects import DEPTHS, Subject, is_named
-from redlib.study.verdict import LEAST_CLUSTERS, Verdict, above, number, percent, untold
+from redlib.study.verdict import Verdict, above, number, percent, untold
 from redlib.tabletop import Scene
 
 TOP_SHARE = 0.25
 """What counts as the top of a ranking: the upper quarter of an image's patches."""
-
-SILENT = 0.1
-"""Below it nothing is recognised, in Figure 1 and section 8.1 of the paper."""
 
 GROUPS = ("low states, surest", "high states, least sure")
 """The groups of `select`."""
@@ -210,7 +208,7 @@ def transition_verdict(summary: pd.DataFrame) -> Verdict:
     undecided = (
         first["low"] <= 0.5 <= first["high"]
         or last["low"] <= 0.5 <= last["high"]
-        or first["images"] < LEAST_CLUSTERS
+        or first["images"] < LEAST_IMAGES
     )
     turns = bool(first["high"] < 0.5 < last["low"])
     return Verdict(
@@ -381,7 +379,7 @@ def _low_but_right(table: pd.DataFrame, *, resamples: int, seed: int) -> Verdict
     chosen = low_states(table) & (table["coverage"] >= 0.5)
     part = table[chosen]
     if part.empty or table["image"].nunique() < 2:
-        return Verdict(statement, None, "no such patch that an object covers.", "Finding 1")
+        return Verdict(statement, None, _none_covered(table), "Finding 1")
     shuffled = pd.Series(_shuffled(table)["right_shuffled"], index=table.index)[chosen]
     gain = interval(part["right"] - shuffled, part["image"], resamples=resamples, seed=seed)
     share = interval(part["right"], part["image"], resamples=resamples, seed=seed)
@@ -393,6 +391,20 @@ def _low_but_right(table: pd.DataFrame, *, resamples: int, seed: int) -> Verdict
         f"{share.clusters} scenes have such patches.",
         "Finding 1",
     )
+
+
+def _none_covered(table: pd.DataFrame) -> str:
+    """Why no token low in both states can name its object: what is there instead."""
+    low = table[low_states(table)]
+    rank = share_rank(table, "attention")[table["coverage"] >= 0.5]
+    told = f"no such patch that an object covers by half; of the {len(low)} low in both an object "
+    told += f"touches {int((low['coverage'] > 0).sum())}"
+    if len(low):
+        told += f", and the surest has a top-1 probability of {low['top1'].max():.2f}"
+    if len(rank):
+        told += f"; of the {len(rank)} covered ones none gets less attention than {rank.min():.0%} "
+        told += "of its image"
+    return f"{told}; {table['image'].nunique()} scenes."
 
 
 def _high_but_empty(
@@ -591,6 +603,25 @@ def influence_verdict(
         f"{percent(found)} of {found.n} such patches ({TOP_SHARE:.0%} if the states said nothing); "
         f"rank correlation with the divergence within an image: [cls] similarity "
         f"{number(rho['cls_similarity'])}, attention {number(rho['attention'])}; "
+        f"{found.clusters} scenes.",
+        "Finding 2",
+    )
+
+
+def idle_verdict(table: pd.DataFrame, *, resamples: int, seed: int, bound: float = 0.05) -> Verdict:
+    """Finding 2 the other way round, as patch #523 of Figure 3: high states promise nothing."""
+    statement = (
+        "Some tokens with high [cls] similarity and high attention hardly influence their context "
+        f"(over {bound:.0%} of them are in their image's lower quarter by divergence)."
+    )
+    part = table.assign(idle=share_rank(table, "jsd_final") <= TOP_SHARE)[high_states(table)]
+    if part.empty:
+        return Verdict(statement, None, "no such patch.", "Finding 2")
+    found = interval(part["idle"], part["image"], resamples=resamples, seed=seed)
+    return Verdict(
+        statement,
+        above(found, bound),
+        f"{percent(found)} of {found.n} such patches ({TOP_SHARE:.0%} if the states said nothing); "
         f"{found.clusters} scenes.",
         "Finding 2",
     )

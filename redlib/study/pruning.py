@@ -55,9 +55,8 @@ from redlib.prune.context import MERGED
 from redlib.prune.scores import cosines
 from redlib.prune.views import Seen
 from redlib.store import atomic, write_json
-from redlib.study import codebooks, scoring
+from redlib.study import LEAST_IMAGES, codebooks, scoring
 from redlib.study.asking import CAPTIONED, ask, described, exam, identity
-from redlib.study.patches import LEAST_IMAGES
 from redlib.study.verdict import Verdict
 from redlib.tabletop import Question, Scene, scenes
 from redlib.tabletop.world import redraw

@@ -39,7 +39,7 @@ from redlib.models import VLM
 from redlib.notebook import MEASURING, Session
 from redlib.params import Params
 from redlib.prune import calibrate
-from redlib.study.verdict import LEAST_CLUSTERS
+from redlib.study import LEAST_IMAGES
 from redlib.tabletop.films import SUBTASKS, Film, film_questions, films
 from redlib.tabletop.pairs import KINDS, Pair, pairs
 
@@ -309,7 +309,7 @@ def excess(answers: pd.DataFrame, *, resamples: int = 2000, seed: int = 0) -> di
 def decidable(answers: pd.DataFrame, *, resamples: int = 2000, seed: int = 0) -> dict[str, bool]:
     """Task -> whether the unpruned model is above chance in each of its sets (see the module)."""
     above = {
-        name: found.low > 0 and found.clusters >= LEAST_CLUSTERS
+        name: found.low > 0 and found.clusters >= LEAST_IMAGES
         for name, found in excess(answers, resamples=resamples, seed=seed).items()
     }
     return {task: all(above.get(name, False) for name in sets) for task, sets in TASKS.items()}

@@ -31,8 +31,8 @@ from redlib.codebook import Codebook
 from redlib.data.folder import Own, own
 from redlib.data.prompts import LONGEST_DETAIL
 from redlib.notebook import MEASURING, Session
+from redlib.study import LEAST_IMAGES
 from redlib.study.describing import FULL, LONGEST, PRUNED, SIDES
-from redlib.study.patches import LEAST_IMAGES
 from redlib.study.qualitative import START
 from redlib.study.verdict import Verdict, untold
 from redlib.tabletop.pairs import SPOT_THE_DIFFERENCE, Composite, composites, differences_named
@@ -182,7 +182,7 @@ def verdicts(changed: pd.DataFrame | None) -> list[Verdict]:
     for kind, statement in CLAIMS:
         row = changed.set_index("kind").loc[kind]
         low, high = (row["low"], row["high"]) if kind == FOUND else (-row["high"], -row["low"])
-        holds = True if low > 0 else False if high <= 0 else None
+        holds = True if low > 0 else False if high < 0 else None
         decided = row["images"] >= LEAST_IMAGES and row["above_low"] > 0
         found.append(
             Verdict(

@@ -27,9 +27,9 @@ from redlib.bench import Interval, interval
 from redlib.codebook import Codebook, Criteria, NoPrototype
 from redlib.notebook import MEASURING, Session
 from redlib.prune import keep_lowest, random_scores, redundancy
-from redlib.study import codebooks
+from redlib.study import LEAST_IMAGES, codebooks
 from redlib.study.ablation import Shares, gap, kept_tokens, share
-from redlib.study.patches import LEAST_IMAGES, sample, spearman
+from redlib.study.patches import sample, spearman
 from redlib.study.verdict import Verdict
 
 SAMPLES = 5

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from redlib.bench.intervals import Interval
+from redlib.study import LEAST_IMAGES
 
-LEAST_CLUSTERS = 3
 NEEDS_TRUTH = "needs known truth: nobody knows which object covers a patch of a photograph."
 WORDS = {True: "holds", False: "does not hold", None: "not decided by these data"}
 
@@ -57,9 +57,9 @@ def untold(statement: str, paper_item: str = "") -> Verdict:
 def above(found: Interval, bound: float) -> bool | None:
     """Whether the interval lies above `bound` (True), below it (False), or across it (None).
 
-    Below LEAST_CLUSTERS images there is nothing to draw from, whatever the interval looks like.
+    Fewer than LEAST_IMAGES images decide nothing, whatever the interval looks like.
     """
-    if found.clusters < LEAST_CLUSTERS:
+    if found.clusters < LEAST_IMAGES:
         return None
     if found.low > bound:
         return True

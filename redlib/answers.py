@@ -292,12 +292,15 @@ function list(chosen, tasks) {
       : ["Said", "Worth"])];
   const scores = columns.map((name) => name + ": " + known.map((task) => task + " "
     + (100 * score(answers(name)[1], task)).toFixed(1)).join(", "));
+  const reels = parts.includes("film") ? " The tables count films by their subtasks, so that their "
+    + "number is another." : "";
   const what = chosen.join(" beside ") + ", " + known.join(" and ");
   const count = kept.length + (kept.length === 1 ? " question" : " questions");
   const pairs = parts.includes("mme") ? " The tables count MME by its categories, and a right "
     + "answer once more if its pair is right too, so their MME and their mean are others." : "";
   return [what, [
-    make("p", "Mean worth in percent. " + scores.join("; ") + "." + pairs, {class: "summary"}),
+    make("p", "Mean worth in percent. " + scores.join("; ") + "." + pairs + reels,
+      {class: "summary"}),
     table(what + ": " + count + (only ? ", wrong ones only" : "")
       + ". A number leads to the question under every rule.", heads, rows)]];
 }

@@ -42,8 +42,8 @@ def table1(frame: pd.DataFrame, link: Link) -> str:
         "Score in percent, with 95 % intervals from resampling images; a number leads to its "
         "answers, where the run has kept them. The columns are these benchmarks, or with drawn "
         "scenes the tabletop tasks that stand in for them, each with its own score as notebook 06 "
-        "has it. Five tasks: mean of the first five. n: questions. Below the thicker line: methods "
-        "that the paper's table has not."
+        "has it. Five tasks: mean of the first five. n: questions. Random: mean of its draws ± "
+        "their deviation. Below the thicker line: methods that the paper's table has not."
     )
     heading = f"Table 1 of {'run ' + runs[0] if few else 'all models'}"
     return (
@@ -83,8 +83,7 @@ def _block(title: str, block: pd.DataFrame, link: Link) -> list[str]:
     if len(asked):
         numbers = [f"{asked[name]:.0f}" if name in asked.index else "" for name in columns]
         lines.append(_cells("n", [*numbers, ""]))
-    # the paper's methods come first and have its labels
-    further = next((method for method in block["method"] if labels[method] == method), None)
+    further = next(iter(block.loc[block["further"] == "yes", "method"]), None)
     for method, row in block.groupby("method", sort=False):
         kept = row["kept"].dropna()
         if kept.empty:
@@ -98,7 +97,8 @@ def _block(title: str, block: pd.DataFrame, link: Link) -> list[str]:
                 continue
             number = linked(f"{100 * cell.accuracy:.1f}", link(cell.run, cell.answers))
             fewer = f", n {cell.n:.0f}" if cell.n != asked[cell.column] else ""
-            ends = f"{100 * cell.low:.1f} to {100 * cell.high:.1f}{fewer}"
+            spread = "" if pd.isna(cell.std) else f"± {100 * cell.std:.1f}, "
+            ends = f"{spread}{100 * cell.low:.1f} to {100 * cell.high:.1f}{fewer}"
             shown.append(f'{number} <span class="interval">{ends}</span>')
         css = "further" if method == further else ""
         lines.append(_cells(labels[method], [*shown, f"{kept.iloc[0]:.4g}"], css))

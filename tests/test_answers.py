@@ -143,7 +143,9 @@ def accuracy(folder, rows):
     item(folder, "drawn", parameters={"model": folder.name})
     columns = ["setting", "method", "tokens", "task", "accuracy"]
     frame = pd.DataFrame(rows, columns=columns).assign(low=0.1, high=0.9, n=40, images=20)
-    frame.assign(kept=frame["tokens"]).to_csv(folder / "accuracy.csv", index=False)
+    frame["std"] = (frame["method"] == "ours").map({True: 0.0123, False: float("nan")})
+    frame = frame.assign(kept=frame["tokens"], label=frame["method"].str.upper())
+    frame.to_csv(folder / "accuracy.csv", index=False)
 
 
 @pytest.fixture
@@ -165,7 +167,10 @@ def test_table_1_has_the_papers_blocks(both):
     assert not frame.duplicated(key).any()
     cell = frame.set_index(key)
     assert cell.loc[("llava-1.5", "base", 64, "ours", "POPE"), "accuracy"] == 0.5
-    assert cell.loc[("llava-1.5", "base", 64, "visionzip", "POPE"), "label"] == "visionzip"
+    further = cell.loc[("llava-1.5", "base", 64, "visionzip", "POPE")]
+    assert (further["label"], further["further"]) == ("VISIONZIP", "yes")
+    ours = cell.loc[("llava-1.5", "base", 64, "ours", "POPE")]
+    assert (ours["label"], ours["further"], ours["std"]) == ("Ours", "", 0.0123)
     assert cell.loc[("llava-next", "split", 64, "ours", "POPE"), "accuracy"] == 0.7
     assert cell.loc[("llava-next", "split", 64, "ours", "POPE"), "answers"] == "split:ours@64/pope"
     assert cell.loc[("llava-next", "base", 64, "ours", "POPE"), "accuracy"] == 0.3
@@ -193,6 +198,9 @@ def test_table_1_on_a_page(both, tmp_path):
     text = "".join(page.text)
     assert page.open == []
     assert "LLaVA-OneVision, 729 visual tokens: not run" in text
+    assert "50.0 ± 1.2, 10.0 to 90.0" in text
+    row = next(tag for tag, attributes in page.tags if attributes.get("class") == "further")
+    assert row == "tr" and "VISIONZIP" in text
     assert "LLaVA-Next with splitting, 320 visual tokens (64 per sub-image): run tiny" in text
     answered = {a["href"] for a in page.all("a") if "answers.html" in a["href"]}
     assert answered == {

@@ -1,6 +1,7 @@
 """Figures of notebooks 04 to 06: drawn from small tables, with texts that quote these tables."""
 
 import io
+from types import SimpleNamespace
 from typing import get_args
 
 import numpy as np
@@ -32,6 +33,12 @@ def drawn(figure: Figure) -> int:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=40)
     return len(buffer.getvalue())
+
+
+def _six_layers() -> SimpleNamespace:
+    """Six layers of four parameters, as much of a model as `pruning.with_reading` asks for."""
+    layers = torch.nn.ModuleList(torch.nn.Linear(4, 1, bias=False) for _ in range(6))
+    return SimpleNamespace(decoder=SimpleNamespace(layers=layers))
 
 
 def texts(note: dict) -> str:
@@ -269,6 +276,11 @@ def test_figures_of_the_evaluation():
     note = prune_figures.curve_note(both, model="model-x", depth=6, size=36)
     read = [36, 36, 22, 13, 8, 8]
     assert f"at 8 a layer reads {np.mean(read):.0f} on average" in note["caption"]
+    summary = pruning.with_reading(summary, _six_layers())
+    assert (summary["prefill"] == 2 * 4 * 6 * 1e-6 * summary["layer_tokens"]).all()
+    read = summary.set_index(["method", "tokens"])["layer_tokens"]
+    assert read["fastv", 16].iloc[0] == np.mean([36, 36, 16, 16, 16, 16])
+    assert read["ours", 8].iloc[0] == 8
     table = prune_figures.accuracy_table(summary, shares)
     assert table["Method"].tolist() == [
         "all tokens", "Ours, R lowest", "FastV", "Ours, R lowest", "PruMerge", "Random",
@@ -288,6 +300,7 @@ def test_figures_of_the_evaluation():
         ("shares", prune_figures.shares_table, shares),
         ("rivals", prune_figures.rivals_table, scoring.rivals(answers, resamples=20)),
         ("steps", prune_figures.steps_table, scoring.steps(answers, resamples=20)),
+        ("official", prune_figures.official_table, scoring.official(answers)),
         ("informative-kept", prune_figures.informative_gaps_table,
          scoring.informative_gaps(answers, resamples=20)),
     ):  # fmt: skip

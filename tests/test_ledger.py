@@ -179,7 +179,7 @@ def test_without_results_nothing_is_measured(tmp_path):
         assert (frame.loc[tested, "verdict"] == "not run").all()
         assert (frame.loc[~tested, "verdict"] == "not decidable here").all()
         assert (frame["needs"] != "").all()
-        assert counts(frame)["not run"] == tested.sum()
+        assert counts(frame)["not run"] == (tested & (CLAIMS["beyond"] == "")).sum()
         assert tuple(counts(frame)) == VERDICTS
 
 
@@ -203,6 +203,51 @@ def test_the_interval_decides(tmp_path, low, high, verdict):
     assert (found["needs"] == "") is (verdict in ("holds", "does not hold"))
     if low == low:
         assert found["interval"] == f"{low:.3g} to {high:.3g}"
+
+
+def test_an_end_on_the_bound_leaves_it_open_and_is_not_printed_as_the_bound(tmp_path):
+    row = {"setting": "base", "method": "random", "tokens": 144, "task": "multi-image"}
+    for high, interval in ((1.0, "0.954 to 1"), (1.0024, "0.954 to 1.002")):
+        frame = pd.DataFrame([row | {"share": 0.97, "low": 0.954, "high": high}])
+        folder = _run(tmp_path, frame, model="tiny-llava-onevision")
+        found = _verdict(folder, "multi-image-random")
+        assert (found["verdict"], found["interval"]) == ("not decidable here", interval)
+
+
+def test_what_one_run_leaves_open_another_may_decide(tmp_path):
+    frame = pd.DataFrame({"centres": [8], "bound": "top-1 below 0.1, cluster below 8"})
+    wide = frame.assign(odds_ratio=1.5, low=0.5, high=3.0, images=20)
+    first = _run(tmp_path / "next", wide, "outliers", model="tiny-llava-next")
+    clear = frame.assign(odds_ratio=0.5, low=0.2, high=0.8, images=20)
+    second = _run(tmp_path / "1.5", clear, "outliers")
+    found = ledger({"one": second, "two": first}).set_index("id").loc["outliers"]
+    assert (found["run"], found["verdict"]) == ("two", "not decidable here")
+    assert found["needs"].endswith("; one: does not hold (odds_ratio 0.5)")
+    _run(tmp_path / "1.5", wide, "outliers")
+    found = ledger({"one": second, "two": first}).set_index("id").loc["outliers"]
+    assert "one" not in found["needs"].split("; ")[-1].split(":")[0]
+
+
+def test_what_asks_for_more_than_the_paper_is_not_counted():
+    frame = ledger({})
+    more = frame[frame["beyond"] == "yes"]
+    assert {"table-1-every-column", "ablation-prob-large"} <= set(more["id"])
+    assert more["note"].str.startswith("more than the paper says").all()
+    assert sum(counts(frame).values()) == len(frame) - len(more)
+
+
+@pytest.mark.parametrize(
+    "key, row",
+    [
+        ("llava-1.5-64", ("llava-1.5", "base", "ours", 64)),
+        ("next-split-64", ("llava-next", "split", "ours", 64)),
+        ("next-base-64", ("llava-next", "base", "ours", 64)),
+        ("next-split-32", ("llava-next", "split", "ours", 32)),
+    ],
+)
+def test_no_bar_is_above_what_the_papers_own_table_gives(key, row):
+    rule = CLAIMS.set_index("id").loc[key, "rule"]
+    assert rule == f"above {_kept(*row, slice(0, 5)) / 100:.3f}"
 
 
 def test_few_images_decide_nothing(tmp_path):
@@ -233,7 +278,7 @@ def test_all_rows_of_a_claim_must_hold_and_be_there(tmp_path):
     found = look(frame)
     assert found["verdict"] == "does not hold"
     assert found["measured"].endswith("in 12 rows: 10 hold, 1 do not, 1 are open")
-    assert found["interval"] == "-0.09 to 0.09"
+    assert found["interval"] == "each within -0.09 to 0.09"
     assert look(frame.drop(index=7))["verdict"] == "not run"
     with pytest.raises(RedlibError, match="no column 'against'.*the ledger reads"):
         look(frame.drop(columns="against"))
@@ -328,7 +373,9 @@ def test_the_page_of_a_set_shows_the_ledger(tmp_path, monkeypatch):
     path = batch.draw_pages(tmp_path / "params" / "both.yaml")
     page = Page(path.read_text(encoding="utf-8"))
     text = "".join(page.text)
-    assert f"{len(CLAIMS)} claims: " in text and "holds 1" in text
+    more = (CLAIMS["beyond"] == "yes").sum()
+    assert f"{len(CLAIMS) - more} claims: " in text and "holds 1" in text
+    assert f"{more} rows more ask for more than the paper says" in text
     assert "share_of_prefill 0.01" in text and "given as named" in text
     ids = [a["id"] for _, a in page.tags if "id" in a]
     assert len(ids) == len(set(ids))

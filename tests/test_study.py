@@ -20,7 +20,7 @@ from redlib.errors import RedlibError
 from redlib.geometry import Grid
 from redlib.params import Params
 from redlib.store import Store
-from redlib.study import asking, codebooks, maps, patches, pruning, scoring
+from redlib.study import asking, codebooks, maps, patches, pruning, scoring, verdict
 from redlib.tabletop import scenes
 
 
@@ -155,7 +155,8 @@ def test_auroc_levels_and_missing_kinds(table):
 
 
 def test_verdicts_read_the_intervals(table, monkeypatch):
-    monkeypatch.setattr(patches, "LEAST_IMAGES", 6)
+    for module in (patches, verdict):
+        monkeypatch.setattr(module, "LEAST_IMAGES", 6)
     rho = pd.concat(
         [
             patches.rank_correlations(t, order, resamples=50)
@@ -167,13 +168,62 @@ def test_verdicts_read_the_intervals(table, monkeypatch):
     assert "running sum" in patches.order_verdict(rho).evidence
     falling = table.assign(top1=-table["cls_similarity"])
     assert patches.decile_verdict(falling, resamples=50, seed=0).holds is True
-    areas = patches.auroc(table.assign(top1=table["covered"]), "object", ("top1", "attention"))
-    verdict = patches.finding_verdict(areas, "object", "top1", "attention")
-    assert verdict.holds is True and "AUROC 1.00" in verdict.evidence
-    verdict = patches.finding_verdict(areas, "object", "attention", "top1")
-    assert verdict.holds is False
+    seeing = table.assign(top1=table["covered"])
+    found = patches.finding_verdict(seeing, "object", "top1", "attention")
+    assert found.holds is True and "AUROC 1.00" in found.evidence
+    assert patches.finding_verdict(seeing, "object", "attention", "top1").holds is False
+    assert patches.finding_verdict(None, "object", "top1", "attention").holds is None
     monkeypatch.undo()
-    assert patches.finding_verdict(areas, "object", "top1", "attention").holds is None
+    assert patches.finding_verdict(seeing, "object", "top1", "attention").holds is None
+
+
+@pytest.mark.parametrize(
+    "low, high, images, holds",
+    [(-0.4, 0.2, 100, True), (-0.1, 0.5, 100, None), (0.1, 0.5, 100, False), (0.1, 0.5, 9, None)],
+)
+def test_a_wide_interval_is_no_level_curve(low, high, images, holds):
+    rows = [
+        {"order": order, "quantity": quantity, "reading": reading, "rho": 0.0, "low": low,
+         "high": high, "images": images}
+        for order in patches.ORDERS
+        for quantity in patches.QUANTITIES
+        for reading in ("mean curve", "within image")
+    ]  # fmt: skip
+    rho = pd.DataFrame(rows)
+    assert patches.trend_verdict(rho, "attention", "top1").holds is holds
+    assert patches.order_verdict(rho).holds is holds
+    rho.loc[(rho["quantity"] == "top1") & (rho["order"] == "attention"), "low"] = 0.05
+    if images >= 10:
+        assert patches.order_verdict(rho).holds is False  # one falls, whatever the other
+
+
+def test_a_lead_is_judged_on_the_same_draws(table):
+    lead = patches.auroc_lead(table, "object", "top1", "attention", resamples=40, seed=2)
+    clear = patches.truth(table, "object")
+    gaps = []
+    for weight in np.vstack([np.ones(6, int), patches.draws(6, 40, 2)]):
+        drawn = pd.concat(
+            [clear[clear["image"] == f"test-{i}"] for i in range(6) for _ in range(weight[i])]
+        )
+        gaps.append(
+            roc_auc_score(drawn["positive"], drawn["top1"])
+            - roc_auc_score(drawn["positive"], drawn["attention"])
+        )
+    assert lead.mean == pytest.approx(gaps[0])
+    assert (lead.low, lead.high) == pytest.approx(tuple(np.quantile(gaps[1:], [0.025, 0.975])))
+    assert (lead.n, lead.clusters) == (len(clear), 6)
+
+
+def test_some_of_the_most_similar_are_silent(table, monkeypatch):
+    monkeypatch.setattr(verdict, "LEAST_IMAGES", 6)
+    highest = []
+    for _, part in table.groupby("image"):
+        rows = sorted(part.itertuples(), key=lambda r: (-r.cls_similarity, r.patch))[:2]
+        highest += [r.top1 < 0.1 for r in rows]
+    found = patches.silent_verdict(table, resamples=50, seed=0)
+    assert found.evidence.startswith(f"{np.mean(highest):.0%} (95%")
+    assert patches.silent_verdict(table.assign(top1=0.05), resamples=50, seed=0).holds is True
+    assert patches.silent_verdict(table.assign(top1=0.5), resamples=50, seed=0).holds is False
 
 
 def test_odds_ratio_is_mantel_haenszel():

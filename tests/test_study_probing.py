@@ -125,7 +125,7 @@ def test_shuffling_needs_two_images() -> None:
         probing.by_coverage(words_table().query("image == 'one'"), **DRAWS)
 
 
-def ranking_table(seed: int, images: int = 4, size: int = 64) -> pd.DataFrame:
+def ranking_table(seed: int, images: int = 10, size: int = 64) -> pd.DataFrame:
     rng = np.random.default_rng(seed)
     columns = ["attention", "contribution", "jsd_token", "cls_similarity", "jsd_final", "top1"]
     frame = pd.DataFrame(rng.lognormal(size=(images * size, len(columns))), columns=columns)
@@ -178,7 +178,7 @@ def test_selected_patches_follow_their_rule() -> None:
 
 def test_finding_one_looks_for_some_and_at_the_average() -> None:
     """Of the patches high in both, one in three is bare and silent, the others are read surely."""
-    table = ranking_table(7, images=6)
+    table = ranking_table(7)
     high = probing.high_states(table)
     nth = high.cumsum()
     table["top1"] = np.where(high & (nth % 3 > 0), 0.9, 0.05)
@@ -187,7 +187,7 @@ def test_finding_one_looks_for_some_and_at_the_average() -> None:
     _, _, some, average = probing.finding_one(table, **DRAWS)
     share = (nth[high] % 3 == 0).mean()
     assert some.holds is True and some.evidence.startswith(f"{share:.0%} (95% interval ")
-    assert f"of {high.sum()} such patches; {share:.0%} are below 10% at all; 6 scenes." in (
+    assert f"of {high.sum()} such patches; {share:.0%} are below 10% at all; 10 scenes." in (
         some.evidence
     )
     assert average.holds is False
@@ -198,6 +198,38 @@ def test_finding_one_looks_for_some_and_at_the_average() -> None:
     photograph = table.drop(columns=["coverage", "card"])
     some = probing.finding_one(photograph, **DRAWS)[2]
     assert some.holds is None and "nobody knows" in some.evidence
+
+
+def test_finding_one_says_what_is_there_instead() -> None:
+    """No patch low in both is covered: the covered ones are those of highest attention."""
+    table = ranking_table(8)
+    rank = table.groupby("image")["attention"].rank(pct=True)
+    table = table.assign(coverage=np.where(rank > 0.75, 1.0, 0.0), card=0.0, right=False)
+    low = probing.low_states(table)
+    table.loc[low[low].index[:3], "coverage"] = 0.1
+    _, found, *_ = probing.finding_one(table, **DRAWS)
+    assert found.holds is None
+    assert f"of the {low.sum()} low in both an object touches 3" in found.evidence
+    assert f"a top-1 probability of {table['top1'][low].max():.2f}" in found.evidence
+    least = rank[table["coverage"] >= 0.5].min()
+    assert f"160 covered ones none gets less attention than {least:.0%}" in found.evidence
+
+
+def test_finding_two_both_ways() -> None:
+    table = ranking_table(9)
+    low, high = probing.low_states(table), probing.high_states(table)
+    table["jsd_final"] = np.where(low, 1.0, np.where(high, 1e-6, 1e-3)) * table["jsd_final"]
+    top = table.groupby("image")["jsd_final"].rank(pct=True)
+    found = probing.influence_verdict(table, **DRAWS)
+    assert found.holds is True and found.evidence.startswith(f"{(top[low] > 0.75).mean():.0%} ")
+    idle = probing.idle_verdict(table, **DRAWS)
+    assert idle.holds is True and idle.evidence.startswith(f"{(top[high] <= 0.25).mean():.0%} ")
+    strong = table.assign(jsd_final=np.where(high, 1.0, 1e-3))
+    assert probing.idle_verdict(strong, **DRAWS).holds is False
+    assert (
+        probing.idle_verdict(table.assign(attention=-table["cls_similarity"]), **DRAWS).holds
+        is None
+    )
 
 
 def test_ratio_of_medians() -> None:
@@ -215,12 +247,12 @@ def test_weights_verdict() -> None:
 
 
 def test_a_verdict_says_so() -> None:
-    assert above(Interval(0.5, 0.4, 0.6, 9, 3), 0.3) is True
-    assert above(Interval(0.5, 0.4, 0.6, 9, 3), 0.7) is False
-    assert above(Interval(0.5, 0.4, 0.6, 9, 3), 0.5) is None
-    assert above(Interval(0.5, 0.4, 0.6, 9, 2), 0.3) is None, "two images decide nothing"
-    assert percent(Interval(0.5, 0.4, 0.6, 9, 3)) == "50% (95% interval 40% to 60%)"
-    assert number(Interval(0.5, 0.4, 0.6, 9, 3)) == "0.50 (95% interval 0.40 to 0.60)"
+    assert above(Interval(0.5, 0.4, 0.6, 30, 10), 0.3) is True
+    assert above(Interval(0.5, 0.4, 0.6, 30, 10), 0.7) is False
+    assert above(Interval(0.5, 0.4, 0.6, 30, 10), 0.5) is None
+    assert above(Interval(0.5, 0.4, 0.6, 30, 9), 0.3) is None, "nine images decide nothing"
+    assert percent(Interval(0.5, 0.4, 0.6, 30, 10)) == "50% (95% interval 40% to 60%)"
+    assert number(Interval(0.5, 0.4, 0.6, 30, 10)) == "0.50 (95% interval 0.40 to 0.60)"
     shown = Verdict("A claim.", False, "no evidence.")._repr_markdown_()
     assert "does not hold" in shown and "no evidence." in shown
 

@@ -45,6 +45,12 @@ SEEN = _answers(
 )  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def of_few(monkeypatch):
+    """Eight samples a set have to do here."""
+    monkeypatch.setattr(several, "LEAST_IMAGES", 8)
+
+
 def test_shares_average_the_ratios_of_the_two_sets():
     found = several.shares(SEEN, resamples=200).set_index(["task", "method"])
     # Mantis 8/7 and Muir 4/6 of the unpruned; Random 6/7 and 3/6.

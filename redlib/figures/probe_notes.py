@@ -3,7 +3,7 @@
 Each function returns the keywords of `session.save` for the figure of the same name in
 `redlib.figures.probes` (or for a table): title, caption, reading, alt, paper_item. The text
 alternative states what this run found; nothing in it is written by hand. Captions name the model
-drawn with and, where there is one, the model of the paper's figure.
+drawn with and the model of the paper's figure, or that it has none.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,8 @@ def _note(title: str, caption: str, reading: str, alt: str, paper_item: str = ""
 
 def _models(vlm: VLM, item: str = "") -> str:
     drawn = f"Drawn with {vlm.name}"
-    return f"{drawn}; the paper's {item} shows {PAPER_MODEL}." if item else f"{drawn}."
+    shown = f"the paper's {item} shows {PAPER_MODEL}" if item else "the paper has no such figure"
+    return f"{drawn}; {shown}."
 
 
 def rankings(vlm: VLM, table: pd.DataFrame, shares: pd.DataFrame) -> dict[str, str]:
@@ -199,7 +200,7 @@ def right_by_coverage(vlm: VLM, table: pd.DataFrame) -> dict[str, str]:
         f"All patches of {int(table['images'].max())} held-out scenes; the word of a token given "
         "alone against the exact mask. Shuffled: the token at the same place of every other "
         "image. Bars: 95% intervals over images. "
-        f"{_models(vlm)} Not in the paper, which has no masks.",
+        f"{_models(vlm)} Its photographs have no masks.",
         "Left: the gap between blue and orange is what the token knows about its own place; no "
         "gap, no information. Right, at 0: a gap there means that tokens of bare ground know what "
         "is elsewhere in the image.",

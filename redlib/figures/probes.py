@@ -268,7 +268,7 @@ def _candidate_bars(ax: Axes, rows: pd.DataFrame) -> None:
         ax.barh(at, rows[column], height=height, color=colour, label=label)
     ax.set_yticks(place, rows["word"])
     ax.invert_yaxis()
-    ax.set_xlim(0, max(1e-3, rows[[name for name, *_ in pairs]].max().max()) * 1.1)
+    ax.set_xlim(0, 1)
     ax.set_xlabel("probability")
     ax.grid(axis="y", visible=False)
     ax.xaxis.set_major_locator(MaxNLocator(3))

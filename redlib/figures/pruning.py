@@ -185,7 +185,8 @@ def removed_note(shown: pd.DataFrame, *, model: str, crops: dict[int, np.ndarray
             f"The {len(gone)} removed tokens of one test scene, in the colour of the prototype "
             "that each is most similar to; grey: of other prototypes. Right, the patches (with "
             f"their surroundings) that the {min(len(counts), _SHOWN_PROTOTYPES)} foremost of them "
-            f"come from, in training scenes.{absent} Drawn with {model}."
+            f"come from, in training scenes.{absent} Drawn with {model}; the paper shows no such "
+            "picture."
         ),
         "reading": (
             "Redundancy is bare ground if the removed tokens and the patches of their prototypes "
@@ -349,7 +350,8 @@ def informative_note(kept: pd.DataFrame, shares: pd.DataFrame, *, model: str) ->
             "which share of the tokens that show an object or the written word it keeps, and what "
             "share of the unpruned five-task mean is left, with 95 % intervals from resampling "
             "images. A token that was merged into another one does not count as kept; methods "
-            f"without any single token kept are left out. Drawn with {model}."
+            f"without any single token kept are left out. Drawn with {model}; the paper, without "
+            "masks, has no such figure."
         ),
         "reading": (
             "If keeping what is informative is what matters, the points lie along one rising line "
@@ -460,8 +462,8 @@ _TIED = "\N{NO-BREAK SPACE}"
 def accuracy_table(summary: pd.DataFrame, shares: pd.DataFrame) -> pd.DataFrame:
     """Table 1 for readers: a row per setting, budget and method, a column per task.
 
-    Rows of `study.scoring.scores` and `shares`; below the rows of the paper's methods stand the
-    others, at the end n.
+    Rows of `study.pruning.with_reading` and of `study.scoring.shares`; below those of the paper's
+    methods stand the others, at the end n.
     """
     kept = shares[shares["task"] == "mean"].set_index(["setting", "method", "tokens"])
     full = set(summary.loc[summary["method"] == "unpruned", "tokens"])
@@ -477,6 +479,8 @@ def accuracy_table(summary: pd.DataFrame, shares: pd.DataFrame) -> pd.DataFrame:
             "Tokens": f"{tokens}, {_SETTINGS[setting]}".replace(" ", _TIED),
             "Method": METHODS[method],
             "Kept": f"{part['kept'].iloc[0]:.1f}",
+            "Read by a layer": f"{part['layer_tokens'].iloc[0]:.1f}",
+            "Prefill, MFLOP": f"{part['prefill'].iloc[0]:.0f}",
         }
         heads = _HEADS | {"mean": "Mean of five"}
         row |= {head: _cell(cells, task) for task, head in heads.items()}
@@ -542,7 +546,10 @@ def accuracy_note(
             f"{'s' if seeds > 1 else ''} ± their deviation. n: prompts of the five tasks, and the "
             "images they are about (a question of MMBench is a prompt for each rotation of its "
             "options, and counts once); methods with a smaller n answered the first of them. "
-            f"{_inside(summary, depth, size)} Computed with {model}; {theirs}."
+            "Read by a layer: visual tokens, mean over the layers, more than is kept where a "
+            "method prunes inside the language model; prefill: operations of the layers over "
+            f"them, two per parameter and token. {_inside(summary, depth, size)} Computed with "
+            f"{model}; {theirs}."
         ),
         "reading": (
             "Compare rows of one budget and one n; the last column relates each to the unpruned "
@@ -575,6 +582,37 @@ def rivals_table(rivals: pd.DataFrame) -> pd.DataFrame:
         shown=with_interval(part, "difference", digits="+.3f"),
     )  # fmt: skip
     return _words(part, {"against": "Against", "shown": "Difference of scores"})
+
+
+def official_table(parts: pd.DataFrame) -> pd.DataFrame:
+    """POPE by subset and MME as the two report themselves; rows of `study.scoring.official`."""
+    parts = parts.assign(column=parts["benchmark"] + " " + parts["part"])
+    key = ["setting", "method", "tokens"]
+    rows = []
+    for (setting, method, tokens), part in parts.groupby(key, sort=False):
+        mean = part.groupby("column")[["n", "accuracy", "f1", "acc_plus", "score"]].mean()
+        row = {
+            "Tokens of": _SETTINGS[setting],
+            "Method": METHODS[method],
+            "Tokens": tokens,
+            **{f"POPE {name}": _percent(mean, f"POPE {name}") for name in _POPE},
+            "POPE F1": _percent(mean, "POPE mean", "f1"),
+            "MME accuracy": _percent(mean, "MME perception"),
+            "MME acc+": _percent(mean, "MME perception", "acc_plus"),
+        }
+        score = mean["score"].get("MME perception", np.nan)
+        categories = part.loc[part["benchmark"] == "MME", "part"].nunique() - 1
+        row["MME perception"] = "-" if np.isnan(score) else f"{score:.0f} of {200 * categories}"
+        asked = (f"{mean['n'].get(name, 0):.0f}" for name in ("POPE mean", "MME perception"))
+        rows.append(row | {"n": ", ".join(asked)})
+    return pd.DataFrame(rows)
+
+
+_POPE = ("random", "popular", "adversarial", "mean")
+
+
+def _percent(mean: pd.DataFrame, name: str, value: str = "accuracy") -> str:
+    return f"{100 * mean.loc[name, value]:.1f}" if name in mean.index else "-"
 
 
 def steps_table(steps: pd.DataFrame) -> pd.DataFrame:
@@ -615,6 +653,16 @@ _NOTES = {
         "An interval above 0: the first method is better. One across 0 decides nothing.",
         "Table 1",
     ),
+    "official": (
+        "POPE by subset, MME by pairs",
+        "In percent: POPE's accuracy on each of its subsets, the mean of the three, and the mean "
+        "F1 of yes; MME's accuracy, and acc+, the share of pairs with both questions right, each a "
+        "mean over its categories, whose scores 100 (accuracy + acc+) add up to perception. "
+        "Random: mean of its draws. The CSV file has every category and draw.",
+        "Adversarial absent objects are those that often stand beside what is there: a model that "
+        "answers by habit loses there first. acc+ far below accuracy means answers by habit too.",
+        "Table 1",
+    ),
     "steps": (
         "What a smaller budget costs",
         "Change of the five-task share (pruned over unpruned) from one budget to a smaller one, on "
@@ -633,6 +681,9 @@ _NOTES = {
 }
 
 
+_RESAMPLED = " 95 % intervals from resampling images."
+
+
 def note(name: str, table: pd.DataFrame, *, model: str) -> dict:
     """Texts of one of the tables that the ledger reads; `table` as it is shown."""
     title, caption, reading, item = _NOTES[name]
@@ -640,7 +691,10 @@ def note(name: str, table: pd.DataFrame, *, model: str) -> dict:
     told = "; ".join(", ".join(str(value) for value in row.values()) for row in foremost)
     return {
         "title": title,
-        "caption": f"{caption} 95 % intervals from resampling images. Computed with {model}.",
+        "caption": (
+            f"{caption}{'' if name == 'official' else _RESAMPLED} Computed with {model}; the "
+            f"paper's {item} {'are' if 's ' in item else 'is'} of its own models."
+        ),
         "reading": reading,
         "alt": f"{len(table)} rows, the first: {told or 'none'}.",
         "paper_item": item,

@@ -244,7 +244,7 @@ def answers_note(table: pd.DataFrame, *, model: str) -> dict:
         "title": "All descriptions",
         "caption": (
             f"Every description behind the counts, {table['image'].nunique()} images, two each. "
-            f"Computed with {model}."
+            f"Computed with {model}; the paper's descriptions are LLaVA-Next's, of photographs."
         ),
         "reading": (
             "Two rows of one image differ by pruning alone. The column with the kept tokens is in "

@@ -397,7 +397,7 @@ def example_note(rows: pd.DataFrame, *, model: str) -> dict:
             f"The {len(rows)} sampled patches of {rows['image'].iloc[0]}: "
             f"{'truth, ' if known else ''}outputs and "
             "intermediate states, each value filling the cell around its patch. Drawn with "
-            f"{model}."
+            f"{model}; the paper's patches are of photographs of VQAv2."
         ),
         "reading": (
             "Red squares lie on an object. A map that knows where the objects are looks like the "

@@ -43,9 +43,12 @@ ONEVISION = (("llava-onevision", "base", 729, 729), ("llava-onevision", "base", 
 """Blocks that the paper's table has not: what its Table 2 takes of one image."""
 
 COLUMNS = (
-    "model", "setting", "tokens", "total", "run", "method", "label", "column", "task", "accuracy",
-    "low", "high", "n", "images", "kept", "paper", "paper_std", "answers",
+    "model", "setting", "tokens", "total", "run", "method", "label", "further", "column", "task",
+    "accuracy", "low", "high", "std", "n", "images", "kept", "paper", "paper_std", "answers",
 )  # fmt: skip
+
+
+_MEASURED = ["accuracy", "low", "high", "std", "n", "images", "kept"]
 
 
 def table1(runs: Mapping[str, str | Path]) -> pd.DataFrame:
@@ -54,7 +57,8 @@ def table1(runs: Mapping[str, str | Path]) -> pd.DataFrame:
     runs: run name -> folder with its tables and notes, as `redlib.report.write` takes them.
     Returns COLUMNS: model (its family), setting ("base" or "split"), tokens (per image or
     sub-image), total, run ("" where the set has none of this family), method with its label,
-    column, task; accuracy with its interval, n (questions), images and kept (visual tokens), all
+    further ("yes": the paper's table has not this method), column, task; accuracy with its
+    interval, std (over seeds, NaN with one), n (questions), images and kept (visual tokens), all
     NaN for what was not run; the paper's number with its deviation over seeds, NaN where it prints
     none; answers, the address of the answers behind the number. The label of Ours names the
     codebook where the run was given one.
@@ -84,14 +88,15 @@ def table1(runs: Mapping[str, str | Path]) -> pd.DataFrame:
                 own = here[here["method"] == method].drop_duplicates("task").set_index("task")
                 for column, task in TASKS.items():
                     row = {"model": model, "setting": setting, "tokens": tokens, "total": total}
-                    label = names.get(method, method)
+                    label = names.get(method) or own["label"].iloc[0]
                     if method == "ours" and given.get(run):
                         label += f": {given[run]}"
                     row |= {"run": run, "method": method, "label": label}
+                    row |= {"further": "" if method in names else "yes"}
                     row |= {"column": column, "task": task, "answers": ""}
                     if task in own.index:
                         found = own.loc[task]
-                        row |= found[["accuracy", "low", "high", "n", "images", "kept"]].to_dict()
+                        row |= found[_MEASURED].to_dict()
                         rule = answers.rule(method, found["tokens"], setting)
                         row["answers"] = answers.address([rule], [task])
                     if (method, column) in known.index:
@@ -103,7 +108,7 @@ def table1(runs: Mapping[str, str | Path]) -> pd.DataFrame:
 
 def _accuracy(folder: Path | None) -> pd.DataFrame:
     """The table `accuracy` of a run, without rows if it has none."""
-    needed = ["method", "tokens", "task", "accuracy", "low", "high", "n", "images", "kept"]
+    needed = ["method", "label", "tokens", "task", *_MEASURED]
     if folder is None or not (folder / "accuracy.csv").is_file():
         return pd.DataFrame(columns=["setting", *needed])
     frame = read_csv(folder / "accuracy.csv")

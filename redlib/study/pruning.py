@@ -39,19 +39,23 @@ from redlib.codebook import Codebook
 from redlib.data import benchmarks, prompts, single
 from redlib.data.photo import Photo
 from redlib.errors import RedlibError
+from redlib.models import VLM
 from redlib.notebook import MEASURING, Session
 from redlib.params import family
 from redlib.prune import METHODS as ALL
 from redlib.prune import (
     calibrate,
     codebook_bytes,
+    fastv,
     keep_lowest,
     keep_threshold,
     operations,
     redundancy,
+    sparsevlm,
 )
 from redlib.prune.choose import Kept
 from redlib.prune.context import MERGED
+from redlib.prune.inside import read_a_layer
 from redlib.prune.scores import cosines
 from redlib.prune.views import Seen
 from redlib.store import atomic, write_json
@@ -300,7 +304,7 @@ def rules(session: Session, limits: pd.DataFrame, setting: str = "base") -> list
             if name == "threshold":
                 r = limits.set_index("budget").loc[tokens, "r"]
                 rule = Rule("codebook", tokens, threshold=_limit(float(r), p.rule_keep))
-            found.append(Asked(name, seed, rule, limit, name in PAPER and seed == 0))
+            found.append(Asked(name, seed, rule, limit, name in PAPER))
     more = [n for n in p.curve if n not in budgets and n < size] if setting == "base" else []
     for name, tokens in itertools.product(dict.fromkeys(names), more):
         if name in PAPER:
@@ -431,7 +435,10 @@ def answer_image(
     if base:
         if covered is not None:
             extra["coverage"] = [torch.from_numpy(covered)]
-        if any(asked.method == "probe" for asked in plan):
+        # No caption is asked of it, and nothing else is as dear.
+        if any(asked.method == "probe" for asked in plan) and any(
+            question.task not in CAPTIONED for question, _ in asking.asked
+        ):
             extra |= probed(session, scene)
     looked = look(vlm, [scene.image], setting=asking.setting, extra=extra)
     frames = []
@@ -534,10 +541,16 @@ def probed(session: Session, scene: Scene | Photo) -> dict[str, list[torch.Tenso
     }
 
 
-def open_cells(session: Session, answers: pd.DataFrame) -> list[str]:
+def open_cells(session: Session, answers: pd.DataFrame, together: pd.DataFrame) -> list[str]:
     """Write every answer, and whether it is right, beside the figures: 06.answers.csv and
-    06.right.csv (`scoring.opened`). Returns their names."""
+    06.right.csv (`scoring.opened`). Returns their names.
+
+    together: answers about several images (`study.several.answer_samples`), a set being a task.
+    """
     written = []
+    if len(together):
+        about = together.rename(columns={"set": "task"}).assign(setting="base")
+        answers = pd.concat([answers, about], ignore_index=True)
     for value, name in (("answer", "06.answers.csv"), ("correct", "06.right.csv")):
         table = scoring.opened(answers, value)
         text = table.to_csv(index=False, float_format="%.4g", lineterminator="\n")
@@ -657,6 +670,36 @@ def realised(answers: pd.DataFrame, limits: pd.DataFrame) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+def with_reading(summary: pd.DataFrame, vlm: VLM) -> pd.DataFrame:
+    """The scores with what each rule lets the language model read.
+
+    Args:
+        summary: rows of `scoring.scores`.
+
+    Returns them with label, the method's title; layer_tokens, the visual tokens that a layer reads,
+    mean over the layers: those kept, or more where a method prunes behind some layers; and prefill,
+    operations of the layers over these tokens, in millions (2 per parameter and token).
+    """
+    layers = vlm.decoder.layers
+    depth = len(layers)
+    each = 2 * sum(weight.numel() for weight in layers.parameters()) / 1e6
+    full = summary[summary["method"] == "unpruned"].groupby("setting")["kept"].first()
+
+    def read(row: pd.Series) -> float:
+        size, kept = full[row["setting"]], row["kept"]
+        if row["method"] == "fastv":
+            return read_a_layer([fastv.LAYER - 1], [size, kept], depth)
+        if row["method"] == "sparsevlm":
+            ranking = sparsevlm.relative(depth)
+            counts = [size, *sparsevlm.falling(int(size), int(kept), len(ranking))]
+            return read_a_layer(ranking, counts, depth)
+        return kept
+
+    tokens = summary.apply(read, axis=1)
+    label = summary["method"].map(METHODS)
+    return summary.assign(label=label, layer_tokens=tokens, prefill=each * tokens)
 
 
 def costs(session: Session, codebook: Codebook) -> pd.DataFrame:

@@ -30,6 +30,7 @@ import numpy as np
 import pandas as pd
 
 from redlib.bench.intervals import Interval, interval, ratio
+from redlib.bench.pope_mme import POPE_SUBSETS, mme, pope
 from redlib.study.asking import CAPTIONED, FIVE, REAL
 
 TASKS: dict[str, tuple[str, ...]] = {
@@ -148,6 +149,30 @@ def scores(answers: pd.DataFrame, *, resamples: int = 2000, seed: int = 0) -> pd
                 )  # fmt: skip
     columns = [*_OF, "task", "accuracy", "low", "high", "std", "n", "images", "kept"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def official(answers: pd.DataFrame) -> pd.DataFrame:
+    """POPE's subsets and MME's categories as their benchmarks report them (`bench.pope_mme`).
+
+    Returns setting, method, tokens, seed, benchmark ("POPE" or "MME"), part (subset or category,
+    then their mean or sum), n (questions), accuracy, f1 (of POPE), acc_plus and score (of MME,
+    100 (accuracy + acc_plus), at most 200 for a category); NaN where a benchmark has no such
+    number.
+    """
+    found = []
+    asked = answers.assign(task=answers["task"].replace(REAL))
+    for key, part in asked.groupby([*_OF, "seed"], sort=False):
+        parts = []
+        if part["task"].isin(POPE_SUBSETS).any():
+            told = pope(part).rename(columns={"subset": "part"})
+            parts.append(told[["part", "n", "accuracy", "f1"]].assign(benchmark="POPE"))
+        if (part["task"] == "mme").any():
+            told = mme(part).rename(columns={"category": "part", "acc": "accuracy"})
+            told = told[["part", "n", "accuracy", "acc_plus", "score"]]
+            parts.append(told.assign(benchmark="MME"))
+        found += [rows.assign(**dict(zip([*_OF, "seed"], key, strict=True))) for rows in parts]
+    columns = ["benchmark", "part", "n", "accuracy", "f1", "acc_plus", "score"]
+    return pd.concat(found, ignore_index=True).reindex(columns=[*_OF, "seed", *columns])
 
 
 def _once(part: pd.DataFrame, about: pd.DataFrame, column: tuple[str, int]) -> float:

@@ -18,10 +18,14 @@ from conftest import random_image
 from PIL import Image
 from pruning import IMAGES, KINDS, TEXTS, Maker, model_of, picture
 from torch import nn
+from transformers.utils import is_torchvision_available
 
 import redlib
 from redlib.errors import RedlibError
 from redlib.prune import prepare
+from redlib.tabletop import scenes
+
+EMBEDDED = ("tiny-llava-1.5", "tiny-llava-next", "tiny-llava-onevision")
 
 EXACT = 1e-9
 
@@ -709,3 +713,50 @@ def test_a_batch_that_only_together_is_refused(small, beside):
 def test_a_batch_of_nothing(small):
     with pytest.raises(RedlibError, match="texts: none"):
         prepare(small.maker.processor, [], [])
+
+
+CARD = """
+from PIL import Image
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+model = AutoModelForImageTextToText.from_pretrained(model_id, dtype=torch.float32)
+processor = AutoProcessor.from_pretrained(model_id)
+
+conversation = [
+    {
+        "role": "user",
+        "content": [
+            {"type": "image"},
+            {"type": "text", "text": "Describe the provided image in one sentence."},
+        ],
+    },
+]
+prompt = processor.apply_chat_template(conversation, add_generation_prompt=True)
+image = Image.open(image_file)
+inputs = processor(images=image, text=prompt, return_tensors="pt")
+
+output = model.generate(**inputs, max_new_tokens=12, do_sample=False)
+said = processor.decode(output[0][inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+"""
+"""A script as on the cards of llava-hf: chat template, processor, generate."""
+
+LINE = 'with redlib.pruned(model, "random", keep=64, per="tile") as run:'
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_the_script_of_a_model_card_takes_one_line_more(name, tmp_path):
+    if name == "tiny-llava-onevision" and not is_torchvision_available():
+        pytest.skip("the stock processor of OneVision needs torchvision")
+    start = "output = model.generate("
+    pruned = CARD.replace(start, f"{LINE}\n    {start}")
+    assert [line for line in pruned.split("\n") if line.strip() not in CARD] == [LINE]
+    scenes("test", 1)[0].image.save(tmp_path / "image.png")
+    whole = {"model_id": redlib.hub.locate(name), "image_file": tmp_path / "image.png"}
+    few = {**whole, "redlib": redlib}
+    exec(CARD, whole)
+    exec(pruned, few)
+    assert "a cup" in whole["said"] and len(few["said"].split()) > 3
+    assert whole["said"] != few["said"]
+    (view,) = few["run"].last
+    assert view.after < view.before and view.after % 64 == 0

@@ -1,11 +1,15 @@
 """Table 2: what a sample is, how many tokens are left, and shares and chance recomputed by hand."""
 
 import math
+from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from test_scoring import answers_of
 
+from redlib import answers
 from redlib.bench import mvbench
 from redlib.bench.intervals import ratio
 from redlib.codebook import Codebook, Criteria
@@ -13,7 +17,7 @@ from redlib.errors import RedlibError
 from redlib.figures import several as figures
 from redlib.notebook import begin
 from redlib.params import Params
-from redlib.study import several
+from redlib.study import printed, pruning, several
 from redlib.tabletop import evaluation_several
 
 
@@ -67,6 +71,24 @@ def test_shares_average_the_ratios_of_the_two_sets():
     assert list(several.rivals(SEEN, resamples=100)) == [
         "setting", "method", "against", "tokens", "task", "difference", "low", "high", "n", "images"
     ]  # fmt: skip
+
+
+def test_answers_about_several_images_stand_beside_the_others(tmp_path):
+    rules = {("unpruned", 144): 0.9, ("ours", 144): 0.8}
+    rows = answers_of(rules, np.random.default_rng(4))
+    session = SimpleNamespace(figures=tmp_path)
+    assert pruning.open_cells(session, rows, SEEN) == ["06.answers.csv", "06.right.csv"]
+    found = answers.read(tmp_path)
+    claim = printed.table("claims").set_index("id").loc["multi-image-ours"]
+    where = answers.address([answers.rule("ours", 144)], ["multi-image"])
+    assert claim["where"] == "setting=base;method=ours;tokens=144;task=multi-image"
+    assert found.link(where) == "answers.html#ours@144/multi-image"
+    muir = found.right[found.right["task"] == "muir"]
+    assert muir["ours@144"].tolist() == ["1", "1", "1", "0", "0", "0", "1", "0"]
+    pope = found.right[found.right["task"].str.startswith("pope")]
+    assert set(pope["random@144"]) == {""}  # asked of pairs and films alone
+    pruning.open_cells(session, rows, SEEN.iloc[:0])
+    assert "mantis" not in set(answers.read(tmp_path).said["task"])
 
 
 def test_a_model_at_chance_has_no_share():

@@ -132,14 +132,19 @@ def _show_codebook(chosen: argparse.Namespace) -> None:
     print(released.describe(Codebook.load(chosen.file)))
 
 
-def _train(chosen: argparse.Namespace) -> int | None:
+def _train(chosen: argparse.Namespace) -> None:
+    from redlib.modelcard import card, evaluation
     from redlib.tabletop import training  # torch, only for who needs it
 
-    return training.main(chosen.name, root() / "runs" / "train", plain=chosen.plain)
+    where = training.train(chosen.name, root() / "runs" / "train", plain=chosen.plain)
+    table = evaluation.measure(str(where))
+    card.write(chosen.name, where, table)
+    print(card.table_text(table))
+    print(where)
 
 
 def _evaluate(chosen: argparse.Namespace) -> int | None:
-    from redlib.tabletop import evaluation  # torch, only for who needs it
+    from redlib.modelcard import evaluation  # torch, only for who needs it
 
     return evaluation.main(chosen.name, quick=chosen.quick, as_json=chosen.json)
 

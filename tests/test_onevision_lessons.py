@@ -13,11 +13,10 @@ import torch.nn.functional as F
 import transformers
 
 from redlib import models
+from redlib.modelcard import evaluation, several
 from redlib.tabletop import (
     architectures,
     decoder,
-    evaluation,
-    evaluation_several,
     films,
     language,
     lessons,
@@ -600,10 +599,10 @@ def test_the_evaluation_at_a_small_scale(vlm, monkeypatch):
     monkeypatch.setattr(evaluation, "QUICK", 8)
     # What is not trained never ends an answer.
     monkeypatch.setattr(evaluation, "LONGEST", 3)
-    monkeypatch.setattr(evaluation_several, "LONGEST", 3)
+    monkeypatch.setattr(several, "LONGEST", 3)
     monkeypatch.setattr(evaluation, "evaluate", partial(evaluation.evaluate, max_new_tokens=3))
-    monkeypatch.setattr(evaluation_several, "COUNTED", 6)
-    monkeypatch.setattr(evaluation_several, "FRAMES", (16,))
+    monkeypatch.setattr(several, "COUNTED", 6)
+    monkeypatch.setattr(several, "FRAMES", (16,))
     for name in ("PROBED", "DIVERGED", "SAID", "SAID_MORE", "FEW", "PAIRS", "GAMES", "FILMS"):
         least = {"FILMS": 1, "PAIRS": 4, "SAID": 8, "FEW": 3}.get(name, 2)
         monkeypatch.setattr(evaluation, name, getattr(evaluation, name) | {8: least})
@@ -611,7 +610,7 @@ def test_the_evaluation_at_a_small_scale(vlm, monkeypatch):
     rows = table.set_index("metric")
     assert rows.index.is_unique
     assert rows.loc["pope, all tokens", "bar"] == 0.93
-    for metric, bar in evaluation_several.BARS.items():
+    for metric, bar in several.BARS.items():
         if "32" not in metric:
             assert rows.loc[metric, "bar"] == bar
             assert rows.loc[metric, "pass"] == ("yes" if rows.loc[metric, "value"] >= bar else "no")

@@ -15,10 +15,10 @@ from redlib.bench.intervals import ratio
 from redlib.codebook import Codebook, Criteria
 from redlib.errors import RedlibError
 from redlib.figures import several as figures
+from redlib.modelcard import several as card_several
 from redlib.notebook import begin
 from redlib.params import Params
 from redlib.study import printed, pruning, several
-from redlib.tabletop import evaluation_several
 
 
 def _answers(right: dict[str, dict[str, list[float]]], chance: float = 0.25) -> pd.DataFrame:
@@ -150,7 +150,7 @@ def test_samples_are_apart_from_those_of_the_checkpoint_s_evaluation():
     reels = [s for s in found if s.set == "film"]
     assert reels[0].source.number == 60_000_000 + several.START
     # A muir number holds two items; a million numbers lie between the two starts all the same.
-    assert several.START // 2 - evaluation_several.START // 2 >= 1_000_000
+    assert several.START // 2 - card_several.START // 2 >= 1_000_000
     assert {s.id.split("-")[0] for s in several._pairs("calibration", 2, "mantis")} == {
         "calibration"
     }

@@ -11,7 +11,8 @@ exported is four times a mean of earlier weights and later ones (`HALFWAY`).
 
 Work goes to `runs/train/NAME`; a finished checkpoint is exported in the stock Hugging Face layout,
 weights in half precision and `dtype: float32` in its config, since transformers would otherwise
-compute in the precision that a file happens to be stored in.
+compute in the precision that a file happens to be stored in. The command then measures it and
+writes its model card, which is `redlib.modelcard`'s part.
 
     train("tiny-llava-1.5", Path("runs/train"))            # 2.5 hours on two cores
     train("tiny-llava-1.5", folder, share=0.01)             # one hundredth of each stage
@@ -36,9 +37,7 @@ from redlib.errors import RedlibError
 from redlib.models import choose_device
 from redlib.tabletop import (
     architectures,
-    card,
     decoder,
-    evaluation,
     lessons,
     lessons_several,
     loop,
@@ -115,6 +114,7 @@ CHECKS = {  # times in a stage
     "changes": 2, "finish": 4, "polish": 4, "movers": 4, "settle": 4,
 }  # fmt: skip
 CHECKED_TILED = ("pope-adversarial", "seed", "colour", "word")
+LOG = "training_log.json"  # beside the weights; the model card (`redlib.modelcard`) tells of it
 
 
 def train(
@@ -174,7 +174,7 @@ def train(
         log += _train_decoder(model, writer, work, where, steps["decoder"], n, checked)
     target = work / "checkpoint"
     export(model, processor, target)
-    (target / card.LOG).write_text(json.dumps(log, indent=1) + "\n")
+    (target / LOG).write_text(json.dumps(log, indent=1) + "\n")
     return target
 
 
@@ -452,13 +452,3 @@ def export(model, processor, target: Path) -> None:
     for part in (config, config["text_config"], config["vision_config"]):
         part["dtype"] = "float32"
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-
-
-def main(name: str, folder: Path, *, plain: bool = False) -> int:
-    """Train, measure on held-out scenes, and write the model card beside the weights."""
-    where = train(name, folder, plain=plain)
-    table = evaluation.measure(str(where))
-    card.write(name, where, table)
-    print(card.table_text(table))
-    print(where)
-    return 0

@@ -13,7 +13,7 @@ greedy answers, official answer parsing. Six parts:
   tells covered from bare patches;
 * the same question put to [cls] similarity, to attention and to the norm of a patch;
 * LLaVA-Next: what its tiles add on images whose details the base tile loses; OneVision: two images,
-  films and the game of `evaluation_several`.
+  films and the game of `several`.
 
     rows = measure("tiny-llava-1.5", quick=True)      # metric, value, low, high, n, bar, pass
 """
@@ -35,9 +35,9 @@ from redlib.bench.answering import answers
 from redlib.bench.evaluation import evaluate, keep_all, keep_none
 from redlib.bench.intervals import Interval, difference, interval
 from redlib.bench.pope_mme import mme
+from redlib.modelcard import card, several
 from redlib.models import VLM
 from redlib.prune import keep_lowest, random_scores
-from redlib.tabletop import card, evaluation_several
 from redlib.tabletop.questions import (
     DESCRIBE,
     DETAIL,
@@ -69,7 +69,7 @@ BARS = {
     "AUROC covered against bare, JSD_final, pooled": 0.75,
     "AUROC covered against bare, JSD_final, mean within scenes": 0.75,
 }
-ONEVISION_BARS = {**BARS, **evaluation_several.BARS, "pope, all tokens": 0.93}
+ONEVISION_BARS = {**BARS, **several.BARS, "pope, all tokens": 0.93}
 FULL, QUICK = 1000, 200  # questions per task
 COVERED, BARE = 0.8, 0.0
 PROBED = {FULL: 60, QUICK: 20}  # scenes
@@ -143,9 +143,7 @@ def measure(name: str, *, quick: bool = False, device: str = "auto", seed: int =
         rows += _tiles(vlm, TILED[n], seed)
     elif kind == "llava_onevision":
         bars = ONEVISION_BARS
-        found = evaluation_several.measure(
-            vlm, pairs=PAIRS[n], games=GAMES[n], films=FILMS[n], seed=seed
-        )
+        found = several.measure(vlm, pairs=PAIRS[n], games=GAMES[n], films=FILMS[n], seed=seed)
         rows += [_row(*row) for row in found]
     table = pd.DataFrame(rows)
     table["bar"] = table["metric"].map(bars)

@@ -8,9 +8,11 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from redlib import __main__ as command_line
 from redlib import models, states
 from redlib.errors import RedlibError
-from redlib.tabletop import architectures, card, evaluation, scenes, training
+from redlib.modelcard import card, evaluation
+from redlib.tabletop import architectures, scenes, training
 from redlib.tabletop.questions import POPE, Question
 
 
@@ -122,7 +124,7 @@ def test_probed_patches_and_their_scores_are_what_they_say(folder):
 def test_the_card_holds_what_was_measured(folder, table):
     log = [{"stage": "decoder", "step": 3, "minutes": 0.1, "word@576": 0.5},
            {"note": "A note."}, {"tried": "more steps", "result": "0.1"}]  # fmt: skip
-    (folder / card.LOG).write_text(json.dumps(log))
+    (folder / training.LOG).write_text(json.dumps(log))
     card.write("tiny-llava-1.5", folder, table)
     text = (folder / "README.md").read_text()
     assert card.table_text(table) in text
@@ -143,6 +145,15 @@ def test_a_quick_run_is_held_against_the_card(folder, table, capsys, monkeypatch
     assert printed["metric"].tolist() == table["metric"].tolist()
     card.write("tiny-llava-1.5", folder, moved)
     assert evaluation.main(str(folder), quick=True) == 3
+
+
+def test_training_ends_with_the_card(folder, table, capsys, monkeypatch):
+    monkeypatch.setattr(training, "train", lambda name, work, plain: folder)
+    monkeypatch.setattr(evaluation, "measure", lambda name: table)
+    (folder / "README.md").unlink(missing_ok=True)
+    assert command_line.main(["train", "tiny-llava-1.5"]) == 0
+    assert capsys.readouterr().out == f"{card.table_text(table)}\n{folder}\n"
+    assert card.table_text(table) in (folder / "README.md").read_text()
 
 
 def test_all_right_of_a_few_is_not_apart_from_nearly_all_right(tmp_path):

@@ -18,10 +18,10 @@ from redlib import models
 from redlib.errors import RedlibError
 from redlib.store import read_json, write_json, write_text
 from redlib.tabletop.lessons import ARTICLE_SHARE, MIN_TOKENS
+from redlib.tabletop.training import LOG
 from redlib.tabletop.world import COLOURS, GROUNDS, LEVELS, NOUNS, SIZES, WITHHELD, WORDS
 
 MEASURED = "evaluation.json"
-LOG = "training_log.json"
 SHOWN = (
     "patch thing",
     "patch colour",

@@ -46,11 +46,12 @@ import yaml
 
 from redlib import answers, forecast, params, pictures, report
 from redlib.errors import RedlibError
+from redlib.fingerprint import code_version
 from redlib.machine import calibration_seconds, cores
 from redlib.notebook import figures_folder, root, runs_folder
 from redlib.params import NOTEBOOKS, PLACES, Params, local
 from redlib.scale import Workers
-from redlib.store import Missing, code_version, read_mapping, write_json, write_text, writing
+from redlib.store import Missing, read_mapping, write_json, write_text, writing
 from redlib.study import comparison, ledger, printed
 
 # The notebooks whose saved results a notebook reads, instead of measuring the same again.

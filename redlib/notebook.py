@@ -36,9 +36,10 @@ from PIL import Image
 
 from redlib import __version__, report
 from redlib.errors import RedlibError
+from redlib.fingerprint import code_version
 from redlib.params import NOTEBOOKS, PLACES, Params, check
 from redlib.scale import Workers
-from redlib.store import Missing, Store, atomic, code_version, read_json, write_json, writing
+from redlib.store import Missing, Store, atomic, read_json, write_json, writing
 
 # The modules that decide what a measured row holds; part of the key of every table.
 MEASURING: tuple[str, ...] = (

@@ -29,7 +29,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Any
 
 from redlib.errors import RedlibError
-from redlib.store import code_version
+from redlib.fingerprint import code_version
 
 PATIENCE = 10
 """Seconds after which a scheduler that does not answer is given up."""

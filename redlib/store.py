@@ -19,7 +19,6 @@ key says what the rows depend on; it lies beside them in `key.json`, and opening
 any other key is an error that names the field.
 """
 
-import ast
 import contextlib
 import errno
 import functools
@@ -32,16 +31,14 @@ import uuid
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 from urllib.parse import quote
 
 import pandas as pd
 from filelock import lock_descriptor
 
 from redlib.errors import RedlibError
-
-if TYPE_CHECKING:
-    from redlib.scale import Workers
+from redlib.scale import Workers
 
 _PART = ".parquet"
 _BUSY = 0.5  # seconds between two looks at what another run measures
@@ -184,38 +181,6 @@ def _is_there(path: Path) -> bool:
         raise _unreadable(path, error) from None
 
 
-def code_version(modules: Iterable[str] | None = None, *, package: Path | None = None) -> str:
-    """A short hash of what the code of `modules` does; None: of the whole library.
-
-    modules: names below redlib, a package ("bench") standing for all that it holds.
-    Comments, layout and docstrings do not count, so explaining a line better costs no rerun.
-    """
-    package = package or Path(__file__).parent
-    names = ["."] if modules is None else sorted(modules)
-    digest = hashlib.sha256()
-    for name in names:
-        folder = package / name
-        files = sorted(folder.rglob("*.py")) if folder.is_dir() else [package / f"{name}.py"]
-        for file in files:
-            try:
-                text = file.read_text(encoding="utf-8")
-            except FileNotFoundError:
-                raise RedlibError(f"no module {name!r} in redlib") from None
-            digest.update(f"{file.relative_to(package).as_posix()}\n{_meaning(text)}\n".encode())
-    return digest.hexdigest()[:12]
-
-
-@functools.lru_cache(maxsize=512)  # a run asks for the whole library before each notebook
-def _meaning(text: str) -> str:
-    """A module's code as `code_version` counts it."""
-    tree = ast.parse(text)
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list) and body and _is_text(body[0]):
-            body.pop(0)
-    return ast.dump(tree)
-
-
 class Store:
     """A folder of part files that were all made under one key.
 
@@ -227,7 +192,7 @@ class Store:
     """
 
     def __init__(
-        self, folder: str | Path, key: Mapping[str, Any], *, workers: "Workers | None" = None
+        self, folder: str | Path, key: Mapping[str, Any], *, workers: Workers | None = None
     ) -> None:
         self.folder = Path(folder)
         self.workers = workers
@@ -403,14 +368,6 @@ def _bar(total: int, missing: int, describe: str) -> Any:
         unit=describe.removesuffix("s"),
         disable=not missing,
         leave=False,
-    )
-
-
-def _is_text(node: ast.AST) -> bool:
-    return (
-        isinstance(node, ast.Expr)
-        and isinstance(node.value, ast.Constant)
-        and isinstance(node.value.value, str)
     )
 
 

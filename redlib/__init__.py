@@ -1,22 +1,32 @@
 """redlib: how much a visual token says, and which ones can go.
 
-The library behind the notebooks of this repository. Imports point only downwards:
+The library behind the notebooks of this repository, from its lowest floor up. Imports point only
+downwards, or stay on their floor (a test reads this map):
 
-    params, geometry, layouts,          parameters, token grids, what stands at which position, the
-    errors, machine                     error a reader sees, how fast this machine is just now
+    errors, params, geometry, layouts,  the error a reader sees, parameters, token grids, what
+    machine                             stands at which position, how fast this machine is just now
     pictures, hub, models               image files; where a model's files lie; a checkpoint as one
                                         handle
-    store, scale                        resumable result tables, and many processes that fill them
+    fingerprint, scale, store           which code made a row; many processes that make rows; the
+                                        resumable result tables that they fill
+    tabletop                            the embedded world: scenes with exact masks, questions about
+                                        them, the training of the small models
     planner, engine                     what many variants of one image share; exact forwards over
                                         them that compute it once
     probe, leave_one_out, states,       what a token says alone, what its absence changes, what
     clustering, codebook, stages        attention says of it; prototypes of redundant tokens, lazily
     prune, bench                        which tokens to keep; what the answers are then worth
+    modelcard, harness                  a small model measured and its card written; pruned models
+                                        inside lmms-eval
     data, released                      the paper's data sets; where a notebook's images come from;
                                         the authors' own codebooks
-    notebook, report, answers           a notebook at work, its figures, what every number counts
+    webpage, comparison_tables,         the one look of all pages, Table 1 on a page, what every
+    answers, report, notebook           number counts, the page of figures; a notebook at work
+    study                               analyses over many images, and the ledger of claims
+    tables, figures                     one function per table or figure: a data frame in, a text
+                                        table or a picture out
     costs, forecast, batch              what a run will fetch and cost; the run, and its page
-    harness                             pruned models inside lmms-eval
+    __main__                            the command line
 
 Letters of shapes: B batch, T sequence, L visual tokens, D width, V vocabulary, N prototypes.
 A *patch* is a square of the image, a *visual token* its vector at the language model's input.

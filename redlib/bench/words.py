@@ -1,4 +1,13 @@
-"""Words compared as words: two answers that differ in case and punctuation alone are the same."""
+"""Words compared as words: two answers that differ in case and punctuation alone are the same.
+
+Asked for a colour or a count, one model says "Red." and another "red", and neither knows more than
+the other. So this much is forgiven, and no more: an article, another word or a digit for a number
+word is another answer. Benchmarks that offer letters, or a yes and a no, are read by rules of their
+own (`metrics`).
+
+    exact_match("Red.", "red")       # True
+    exact_match("a cup", "cup")      # False
+"""
 
 import re
 

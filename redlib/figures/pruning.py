@@ -1,4 +1,13 @@
-"""Figures of the pruning evaluation (notebook 06), each with the function that writes its texts."""
+"""Figures of the pruning evaluation (notebook 06), each with the function that writes its texts.
+
+First one image, so that the method is seen at work: what scores high, what goes, and which
+prototype took it. Then what it costs in answers, as the paper tells it (Table 1, Figure 9), and
+what that does not tell: the difference on the *same* questions, since two overlapping intervals
+are not yet equal methods, and whether whoever keeps the informative tokens answers better. A budget
+means less for methods that prune inside the language model; captions say by how much (`_inside`).
+
+Tables return text for readers; the numbers with all their digits are saved beside them.
+"""
 
 import numpy as np
 import pandas as pd

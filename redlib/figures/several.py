@@ -1,4 +1,11 @@
-"""Table 2 (notebook 06): several images in one prompt, and films, with the texts beside it."""
+"""Table 2 (notebook 06): several images in one prompt, and films, with the texts beside it.
+
+A column is a set of questions, and each needs two things to be read: what guessing reaches, since a
+model at chance keeps "100 %" of it without any image, and how many visual tokens a whole sample
+has, since a budget holds for each image or frame and a sample has many. So the last rows give
+chance and n, and every cell its mean tokens, as in the paper. On the small model a part of what
+films lose is of its own making; the caption says so (CLOCKS).
+"""
 
 import pandas as pd
 

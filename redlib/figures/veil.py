@@ -1,4 +1,12 @@
-"""An image with the patches that go covered, for the figures that show what stays (notebook 07)."""
+"""An image with the patches that go covered, for the figures that show what stays (notebook 07).
+
+A method drops tokens, a reader sees patches; so a token that goes is shown as a veil over its
+patch, in a colour that no ground and no object has, so that nobody takes it for a part of the
+scene. It shows which tokens went and not what the model lost: the tower lets every token look at
+the whole image, so that one that stays may hold what its neighbours showed.
+
+    veiled(ax, view, kept_patches("0 17 575", grid), grid)     # as tables keep what stayed
+"""
 
 import numpy as np
 from matplotlib.axes import Axes

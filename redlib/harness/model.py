@@ -1,4 +1,14 @@
-"""The class that lmms-eval instantiates: its requests in, answers out."""
+"""The class that lmms-eval instantiates: its requests in, answers out.
+
+A harness and a model have to agree on little: the harness owns the questions, the form of the chat
+and the metric, the model answers. lmms-eval hands over requests, each with a function that builds
+the conversation of one document; `Respondent` answers it with the pruner installed, and the texts
+go back in the order of the requests. How many visual tokens stayed is logged at the end: it is the
+other half of the result.
+
+One conversation at a time in one process; what a metric would need beyond that, likelihoods and
+several turns, is refused by name.
+"""
 
 import os
 

@@ -62,6 +62,7 @@ class Answers:
 
     @property
     def rules(self) -> list[str]:
+        """The rules of the file, in its order."""
         return [name for name in self.said.columns if name not in KEYS]
 
     def parts(self, task: str) -> list[str]:

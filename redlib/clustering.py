@@ -66,7 +66,8 @@ class Clusters:
     def distinct(self, images: Sequence) -> np.ndarray:
         """(C,) number of distinct images in each cluster; `images` (n,) names each point's image.
 
-        Index it with `labels` to have the number for every point.
+        Index it with `labels` to have the number for every point. Raises RedlibError if there are
+        more or fewer images than points.
         """
         if len(images) != len(self.labels):
             raise RedlibError(

@@ -80,6 +80,9 @@ class Criteria:
             "images", the distinct images in it (the released code).
         rule_out: whether a cluster of exactly tau_out is small: "below", it is not (the paper's
             text), or "at-most", it is (the released code).
+
+    Raises:
+        RedlibError: a threshold is no number or negative, or there is no such rule.
     """
 
     tau_prob: float
@@ -130,7 +133,8 @@ class Criteria:
         """The same criteria for `n` training images instead of `of`: tau_in in proportion.
 
         64 for 500 images becomes 13 for 100. What is switched off stays so, and nothing becomes so:
-        a tau_in of 0 stays 0, any other is at least 1, and an infinite one stays infinite.
+        a tau_in of 0 stays 0, any other is at least 1, and an infinite one stays infinite. Raises
+        RedlibError if `n` is below 1.
         """
         if n < 1:
             raise RedlibError(f"the number of training images must be at least 1; got {n!r}")
@@ -161,6 +165,9 @@ def candidates(
         mask: (n,) bool, the candidates.
         survivors: counts; index "probed", "tau_prob", "tau_out", "tau_jsd" (each criterion by
             itself, among the tokens that it was computed for) and "candidates" (all three).
+
+    Raises:
+        RedlibError: the table lacks one of the three columns.
     """
     for column in (probability, "cluster_size", jsd):
         if column not in table:
@@ -295,7 +302,7 @@ class Codebook:
     def save(self, path: str | Path) -> Path:
         """Write as safetensors; the same codebook always gives the same bytes.
 
-        The file appears whole or not at all.
+        The file appears whole or not at all. Raises RedlibError if it cannot be written.
         """
         path = Path(path)
         # JSON has no infinity, the value that switches a criterion off

@@ -128,6 +128,7 @@ class Shape:
 
     @property
     def grid(self) -> Grid:
+        """The patches of the base tile."""
         return Grid(self.cells, self.cells)
 
 

@@ -74,7 +74,7 @@ class Prefix:
         return self.keys[0].shape[2]
 
     def cut(self, length: int) -> "Prefix":
-        """The first `length` positions, as views."""
+        """The first `length` positions, as views. Raises RedlibError for a length outside 1..P."""
         if not 1 <= length <= self.length:
             raise RedlibError(f"a prefix of {self.length} cannot be cut to {length!r}")
         return self._map(lambda x: x[:, :, :length])
@@ -121,7 +121,7 @@ class Pieces:
         self._before = np.arange(len(self.table) - len(before), len(self.table))
 
     def path(self, visual: Sequence[int] | np.ndarray) -> np.ndarray:
-        """The input that shows visual tokens (or pads) of these numbers in this order."""
+        """(T,) the input that shows visual tokens (or pads) of these numbers in this order."""
         return np.concatenate([self._before, visual, self._end])
 
 
@@ -147,7 +147,10 @@ class Readings:
 
 
 def budget(vlm: VLM, batch: int | None = None) -> Budget:
-    """What one forward may hold on the model's device; `batch` limits its rows further."""
+    """What one forward may hold on the model's device; `batch` limits its rows further.
+
+    Raises RedlibError if `batch` is below 1.
+    """
     if batch is not None and batch < 1:
         raise RedlibError(f"batch must be at least 1; got {batch!r}")
     text = vlm.decoder.config
@@ -194,7 +197,8 @@ def forward(
         lengths: (B,) true lengths of rows that are padded at their end; the logits are read at the
             last true position, which padding behind it cannot reach.
 
-    Returns float32, or float64 for a float64 model.
+    Returns float32, or float64 for a float64 model. Raises RedlibError if `rows` is of another
+    shape, or empty.
     """
     if rows.dim() != 3 or rows.shape[2] != vlm.width or 0 in rows.shape:
         raise RedlibError(f"rows must be (B, n, {vlm.width}), none empty; got {tuple(rows.shape)}")
@@ -461,7 +465,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def spread(x: Tensor, groups: int) -> Tensor:
-    """Repeat every key or value head for the `groups` query heads that share it."""
+    """(B, heads, n, head width) to (B, heads * groups, ...): every head of keys or values once for
+    each of the `groups` query heads that share it."""
     return x if groups == 1 else x.repeat_interleave(groups, dim=1)
 
 

@@ -51,7 +51,10 @@ class Sight:
 
 @dataclass(frozen=True)
 class Grid:
-    """A grid of `height` x `width` patches, numbered in raster order."""
+    """A grid of `height` x `width` patches, numbered in raster order.
+
+    Raises RedlibError for a side below 1.
+    """
 
     height: int
     width: int
@@ -66,7 +69,7 @@ class Grid:
         return self.height * self.width
 
     def index(self, row: int, col: int) -> int:
-        """Raster index of the patch in `row` and `col`."""
+        """Raster index of the patch in `row` and `col`. Raises RedlibError if there is none."""
         if not (0 <= row < self.height and 0 <= col < self.width):
             raise RedlibError(
                 f"row {row}, column {col} lies outside the {self.height} x {self.width} grid"
@@ -74,7 +77,7 @@ class Grid:
         return row * self.width + col
 
     def row_col(self, index: int) -> tuple[int, int]:
-        """Row and column of the patch with raster `index`."""
+        """Row and column of the patch with raster `index`. Raises RedlibError if there is none."""
         if not 0 <= index < self.size:
             raise RedlibError(f"patch {index} lies outside 0..{self.size - 1}")
         return divmod(int(index), self.width)
@@ -84,7 +87,7 @@ class Grid:
 
         At the border the window is moved inside the grid instead of being cut, so it always holds
         nine patches and the target may lie off its centre; patches near the border then share
-        windows (484 distinct ones among 576).
+        windows (484 distinct ones among 576). Raises RedlibError if the grid is smaller than one.
         """
         if self.height < WINDOW or self.width < WINDOW:
             raise RedlibError(
@@ -97,7 +100,10 @@ class Grid:
         return (rows * self.width + cols).ravel()  # (9,)
 
     def stride(self, *, start: int = 1, step: int = 3) -> np.ndarray:
-        """Raster indices of every `step`-th row and column from `start`: 64 of 24 x 24."""
+        """(n,) raster indices of every `step`-th row and column from `start`: 64 of 24 x 24.
+
+        Raises RedlibError for a negative start, or a step below 1.
+        """
         if start < 0 or step < 1:
             raise RedlibError(f"start must be >= 0 and step >= 1; got {start} and {step}")
         rows = np.arange(start, self.height, step)
@@ -127,7 +133,8 @@ def release_ranks(tokens: int = RELEASE_TOKENS) -> np.ndarray:
     lengths and their first ranks are stretched so that the last block still ends at the last rank.
     Below 576 tokens blocks may then overlap, which leaves fewer than 96 ranks.
 
-    Returns 0-based ranks, ascending and distinct: (96,) for 576 tokens or more.
+    Returns 0-based ranks, ascending and distinct: (96,) for 576 tokens or more. Raises RedlibError
+    if there is no token.
     """
     if tokens < 1:
         raise RedlibError(f"the number of tokens must be positive; got {tokens}")

@@ -56,6 +56,8 @@ def jsd(intact: Tensor, ablated: Tensor, *, top: int = TOP, definition: str = "p
         ablated: (..., V) logits after it, of the same.
         top: candidates.
         definition: "paper" (eq. 7) or "released".
+
+    Raises RedlibError for another definition, or a `top` outside 1..V.
     """
     if definition not in DEFINITIONS:
         raise RedlibError(f"definition must be paper or released; got {definition!r}")
@@ -104,7 +106,7 @@ def cascade(
 
     Returns one row a patch: patch, a column jsd_<level> for each level asked, and jsd_final where
     region and global both are. With "both" every jsd column comes twice, ending in _paper and
-    _released.
+    _released. Raises RedlibError as `ablations` and `jsd` do.
     """
     chosen = _levels(levels)
     if definition not in (*DEFINITIONS, "both"):
@@ -140,7 +142,7 @@ def candidates(
 
     Returns one row for each of the `top` best candidates of the intact run, best first: word,
     token_id, logit_before, logit_after, diff. `diff` is before minus after, what the ablated
-    tokens had contributed.
+    tokens had contributed. Raises RedlibError as `ablations` does, or for a `top` outside 1..V.
     """
     size = vlm.model.config.text_config.vocab_size
     if not 1 <= top <= size:
@@ -185,7 +187,8 @@ def ablations(
 ) -> dict[str, Change]:
     """The logits before and after each patch is ablated, at each level, at the step that is read.
 
-    Arguments as in `cascade`; `top` candidates are kept, at most the vocabulary.
+    Arguments as in `cascade`; `top` candidates are kept, at most the vocabulary. Raises RedlibError
+    for an unknown level, a patch outside the image, or other than all L tokens of one.
     """
     levels = _levels(levels)
     patches = check_patches(patches, tokens)
@@ -222,7 +225,8 @@ def ablation_plan(
 def ablation_paths(
     grid: Grid, pieces: Pieces, patches: Sequence[int], levels: Sequence[str]
 ) -> tuple[list[np.ndarray], list[int | None], dict[str, tuple[list[int], list[int]]]]:
-    """The paths of `ablation_plan`, which intact path each is read like, and the numbers per level.
+    """The paths of `ablation_plan`, (T,) each, which intact path each is read like, and the numbers
+    per level.
 
     Of the pieces only the numbers are needed, no embedding.
     """

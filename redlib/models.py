@@ -196,7 +196,10 @@ class VLM:
 
     @torch.no_grad()
     def encode(self, images: Sequence[Image.Image]) -> Encoded:
-        """Visual tokens and tower-side scores of B images; see `Encoded` for the shapes."""
+        """Visual tokens and tower-side scores of B images; see `Encoded` for the shapes.
+
+        Raises RedlibError if there are no images.
+        """
         if not images:
             raise RedlibError("encode needs at least one image; got none")
         parts = [
@@ -343,7 +346,7 @@ class VLM:
             raise RedlibError(f"{what} a OneVision model; {self.name!r} is a {kind!r}")
 
     def visual(self, tokens: Tensor) -> Tensor:
-        """(K, D) visual tokens as they stand in the prompt, with the newline that ends them."""
+        """Visual tokens (K, D) as they stand in a prompt: (K + 1, D) where a newline ends them."""
         return tokens if self.newline is None else torch.cat([tokens, self.newline[None]])
 
     def view(self, image: Image.Image) -> Image.Image:
@@ -357,7 +360,8 @@ class VLM:
         """Token ids before and after the image: (T1,) and (T2,) int64.
 
         The chat template is filled with one image and `text` and cut at the image placeholder; T1
-        includes the begin-of-sequence token where the tokenizer adds one.
+        includes the begin-of-sequence token where the tokenizer adds one. Raises RedlibError if
+        `text` holds a placeholder itself.
         """
         parts = self._around([{"type": "image"}, {"type": "text", "text": text}])
         if len(parts) != 2:

@@ -57,7 +57,8 @@ def single(
 
     Returns one row a patch, in the order given: patch, word, token_id, top1, top1_head, logit,
     margin (logit to the runner-up), entropy (nats, whole vocabulary), article (an article was
-    decoded first and skipped).
+    decoded first and skipped). Raises RedlibError for a patch outside the image, a `top` outside
+    2..V or a `keep_top` outside 0..V.
     """
     patches = check_patches(patches, tokens)
     size = vlm.model.config.text_config.vocab_size
@@ -103,8 +104,10 @@ def is_article(vlm: VLM, ids: Tensor) -> Tensor:
 
 
 def check_patches(patches: Sequence[int], tokens: Tensor) -> list[int]:
-    """The patches as plain integers, refused unless all of them are whole numbers and lie in the
-    image."""
+    """The patches as plain integers.
+
+    Raises RedlibError unless there are some, and all are whole numbers and lie in the image.
+    """
     try:
         given = np.asarray(patches)
     except ValueError:  # lists of different lengths

@@ -84,6 +84,8 @@ class Probing:
         ranks: "all", every token as in Algorithm 1, or "release", the 96 ranks of [cls] similarity
             that the released code takes. The clusters within the image are those of these tokens.
         neighbours, centres, squared: of those clusters, as in `dpc_knn`.
+
+    Raises RedlibError for other ranks, or a negative weight.
     """
 
     prompt: str
@@ -104,7 +106,7 @@ class Probing:
             raise RedlibError(f"weights must be 0 or more; got {self.weights!r}")
 
     def taken(self, size: int) -> np.ndarray:
-        """The ranks by [cls] similarity, ascending, that are probed of `size` tokens."""
+        """(n,) the ranks by [cls] similarity, ascending, that are probed of `size` tokens."""
         return np.arange(size) if self.ranks == "all" else release_ranks(size)
 
 
@@ -153,7 +155,10 @@ def one_codebook(
 def read_images(
     vlm: VLM, images: Mapping[str, Image.Image], settings: Sequence[Criteria], how: Probing
 ) -> pd.DataFrame:
-    """The table of the probed tokens of all images, read as far as `settings` need."""
+    """The table of the probed tokens of all images, read as far as `settings` need.
+
+    Raises RedlibError if there are no images.
+    """
     if not images:
         raise RedlibError("no images given; name at least one")
     frames = []

@@ -105,7 +105,8 @@ def token_ranks(vlm: VLM, ids: Tensor, *, tokens: Tensor | None = None) -> pd.Da
 
     Returns one row for every layer 0..layers (0 is the input embedding) and every position of text
     whose next token is text too: layer, depth (layer / layers), position, current, next, and their
-    ranks under the head, rank_current and rank_next (1 is the best).
+    ranks under the head, rank_current and rank_next (1 is the best). Raises RedlibError for fewer
+    than two ids, or unless there is one placeholder with `tokens` and none without.
     """
     ids = torch.as_tensor(ids, dtype=torch.long, device=vlm.device)
     marker = vlm.model.config.image_token_id

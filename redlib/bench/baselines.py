@@ -76,7 +76,7 @@ def double_norms(vlm: VLM) -> Iterator[None]:
 
 @torch.no_grad()
 def generate(vlm: VLM, rows: Tensor) -> Tensor:
-    """R: the ids of a greedy answer of up to WORDS words to embeddings (T, D)."""
+    """R: the ids (1, n) of a greedy answer of n <= WORDS words to embeddings (T, D)."""
     return vlm.model.generate(
         inputs_embeds=rows[None],
         attention_mask=torch.ones(1, len(rows), dtype=torch.long, device=rows.device),
@@ -86,7 +86,10 @@ def generate(vlm: VLM, rows: Tensor) -> Tensor:
 
 
 def lengthened(vlm: VLM) -> tuple[VLM, str]:
-    """The model with a chat template, and a question, that make 35 and 25 tokens of text."""
+    """The model with a chat template, and a question, that make 35 and 25 tokens of text.
+
+    Raises RedlibError if its tokenizer makes another number of them.
+    """
     words = SYSTEM.split() * 4
     before, after = (len(ids) for ids in vlm.prompt(QUESTION))
     template = " ".join([*words[: BEFORE - before], vlm.processor.chat_template])

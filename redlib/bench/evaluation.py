@@ -40,12 +40,12 @@ class Asked(Protocol):
 
 
 def keep_all(image: str, tokens: torch.Tensor) -> torch.Tensor:
-    """The unpruned baseline: every visual token stays."""
+    """The unpruned baseline, (L,) bool: every visual token stays."""
     return torch.ones(len(tokens), dtype=torch.bool)
 
 
 def keep_none(image: str, tokens: torch.Tensor) -> torch.Tensor:
-    """The blind baseline: the model sees no visual token and can only guess."""
+    """The blind baseline, (L,) bool: the model sees no visual token and can only guess."""
     return torch.zeros(len(tokens), dtype=torch.bool)
 
 

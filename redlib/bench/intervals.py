@@ -105,7 +105,8 @@ def difference(
 ) -> Interval:
     """Paired difference, mean of `first` - `second`, where both answer the same n questions.
 
-    Arguments and errors as in `interval`; row i of both is one question.
+    Arguments and errors as in `interval`; row i of both is one question, and it is an error too if
+    one has more rows than the other.
     """
     a, b = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
     if a.shape != b.shape:

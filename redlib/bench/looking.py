@@ -191,7 +191,11 @@ def replies(
     max_new_tokens: int = 8,
 ) -> list[Replies]:
     """`reply` under each of several rules; those of FastV share all that does not depend on the
-    budget."""
+    budget.
+
+    Raises:
+        RedlibError: as `reply`.
+    """
     inside = {
         rule: _settled(rule, None)
         for rule in rules

@@ -120,7 +120,10 @@ def exact(patches: int | None, *, seed: int = 0) -> list[Row]:
 
 def measure_gpu(*, small: bool, seed: int = 0) -> list[Row]:
     """The rows of planned work and time for LLaVA-1.5-7B and Next-8B with random weights on a GPU;
-    `small`: fewer and narrower layers on the CPU, which tries the code."""
+    `small`: fewer and narrower layers on the CPU, which tries the code.
+
+    Raises RedlibError if there is no GPU and `small` is not asked for.
+    """
     if not small and not torch.cuda.is_available():
         raise RedlibError("bench --gpu finds no CUDA; --small tries the same code on the CPU")
     device = "cpu" if small else "cuda"
@@ -255,7 +258,8 @@ def exactness(vlm: VLM, patches: int | None, *, seed: int) -> tuple[list[Row], n
         patches: so many of each image, or None for all.
 
     Returns:
-        the rows, and the divergences by N.
+        the rows, and (2 n,) the divergences by N of n patches, of each the region's and the whole
+        image's.
     """
     size, bar = vlm.grid.size, LOGITS[vlm.dtype]
     images = scenes("test", EXACT_IMAGES)

@@ -53,6 +53,7 @@ class Skipped:
         self.read = 0
 
     def add(self, which: str, why: str) -> None:
+        """Note a picture that could not be read, and why; named twice, it counts once."""
         self.reasons[which] = why
 
     def check(self) -> None:
@@ -241,7 +242,10 @@ def decode(stored: Any, which: str) -> Image.Image:
 
 
 def encoded(stored: Any, which: str) -> bytes:
-    """The bytes of a picture as they are stored; `decode` says of what."""
+    """The bytes of a picture as they are stored; `decode` says of what.
+
+    Raises Unreadable: nothing stored, or a file that cannot be read.
+    """
     if isinstance(stored, dict):
         stored = stored.get("bytes") or stored.get("path")
     if isinstance(stored, str | os.PathLike):

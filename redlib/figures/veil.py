@@ -22,6 +22,7 @@ _VEIL = "#C7D0DA"  # no colour of a ground or an object
 
 
 def kept_patches(numbers: str, grid: Grid) -> np.ndarray:
+    """(L,) bool: the patches that stay, from their numbers as tables hold them, "0 17 575"."""
     return mask([int(number) for number in numbers.split()], grid.size)
 
 

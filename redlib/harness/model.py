@@ -26,7 +26,11 @@ LONGEST = 1024
 
 
 class Redlib(lmms):
-    """A LLaVA of redlib; `--model_args` are those of `Respondent`."""
+    """A LLaVA of redlib; `--model_args` are those of `Respondent`.
+
+    Raises:
+        RedlibError: as `Respondent`, another batch size than 1, or several processes.
+    """
 
     is_simple = False  # takes conversations, not texts with placeholders
 

@@ -179,7 +179,7 @@ class Selection:
 
 
 def precise(values: Tensor) -> Tensor:
-    """The values in float32 at least, so that rounding does not decide who stays."""
+    """The values (...) in float32 at least, so that rounding does not decide who stays."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
@@ -189,7 +189,7 @@ def highest(scores: Tensor, count: int) -> Tensor:
 
 
 def unchosen(chosen: Tensor, length: int) -> Tensor:
-    """The tokens not chosen, in raster order."""
+    """(length - n,) the tokens that are not among the n chosen, in raster order."""
     mask = torch.ones(length, dtype=torch.bool, device=chosen.device)
     mask[chosen] = False
     return mask.nonzero().flatten()

@@ -40,7 +40,7 @@ class FastV(Inside):
         return (keep,)
 
     def raters(self, each: Candidates, last: int) -> Tensor:
-        """The last word."""
+        """(1,) the last word."""
         return torch.tensor([last])
 
 

@@ -149,12 +149,12 @@ class Inside:
         raise NotImplementedError
 
     def chosen(self, scores: Tensor, keep: int) -> tuple[Tensor, Tensor]:
-        """Of (n,) candidates those that stay, and those that are merged into the rows that are
-        missing to `keep`."""
+        """Of candidates with scores (n,) those that stay, (k,), and those that are merged into the
+        rows that are missing to `keep`, (m,)."""
         return highest(scores, keep), scores.new_empty(0, dtype=torch.int64)
 
     def groups(self, states: Tensor, count: int) -> list[Tensor]:
-        """Which of the states (m, D) are merged into each of `count` rows."""
+        """Which of the states (m, D) are merged into each of `count` rows: (g,) numbers of them."""
         raise NotImplementedError
 
     def begin(self, embedded: Tensor, each: Candidates) -> Candidates:

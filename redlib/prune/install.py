@@ -105,7 +105,11 @@ class Run:
         return line
 
     def seen(self, given: Mapping[str, object]) -> list[Seen]:
-        """The views of a batch behind tower and projector, and of each what may be chosen."""
+        """The views of a batch behind tower and projector, and of each what may be chosen.
+
+        Raises:
+            RedlibError: as `prune.views.read`, or one of `extra` is not as many tensors as views.
+        """
         views = read(self.model, given, self.packing)
         extra = {}
         for name, values in self.extra.items():
@@ -126,6 +130,9 @@ class Run:
             ids, mask: (B, T).
             given: what else the processor made.
             side: where to pad.
+
+        Raises:
+            RedlibError: as `seen`, or a mask of another shape or that hides placeholders.
         """
         mask = torch.ones_like(ids) if mask is None else mask
         if mask.shape != ids.shape:

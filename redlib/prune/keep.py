@@ -26,6 +26,9 @@ def keep_threshold(
     """(..., L) bool: kept where the score is at most `r` (Algorithm 2, line 18).
 
     The released code keeps scores `below` r only. An image may keep nothing.
+
+    Raises:
+        RedlibError: there is no such rule.
     """
     if rule not in ("at-most", "below"):
         raise RedlibError(f"rule must be 'at-most' or 'below'; got {rule!r}")

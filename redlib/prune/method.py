@@ -34,6 +34,9 @@ class Method:
         merges: whether rows may stand for several tokens.
         options: names of the keyword arguments that it takes.
         native: whether it can set the number of tokens itself (keep=None).
+
+    Raises:
+        RedlibError: none, or several, of scores, select and inside.
     """
 
     name: str

@@ -117,6 +117,9 @@ def downsample(context: Context, keep: int) -> Selection:
 
     The tower sees h x w patches of each tile, h the largest square's side that fits and w what is
     then left, with its position embeddings interpolated. No token of it is one of the L.
+
+    Raises:
+        RedlibError: fewer tokens than tiles.
     """
     each = keep // context.tiles
     if each < 1:

@@ -79,7 +79,7 @@ def prumerge_plus(context: Context, keep: int | None = None) -> Selection:
 
 
 def outliers(values: Tensor) -> Tensor:
-    """Indices of the values above Q3 + 1.5 (Q3 - Q1), the upper fence of a box plot."""
+    """(n,) indices of the values (L,) above Q3 + 1.5 (Q3 - Q1), the upper fence of a box plot."""
     ends = torch.tensor([0.25, 0.75], dtype=values.dtype, device=values.device)
     lower, upper = values.quantile(ends)
     return (values > upper + 1.5 * (upper - lower)).nonzero().flatten()

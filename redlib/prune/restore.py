@@ -52,9 +52,11 @@ class Streamer:
         self._streamer, self._prompt = streamer, prompt
 
     def put(self, value: Tensor) -> None:
+        """Hand on what `generate` gives; for the prompt, which comes first, the old one."""
         if self._prompt is not None:
             value, self._prompt = self._prompt.cpu(), None
         self._streamer.put(value)
 
     def end(self) -> None:
+        """Hand on that nothing more comes."""
         self._streamer.end()

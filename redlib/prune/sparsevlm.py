@@ -97,7 +97,7 @@ class SparseVLM(Inside):
         return tuple(max(keep, min(count, size)) for count in (*self._counts, keep))
 
     def begin(self, embedded: Tensor, each: Candidates) -> Candidates:
-        """Only its raters, of the words behind the image."""
+        """Only its raters, of the words behind the image. Raises RedlibError where none are."""
         if not len(each.text):
             raise RedlibError(
                 "sparsevlm ranks by the words behind an image, but none are: put the question there"
@@ -108,18 +108,18 @@ class SparseVLM(Inside):
         return replace(each, text=each.text[rate] if rate.any() else each.text)
 
     def raters(self, each: Candidates, last: int) -> Tensor:
-        """Those words."""
+        """(r,) those words."""
         return each.text
 
     def chosen(self, scores: Tensor, keep: int) -> tuple[Tensor, Tensor]:
-        """The best, one at least, and the better part of the rest."""
+        """The best, (k,) with k one at least, and the better part of the rest, (m,)."""
         order, best = highest(scores, len(scores)), keep
         while best > 1 and best < len(scores) and best + _rows(len(scores) - best) > keep:
             best -= 1
         return order[:best], order[best:][: _pool(len(scores) - best)]
 
     def groups(self, states: Tensor, count: int) -> list[Tensor]:
-        """Clusters of the states, the one with the clearest peak first."""
+        """Clusters of the states, (g,) each, the one with the clearest peak first."""
         if len(states) == 1:
             return [torch.zeros(1, dtype=torch.int64)]
         labels = torch.from_numpy(cluster_tokens(states, NEIGHBOURS, count).labels)

@@ -98,7 +98,8 @@ def criteria(session: Session, book: Codebook, table: pd.DataFrame) -> Criteria:
 
 
 def crops(session: Session, book: Codebook, shown: pd.DataFrame) -> dict[int, np.ndarray]:
-    """`pruning.prototype_crops` of those prototypes whose patch is told and whose image is at hand.
+    """`pruning.prototype_crops` of those prototypes whose patch is told and whose image is at hand;
+    pixels (h, w, 3) by the prototype's number.
 
     shown: the table of `pruning.Shown`.
     """

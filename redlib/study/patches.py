@@ -80,9 +80,10 @@ knows nothing of the third."""
 
 
 def sample(grid: Grid, n: int) -> np.ndarray:
-    """Raster indices of `n` patches spread evenly over the grid, n a square number.
+    """(n,) raster indices of patches spread evenly over the grid, n a square number.
 
-    64 of a 24 x 24 grid are rows and columns 1, 4, ..., 22, those of the released code.
+    64 of a 24 x 24 grid are rows and columns 1, 4, ..., 22, those of the released code. Raises
+    RedlibError for an `n` that is no square, or larger than the grid's shorter side squared.
     """
     side = isqrt(n)
     if side * side != n or not 1 <= side <= min(grid.height, grid.width):
@@ -363,7 +364,8 @@ def truth(table: pd.DataFrame, target: str) -> pd.DataFrame:
     object and no card touches it. "asked": positive where the asked object covers at least half,
     negative where it covers nothing, whatever else is there. "which": the same, and negative only
     where other objects cover at least half, so that bare ground helps no score. Patches in between,
-    and for the last two images without a question, are left out.
+    and for the last two images without a question, are left out. Raises RedlibError for another
+    target.
     """
     if target not in TARGETS:
         raise RedlibError(f"target must be one of {', '.join(TARGETS)}; got {target!r}")

@@ -79,7 +79,10 @@ def within(frame: pd.DataFrame, first: str, second: str) -> pd.DataFrame:
 def correlation(
     frame: pd.DataFrame, first: str, second: str, *, resamples: int, seed: int
 ) -> Interval:
-    """Mean over images of the rank correlation within an image, with its interval."""
+    """Mean over images of the rank correlation within an image, with its interval.
+
+    Raises RedlibError if there is no image within which both vary.
+    """
     found = within(frame, first, second)
     if found.empty:
         raise RedlibError(f"{first} and {second} vary within no image: nothing to correlate")
@@ -236,7 +239,7 @@ def by_coverage(table: pd.DataFrame, *, resamples: int, seed: int) -> pd.DataFra
 
     The control keeps everything but the link between token and image: the token at the same place
     of every other image is asked instead. (A single-token probe sees nothing but its token, so no
-    new forward is needed.) Needs the same patches of at least two images.
+    new forward is needed.) Needs the same patches of at least two images, else raises RedlibError.
 
     Columns: bin, low_edge, high_edge, asked ("noun of the object there", "any noun of the image"),
     tokens ("own", "shuffled"), share, low, high, patches, images. The bin "0" are patches that no

@@ -525,8 +525,8 @@ def _found(covered: np.ndarray, kept: Sequence[Kept]) -> float:
 
 
 def probed(session: Session, scene: Scene | Photo) -> dict[str, list[torch.Tensor]]:
-    """What the direct probe ranks by: top-1 probability and final JSD of every token. Dear: it
-    probes and ablates each token of the image."""
+    """What the direct probe ranks by: top-1 probability and final JSD of every token, (L,) each, in
+    a list of one. Dear: it probes and ablates each token of the image."""
     p, vlm = session.params, session.model
     tokens = vlm.encode([scene.image]).tokens[0]
     every = np.arange(len(tokens))

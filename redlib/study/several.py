@@ -107,6 +107,7 @@ class Sample:
 
     @property
     def images(self) -> list[Image.Image]:
+        """The two images, or the frames, in the order in which the model sees them."""
         if isinstance(self.source, Pair):
             return [scene.image for scene in self.source.scenes]
         return self.source.images

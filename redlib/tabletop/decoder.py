@@ -207,7 +207,7 @@ class Judge(nn.Module):
         nn.init.zeros_(self.reading.weight)
 
     def loss(self, between: torch.Tensor, judged: torch.Tensor) -> torch.Tensor:
-        """Of what was made of the text, (B, T, D), and `judged` of `lessons.batch`."""
+        """A scalar, of what was made of the text, (B, T, D), and `judged` of `lessons.batch`."""
         asked = judged >= 0
         return F.binary_cross_entropy_with_logits(
             self.reading(between.float())[..., 0][asked], judged[asked]
@@ -221,7 +221,10 @@ def loss(
     visual: torch.Tensor,
     judge: Judge | None = None,
 ) -> tuple[torch.Tensor, dict[str, float]]:
-    """Of the answers, and with a judge of the options too."""
+    """A scalar, of the answers, and with a judge of the options too; and both parts as numbers.
+
+    packed: of `lessons.batch`; visual: (B, n, D).
+    """
     judging = judge is not None and bool((packed["judged"] >= 0).any())
     depth = len(model.model.language_model.layers) - Judge.LATER if judging else -1
     scores, between = _read(model, writer, packed, visual, depth)

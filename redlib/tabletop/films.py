@@ -170,6 +170,7 @@ class Film:
 
     @property
     def number(self) -> int:
+        """The number that it was drawn from, which its id holds."""
         return int(re.search(r"-(\d+)", self.id)[1])
 
     @property

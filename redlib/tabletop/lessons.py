@@ -194,6 +194,7 @@ class Writer:
         self.nouns = [self.ids(noun)[0] for noun in NOUNS]
 
     def ids(self, text: str) -> list[int]:
+        """Ids of the words of a text, and none around them."""
         if text not in self.memo:
             if len(self.memo) > 50_000:
                 self.memo.clear()
@@ -201,6 +202,7 @@ class Writer:
         return self.memo[text]
 
     def pair(self, question: str, answer: str) -> tuple[list[int], list[int]]:
+        """Ids from behind the image up to the answer, and of the answer with its end."""
         return self.ids(self.after.replace("|", question)), [*self.ids(answer), self.end]
 
     def offered(self, question: str, answer: str) -> list[tuple[int, int]]:

@@ -169,6 +169,7 @@ class Composite:
 
     @cached_property
     def image(self) -> Image.Image:
+        """Both pictures as the model is shown them, RGB."""
         return Image.fromarray(self.pixels)
 
     @property

@@ -148,6 +148,7 @@ def statistics() -> tuple[np.ndarray, np.ndarray]:
 
 
 def pope_text(noun: str) -> str:
+    """POPE's question in the wording of the paper's release."""
     return (
         f"Is there {article(noun)} {noun} in the image? Please answer this question with one word."
     )

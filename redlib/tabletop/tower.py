@@ -73,6 +73,11 @@ def squeezed(scene: Scene, side: int) -> np.ndarray:
 
 
 def example(scene: Scene, sight: Sight) -> Example:
+    """What the tower is taught of a scene.
+
+    A patch is labelled by what covers most of it: as bare ground where that is less than FAINT of
+    it, and not at all (IGNORE) where it is less than CLEAR.
+    """
     cells, cover = sight.cells, scene.coverage(sight)
     phrases = [
         (NOUNS.index(o.noun), list(COLOURS).index(o.colour), list(SIZES).index(o.size))
@@ -324,8 +329,9 @@ class Windows:
 def losses(
     tower: nn.Module, heads: Heads, batch: dict, *, dense: bool = True
 ) -> tuple[torch.Tensor, dict[str, float]]:
-    """Dense cross-entropies plus the symmetric contrastive loss; without `dense` the heads learn to
-    read the features, for the log, and the tower does not learn from them."""
+    """A scalar, dense cross-entropies plus the symmetric contrastive loss, and both as numbers;
+    without `dense` the heads learn to read the features, for the log, and the tower does not learn
+    from them."""
     device = batch["rows"].device
     with precision(device):
         found, pooled = forward(tower, batch["pixels"], batch["rows"], batch["cols"])

@@ -144,6 +144,7 @@ class Thing:
 
     @property
     def phrase(self) -> str:
+        """As captions name it: size, colour and noun, "small red cup"."""
         return f"{self.size} {self.colour} {self.noun}"
 
     @property
@@ -180,10 +181,12 @@ class Scene:
 
     @property
     def number(self) -> int:
+        """The number that it was drawn from, which its id holds."""
         return int(re.search(r"-(\d+)", self.id)[1])
 
     @cached_property
     def image(self) -> Image.Image:
+        """The scene as models are shown it, RGB."""
         return Image.fromarray(self.pixels)
 
     def coverage(self, sight: Sight = SIGHT) -> np.ndarray:
@@ -257,6 +260,7 @@ class Scene:
 
 
 def article(word: str) -> str:
+    """The indefinite article that a word takes."""
     return "an" if word[0] in "aeiou" else "a"
 
 

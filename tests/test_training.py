@@ -287,7 +287,7 @@ def test_a_killed_stage_goes_on_where_it_was(tmp_path):
     assert not torch.equal(whole.weight, torch.nn.Linear(4, 4).weight)
 
 
-def test_a_hundredth_of_the_training_runs_end_to_end(tmp_path, monkeypatch):
+def test_a_thousandth_of_the_training_runs_end_to_end(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "WARM_UP", 1)  # a few steps, but at full rates
     monkeypatch.setattr(lessons, "SCENES", {"rich": 3, "few": 3, "more": 2, "all": 1})
     once = dict.fromkeys(training.CHECKS, 1)

@@ -46,6 +46,7 @@ from redlib.errors import RedlibError
 from redlib.store import atomic
 
 _FORMAT = "redlib codebook 1"
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _RULES = {"rule_in": ("size", "images"), "rule_out": ("below", "at-most")}
 
 # tau_prob, tau_out, tau_in, tau_jsd (section 9.1; the released configuration files)
@@ -242,7 +243,8 @@ class Codebook:
     """N redundant prototypes, with where each came from.
 
     Attributes:
-        vectors: (N, D) float32, as the projector made them (not normalised).
+        vectors: (N, D) float32, as the projector made them (not normalised); given in any of the
+            dtypes that models compute in.
         image: (N,) name of the training image of each prototype.
         patch: (N,) raster index of its patch in that image.
         model, revision: the checkpoint whose projector made the vectors; another model's tokens
@@ -250,7 +252,8 @@ class Codebook:
         criteria: how they were chosen.
 
     Raises:
-        RedlibError: no prototype, NaN or infinite values, or lengths that do not fit together.
+        RedlibError: no prototype, another dtype, NaN or infinite values, or lengths that do not fit
+            together.
     """
 
     vectors: torch.Tensor
@@ -262,6 +265,13 @@ class Codebook:
     _unit: dict = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
+        # Integers and their kin are no projector's output: of another file, or quantised without
+        # the scale that would give them a meaning.
+        if self.vectors.dtype not in _DTYPES:
+            raise RedlibError(
+                "the vectors of a codebook must be float16, bfloat16, float32 or float64; got "
+                f"{str(self.vectors.dtype).removeprefix('torch.')}"
+            )
         vectors = self.vectors.detach().to("cpu", torch.float32).contiguous()
         object.__setattr__(self, "vectors", vectors)
         object.__setattr__(self, "image", tuple(str(name) for name in self.image))
@@ -340,8 +350,8 @@ class Codebook:
             width, model, revision: what the model at hand has; whatever is given must agree.
 
         Raises:
-            RedlibError: the file is missing, not a codebook, empty, has NaN, or was made with
-                another width, model or revision.
+            RedlibError: the file is missing, not a codebook, empty, of a dtype that is none of a
+                model's, has NaN, or was made with another width, model or revision.
         """
         path = Path(path)
         if not path.is_file():

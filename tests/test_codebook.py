@@ -242,6 +242,31 @@ def test_damaged_contents_name_the_file(tmp_path, vectors, message):
         Codebook.load(path)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_every_dtype_of_a_model_can_be_stored(tmp_path, dtype):
+    book = codebook()
+    stored = book.vectors.to(getattr(torch, dtype))
+    given = Codebook(stored, book.image, book.patch, "tiny", "abc", LOOSE)
+    object.__setattr__(book, "vectors", stored)
+    read = Codebook.load(book.save(tmp_path / "stored.safetensors"))
+    for one in (given, read):
+        assert one.vectors.dtype == torch.float32
+        assert one.vectors.tolist() == stored.tolist()
+
+
+@pytest.mark.parametrize("dtype", ["int64", "int8", "bool", "complex64", "float8_e4m3fn"])
+def test_other_dtypes_are_one_line(tmp_path, dtype):
+    book = codebook()
+    wrong = book.vectors.to(getattr(torch, dtype))
+    told = f"must be float16, bfloat16, float32 or float64; got {dtype}"
+    with pytest.raises(RedlibError, match=f"^the vectors of a codebook {told}$"):
+        Codebook(wrong, book.image, book.patch, "tiny", "abc", LOOSE)
+    object.__setattr__(book, "vectors", wrong)
+    path = book.save(tmp_path / "wrong.safetensors")
+    with pytest.raises(RedlibError, match=f"wrong.safetensors': the vectors .* {told}$"):
+        Codebook.load(path)
+
+
 @pytest.mark.parametrize(
     "change",
     [

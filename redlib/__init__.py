@@ -4,7 +4,8 @@ The library behind the notebooks of this repository, from its lowest floor up. I
 downwards, or stay on their floor (a test reads this map):
 
     errors, params, geometry, layouts,  the error a reader sees, parameters, token grids, what
-    machine                             stands at which position, how fast this machine is just now
+    machine, memory                     stands at which position, how fast this machine is just now,
+                                        where its memory ends
     pictures, hub, models               image files; where a model's files lie; a checkpoint as one
                                         handle
     fingerprint, scale, store           which code made a row; many processes that make rows; the
@@ -49,9 +50,9 @@ _HOME = {
 }
 _MODULES = (
     "answers", "batch", "bench", "clustering", "codebook", "costs", "data", "engine", "errors",
-    "forecast", "geometry", "hub", "layouts", "leave_one_out", "machine", "models", "notebook",
-    "params", "pictures", "planner", "probe", "prune", "released", "report", "scale", "stages",
-    "states", "store", "tabletop",
+    "forecast", "geometry", "hub", "layouts", "leave_one_out", "machine", "memory", "models",
+    "notebook", "params", "pictures", "planner", "probe", "prune", "released", "report", "scale",
+    "stages", "states", "store", "tabletop",
 )  # fmt: skip
 
 __all__ = ["__version__", *_HOME, *_MODULES]

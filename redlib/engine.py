@@ -23,7 +23,6 @@ is smaller than the rounding of half-precision logits. Of the logits in turn onl
 candidates outlive a batch.
 """
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -34,7 +33,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from redlib.errors import RedlibError
-from redlib.models import VLM, out_of_memory
+from redlib.memory import FULL, attempt, halved, release
+from redlib.models import VLM
 from redlib.planner import Batch, Budget, Plan, batches
 
 TOKENS_PER_FORWARD = {"cpu": 2048, "mps": 8192, "cuda": 32768}
@@ -225,7 +225,8 @@ def run(
         skip: decides whether the step behind an intact run's first word is read instead of it;
             paths read like that run are then fed the same word.
 
-    Where memory does not suffice, the batches are halved until it does, and a warning says so.
+    Where memory does not suffice, the batches are halved until it does (`memory`), and the rest is
+    planned anew: what was read stays, but the keys and values that others continue are gone.
 
     Raises:
         RedlibError: not even one path fits into memory.
@@ -236,19 +237,9 @@ def run(
         failed = _until_full(work, todo)
         if failed is None:
             break
-        # Here, behind the except clause, whose traceback would keep the tensors alive.
-        size = len(failed.rows)
-        if size == 1:
-            raise RedlibError(
-                f"memory of {vlm.device} ends within one forward of {failed.end} positions;"
-                " free some, or choose a smaller model or dtype"
-            )
+        size, one = len(failed.rows), f"one forward of {failed.end} positions"
+        halved(size, device=vlm.device, what="inputs", one=one)
         limit = replace(limit, tokens=size * (failed.end - failed.start) // 2)
-        warnings.warn(
-            f"memory of {vlm.device} ended within one forward of {size} inputs; going on with "
-            "half as many at a time",
-            stacklevel=3,  # behind the decorator
-        )
         todo = work.remaining(limit)
     return work.readings()
 
@@ -256,11 +247,7 @@ def run(
 def _until_full(work: "_Work", todo: Sequence[Batch]) -> Batch | None:
     """Run batches; the one for which memory did not suffice, None if all are done."""
     for number, batch in enumerate(todo):
-        try:
-            work.run(number, batch)
-        except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error):
-                raise
+        if attempt(work.run, number, batch) is FULL:
             return batch
     return None
 
@@ -284,8 +271,7 @@ class _Work:
     def remaining(self, limit: Budget) -> Sequence[Batch]:
         """What is left to run, in batches that hold to a limit."""
         self.kept.clear()
-        if self.table.device.type == "cuda":
-            torch.cuda.empty_cache()
+        release(self.table.device)
         return batches(self.tree, np.flatnonzero(~self.done).tolist(), limit)
 
     def run(self, number: int, batch: Batch) -> None:

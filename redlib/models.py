@@ -35,7 +35,7 @@ import importlib.util
 import json
 import platform
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -49,6 +49,7 @@ from torch import Tensor, nn
 from redlib import hub, layouts
 from redlib.errors import RedlibError
 from redlib.geometry import Grid, Sight
+from redlib.memory import in_parts, out_of_memory
 from redlib.params import FAMILIES, KINDS, PRESETS, embedded, local
 
 PAPER_LAYERS = (1, 16, 30)
@@ -198,15 +199,22 @@ class VLM:
     def encode(self, images: Sequence[Image.Image]) -> Encoded:
         """Visual tokens and tower-side scores of B images; see `Encoded` for the shapes.
 
-        Raises RedlibError if there are no images.
+        Where memory does not suffice, fewer images go through the tower at a time (`memory`).
+
+        Raises:
+            RedlibError: no image, or not even one fits into memory.
         """
         if not images:
             raise RedlibError("encode needs at least one image; got none")
-        parts = [
-            self._encode(images[start : start + VISION_BATCH])
-            for start in range(0, len(images), VISION_BATCH)
-        ]
+        parts = self._in_parts(self._encode, images)
         return Encoded(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+    def _in_parts(self, work: Callable, images: Sequence[Image.Image] | Tensor) -> list:
+        """What `work` makes of images or of their pixels, VISION_BATCH at a time."""
+        return in_parts(
+            work, images, VISION_BATCH, device=self.device, what="images",
+            one="one image in the vision tower",
+        )  # fmt: skip
 
     def _encode(self, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor, Tensor]:
         features = self._tower(self._pixels(images))  # (B, L or 1 + L, .)
@@ -299,7 +307,7 @@ class VLM:
         """(T, D): the images of one prompt as the language model gets them."""
         rows = []
         for pixels, layout in self.views(images, setting):
-            features = torch.cat([self._tower(part) for part in pixels.split(VISION_BATCH)])
+            features = torch.cat(self._in_parts(self._tower, pixels))
             features = features[:, self._first :].flatten(0, 1)
             rows.append(layouts.pack(self.model, [features], [layout])[0])
         return torch.cat(rows)
@@ -557,13 +565,6 @@ def choose_device(name: str) -> torch.device:
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise RedlibError(f"device {name!r} asked for, but this torch finds no MPS; write cpu")
     return device
-
-
-def out_of_memory(error: Exception) -> bool:
-    """Whether this is how torch says so: with a class of its own on GPUs, in words on the CPU."""
-    words = ("can't allocate memory", "not enough memory")
-    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    return known or any(part in str(error) for part in words)
 
 
 def _processor(source: str, revision: str | None, kind: str) -> transformers.ProcessorMixin | Parts:

@@ -43,7 +43,8 @@ from redlib.store import Missing, Store, atomic, read_json, write_json, writing
 
 # The modules that decide what a measured row holds; part of the key of every table.
 MEASURING: tuple[str, ...] = (
-    "engine", "geometry", "leave_one_out", "models", "pictures", "planner", "probe", "states",
+    "engine", "geometry", "leave_one_out", "memory", "models", "pictures", "planner", "probe",
+    "states",
 )  # fmt: skip
 
 # Notebooks hold their pictures and have to stay below 1 MB.

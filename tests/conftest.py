@@ -30,6 +30,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
+from redlib import memory
 from redlib.models import VLM, load
 
 PROMPT = "what does this image show ?"
@@ -58,6 +59,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log):
             return "notebooks" if file.endswith(".ipynb") else file
 
     return ByFile(config, log)
+
+
+@pytest.fixture(autouse=True)
+def nothing_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of memory that ends a process speaks once, and every test in it as if it were the first."""
+    monkeypatch.setattr(memory, "_TOLD", set())
 
 
 def word_tokenizer() -> PreTrainedTokenizerFast:

@@ -20,11 +20,16 @@ neither copied per question nor padded, and a question that has finished costs n
 A question that says itself where its images stand ("is <image> larger than <image> ?") shares no
 prefix with any other: `answers_between` takes such ones, one by one.
 
+A question in a batch that does not fit into memory is asked again with half as many beside it
+(`memory`).
+
 The language model is called directly, since the LLaVA classes insist on as many visual tokens as
 the image has; that is what makes any kept subset, or none, a legal input.
 """
 
 from collections.abc import Sequence
+from functools import partial
+from itertools import chain
 
 import numpy as np
 import torch
@@ -32,6 +37,7 @@ from transformers import DynamicCache
 
 from redlib.engine import Prefix, extend
 from redlib.errors import RedlibError
+from redlib.memory import in_parts, undivided
 from redlib.models import VLM
 from redlib.planner import Tree, grow
 
@@ -58,7 +64,8 @@ def answers(
         The answers without special tokens and outer white space, in the order of `questions`.
 
     Raises:
-        RedlibError: `tokens` has another shape or width, or an argument is out of range.
+        RedlibError: `tokens` has another shape or width, an argument is out of range, or memory
+            does not suffice for the image or for one question about it.
     """
     if tokens.ndim != 2 or tokens.shape[1] != vlm.width:
         raise RedlibError(
@@ -78,12 +85,17 @@ def answers(
     for prefix, rows in groups.items():
         shown = vlm.visual(tokens.to(vlm.device, vlm.dtype))
         sight = torch.cat([vlm.embed(prefix), shown])  # (T1 + K or K + 1, D)
-        shared = extend(vlm, sight) if len(sight) else None
-        for start in range(0, len(rows), batch):
-            part = rows[start : start + batch]
-            texts = _behind(vlm, shared, [prompts[row][1] for row in part], max_new_tokens)
-            for row, text in zip(part, texts, strict=True):
-                found[row] = text
+        shared = _read(vlm, sight) if len(sight) else None
+        parts = in_parts(
+            partial(_behind, vlm, shared, max_new_tokens),
+            [prompts[row][1] for row in rows],
+            batch,
+            device=vlm.device,
+            what="questions",
+            one=_one(sight),
+        )
+        for row, text in zip(rows, chain.from_iterable(parts), strict=True):
+            found[row] = text
     return found
 
 
@@ -102,7 +114,8 @@ def answers_between(
         questions, max_new_tokens: as in `answers`.
 
     Raises:
-        RedlibError: a question has places for more images or fewer.
+        RedlibError: a question has places for more images or fewer, or memory does not suffice for
+            one.
     """
     found = []
     for question in questions:
@@ -114,13 +127,25 @@ def answers_between(
         rows = [vlm.embed(first)]
         for image, text in zip(images, others, strict=True):
             rows += [image.to(vlm.device, vlm.dtype), vlm.embed(text)]
-        *sight, _ = rows  # the last words are read as the question
-        found += _behind(vlm, extend(vlm, torch.cat(sight)), others[-1:], max_new_tokens)
+        sight = torch.cat(rows[:-1])  # the last words are read as the question
+        asked = vlm, _read(vlm, sight), max_new_tokens, others[-1:]
+        found += undivided(_behind, *asked, device=vlm.device, one=_one(sight))
     return found
 
 
+def _read(vlm: VLM, sight: torch.Tensor) -> Prefix:
+    """The prefix of embeddings (T, D)."""
+    one = f"one forward of {len(sight)} positions"
+    return undivided(extend, vlm, sight, device=vlm.device, one=one)
+
+
+def _one(sight: torch.Tensor) -> str:
+    """What a single question behind embeddings (T, D) is called."""
+    return f"one question behind {len(sight)} positions"
+
+
 def _behind(
-    vlm: VLM, shared: Prefix | None, questions: Sequence[torch.Tensor], max_new_tokens: int
+    vlm: VLM, shared: Prefix | None, max_new_tokens: int, questions: Sequence[torch.Tensor]
 ) -> list[str]:
     """Answers to questions, token ids (T2,) each, behind a prefix that they share."""
     tree = grow([ids.cpu().numpy() for ids in questions], shared=0)

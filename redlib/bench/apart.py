@@ -4,7 +4,7 @@ What a method keeps inside the language model depends on the question. What ques
 is another thing for each such method; FastV's is worth sharing (`inside`), since it is in every
 table. For the others nothing is shared here: prompt by prompt, the stock `generate` reads all
 visual tokens while the method's hooks are in place. The images are seen by the tower once all the
-same.
+same. A batch that does not fit into memory is read again in halves (`memory`).
 
     told = answers_apart(vlm, looked, questions, find("sparsevlm"), Budget(keep=64))
 """
@@ -15,6 +15,7 @@ import torch
 
 from redlib.bench.answering import end_ids
 from redlib.bench.inside import Told
+from redlib.memory import in_parts
 from redlib.models import VLM
 from redlib.prune.budget import Budget
 from redlib.prune.choose import Kept, everything
@@ -46,31 +47,40 @@ def answers_apart(
         batch: at most so many questions in one `generate`.
 
     Raises:
-        RedlibError: the model has too few layers, attention that takes no masks, or whatever the
-            method finds wrong.
+        RedlibError: the model has too few layers, attention that takes no masks, memory does not
+            suffice for one question, or whatever the method finds wrong.
     """
     whole = [everything(seen) for seen in looked]
-    ends, told = end_ids(vlm), Told([], [])
-    inside = method.inside(vlm.model)
+    ends, inside = end_ids(vlm), method.inside(vlm.model)
+
+    def ask(texts: Sequence[str]) -> Told:
+        prompts = [vlm.prompt(text) for text in texts]
+        prompt, rows = _read(vlm, prompts, [choice.rows for choice in whole])
+        kept: list[Kept] = [choice.kept for _ in prompts for choice in whole]
+        inside.expect(list(looked) * len(prompts), prompt, budget, kept)
+        said = vlm.model.generate(
+            inputs_embeds=rows, attention_mask=prompt.mask, max_new_tokens=max_new_tokens,
+            do_sample=False,
+        )  # fmt: skip
+        told = Told([], [])
+        for number, line in enumerate(said.tolist()):
+            end = next((at for at, word in enumerate(line) if word in ends), len(line))
+            text = vlm.processor.tokenizer.decode(line[:end], skip_special_tokens=True)
+            told.texts.append(text.strip())
+            told.kept.append(kept[number * len(whole) : (number + 1) * len(whole)])
+        return told
+
+    seen = sum(len(choice.rows) for choice in whole)
     inside.attach()
     try:
-        for start in range(0, len(questions), batch):
-            prompts = [vlm.prompt(text) for text in questions[start : start + batch]]
-            prompt, rows = _read(vlm, prompts, [choice.rows for choice in whole])
-            kept: list[Kept] = [choice.kept for _ in prompts for choice in whole]
-            inside.expect(list(looked) * len(prompts), prompt, budget, kept)
-            said = vlm.model.generate(
-                inputs_embeds=rows, attention_mask=prompt.mask, max_new_tokens=max_new_tokens,
-                do_sample=False,
-            )  # fmt: skip
-            for number, line in enumerate(said.tolist()):
-                end = next((at for at, word in enumerate(line) if word in ends), len(line))
-                text = vlm.processor.tokenizer.decode(line[:end], skip_special_tokens=True)
-                told.texts.append(text.strip())
-                told.kept.append(kept[number * len(whole) : (number + 1) * len(whole)])
+        parts = in_parts(
+            ask, questions, batch, device=vlm.device, what="questions",
+            one=f"one question behind {seen} positions",
+        )  # fmt: skip
     finally:
         inside.detach()
-    return told
+    return Told([text for part in parts for text in part.texts],
+                [kept for part in parts for kept in part.kept])  # fmt: skip
 
 
 def _read(

@@ -11,7 +11,8 @@ and in a causal decoder its states are the same whatever is asked.
     layers K ..        [text | kept | question]      a row per question, budget by budget
 
 Every token keeps its position and the stock layers are called in the stock order, so the answers
-are those of `generate` under `redlib.pruned`, question by question.
+are those of `generate` under `redlib.pruned`, question by question. A question in a batch that does
+not fit into memory is asked again with half as many beside it (`memory`).
 
     told = answers_inside(vlm, looked, questions, [Budget(keep=144), Budget(keep=64)])
 """
@@ -19,6 +20,8 @@ are those of `generate` under `redlib.pruned`, question by question.
 import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
 
 import numpy as np
 import torch
@@ -27,6 +30,7 @@ from transformers import DynamicCache
 
 from redlib.bench.answering import Packed, end_ids
 from redlib.engine import rotate, spread
+from redlib.memory import in_parts, undivided
 from redlib.models import VLM
 from redlib.planner import grow
 from redlib.prune.budget import Budget
@@ -35,6 +39,9 @@ from redlib.prune.context import precise
 from redlib.prune.fastv import FastV
 from redlib.prune.keep import keep_lowest
 from redlib.prune.views import Seen
+
+Said = tuple[str, list[Kept]]
+"""An answer, and for each image or film which tokens stayed for it."""
 
 Turns = tuple[Tensor, Tensor]
 """Cosines and sines (B, T, c) that turn queries and keys to their positions."""
@@ -74,7 +81,8 @@ def answers_inside(
         batch: at most so many questions in one forward.
 
     Raises:
-        RedlibError: the model has too few layers, or attention that takes no masks.
+        RedlibError: the model has too few layers, attention that takes no masks, or memory does not
+            suffice for the images or for one question about them.
     """
     depth = FastV(vlm.model).layers[0] + 1
     whole = [everything(seen) for seen in looked]
@@ -85,21 +93,38 @@ def answers_inside(
     for row, (prefix, _) in enumerate(prompts):
         groups.setdefault(tuple(prefix.tolist()), []).append(row)
     told = [Told([""] * len(prompts), [[] for _ in prompts]) for _ in budgets]
+
+    def ask(image: _Image, before: int, texts: Sequence[Tensor]) -> list[list[Said]]:
+        """For each question (T2,) behind `before` words and the image, an answer per budget."""
+        tree = grow([ids.cpu().numpy() for ids in texts], shared=0)
+        asked = _Asked(image, Packed(tree))
+        attention = asked.attention[:, before : before + len(visual)]
+        each: list[list[Said]] = [[] for _ in texts]
+        for budget in budgets:
+            chosen = [_choose(looked, blank, scores, budget) for scores in attention]
+            stays = torch.stack([rows for _, rows in chosen])
+            stays = torch.cat([stays.new_ones(len(stays), before), stays], 1)
+            found = asked.answer(stays, max_new_tokens)
+            for own, of in zip(each, tree.of, strict=True):
+                text = vlm.processor.tokenizer.decode(found[of], skip_special_tokens=True)
+                own.append((text.strip(), chosen[of][0]))
+        return each
+
     for prefix, rows in groups.items():
-        image = _Image(vlm, torch.cat([vlm.embed(prefix), visual]), depth)
-        for start in range(0, len(rows), batch):
-            part = rows[start : start + batch]
-            tree = grow([prompts[row][1].cpu().numpy() for row in part], shared=0)
-            asked = _Asked(image, Packed(tree))
-            attention = asked.attention[:, len(prefix) : len(prefix) + len(visual)]
-            for budget, one in zip(budgets, told, strict=True):
-                chosen = [_choose(looked, blank, scores, budget) for scores in attention]
-                stays = torch.stack([rows for _, rows in chosen])
-                stays = torch.cat([stays.new_ones(len(stays), len(prefix)), stays], 1)
-                found = asked.answer(stays, max_new_tokens)
-                for row, of in zip(part, tree.of, strict=True):
-                    text = vlm.processor.tokenizer.decode(found[of], skip_special_tokens=True)
-                    one.texts[row], one.kept[row] = text.strip(), chosen[of][0]
+        sight = torch.cat([vlm.embed(prefix), visual])
+        one = f"one forward of {len(sight)} positions"
+        image = undivided(_Image, vlm, sight, depth, device=vlm.device, one=one)
+        parts = in_parts(
+            partial(ask, image, len(prefix)),
+            [prompts[row][1] for row in rows],
+            batch,
+            device=vlm.device,
+            what="questions",
+            one=f"one question behind {len(sight)} positions",
+        )
+        for row, each in zip(rows, chain.from_iterable(parts), strict=True):
+            for of, (text, kept) in zip(told, each, strict=True):
+                of.texts[row], of.kept[row] = text, kept
     return told
 
 

@@ -3,8 +3,8 @@
 A processor hands a model pixels and a prompt in which one placeholder stands for every visual
 token. Here the pixels of a whole batch become `View`s, one per image or film: its tiles, and the
 layout in which the language model gets them (`redlib.layouts`). `see` sends them through the stock
-tower and projector once and gives, per view, the rows of that layout and the `Context`s in which a
-method chooses among them.
+tower and projector once, as many at a time as fit into memory, and gives, per view, the rows of
+that layout and the `Context`s in which a method chooses among them.
 
 Packing, for the families that cut an image into tiles:
 
@@ -33,6 +33,7 @@ from redlib import layouts
 from redlib.errors import RedlibError
 from redlib.geometry import Grid
 from redlib.layouts import Layout
+from redlib.memory import in_parts
 from redlib.prune.context import Context, Pooling, Trace, precise
 
 PACKINGS = ("stock", "split", "base")
@@ -225,23 +226,36 @@ def see(
 def _tower(
     model: nn.Module, pixels: Tensor, layers: Sequence[int], **options: bool
 ) -> tuple[Tensor, dict[int, Trace]]:
-    """(n, P or 1 + P, C) features at the feature layer, and the traces of `layers`."""
+    """(n, P or 1 + P, C) features at the feature layer, and the traces of `layers`.
+
+    All tiles at once, or as many as fit into memory.
+    """
     tower = model.model.vision_tower
     weight = next(tower.parameters())
-    with _traced(tower, layers) as found:
-        out = tower(
-            pixels.to(weight.device, weight.dtype), output_hidden_states=True, return_dict=True,
-            **options,
-        )  # fmt: skip
+
+    def read(part: Tensor) -> tuple[Tensor, dict[tuple[int, str], Tensor]]:
+        with _traced(tower, layers) as found:
+            out = tower(
+                part.to(weight.device, weight.dtype), output_hidden_states=True, return_dict=True,
+                **options,
+            )  # fmt: skip
+        return out.hidden_states[model.config.vision_feature_layer], found
+
+    parts = in_parts(
+        read, pixels, len(pixels), device=weight.device, what="images",
+        one="one image in the vision tower",
+    )  # fmt: skip
     traces = {}
     for layer in layers:
         attention = tower.encoder.layers[layer].self_attn
         heads = [
-            found[layer, name].unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
+            torch.cat([found[layer, name] for _, found in parts])
+            .unflatten(-1, (attention.num_heads, -1))
+            .transpose(1, 2)
             for name in ("q_proj", "k_proj")
         ]  # (n, H, S, c)
         traces[layer] = Trace(*heads, attention.scale)
-    return out.hidden_states[model.config.vision_feature_layer], traces
+    return torch.cat([features for features, _ in parts]), traces
 
 
 @contextmanager

@@ -36,7 +36,8 @@ from redlib.study.codebooks import SCORED_AT
 UNPRUNED, RANDOM, NOTHING = "unpruned", "random", "nothing"
 
 CODE = (
-    "bench", "models", "pictures", "prune", "study/ablation", "study/asking", "tabletop/questions",
+    "bench", "memory", "models", "pictures", "prune", "study/ablation", "study/asking",
+    "tabletop/questions",
 )  # fmt: skip
 
 

@@ -33,8 +33,8 @@ from redlib.tabletop import Scene, questions, scenes
 from redlib.tabletop.questions import DESCRIBE
 
 CODE = (
-    "engine", "geometry", "leave_one_out", "models", "pictures", "planner", "probe", "states",
-    "study/subjects", "tabletop/world",
+    "engine", "geometry", "leave_one_out", "memory", "models", "pictures", "planner", "probe",
+    "states", "study/subjects", "tabletop/world",
 )  # fmt: skip
 """Modules whose change makes stored rows stale."""
 

@@ -41,7 +41,7 @@ from redlib.data.photo import Photo
 from redlib.errors import RedlibError
 from redlib.models import VLM
 from redlib.notebook import MEASURING, Session
-from redlib.params import family
+from redlib.params import Params, family
 from redlib.prune import METHODS as ALL
 from redlib.prune import (
     calibrate,
@@ -279,13 +279,15 @@ class Asked:
     captions: bool
 
 
-def rules(session: Session, limits: pd.DataFrame, setting: str = "base") -> list[Asked]:
+def rules(params: Params, size: int, limits: pd.DataFrame, setting: str = "base") -> list[Asked]:
     """All rules of a setting, "base" or "split" (LLaVA-Next's five tiles).
+
+    size: visual tokens of an image. limits: rows of `thresholds`.
 
     The budgets have every method, what `curve` has beyond them those of the paper, with one seed
     of Random. Captions, which are dear, are asked of the paper's methods at the budgets.
     """
-    p, size = session.params, session.model.grid.size
+    p = params
     full = p.n_questions if setting == "base" else p.n_tiled
     few = min(p.n_further, full)
     budgets = p.budgets if setting == "base" else TILE_BUDGETS
@@ -372,7 +374,7 @@ def answer_images(session: Session, codebook: Codebook, limits: pd.DataFrame) ->
         coco.ready(p.caption_metric)
     about = to_ask(session)
     plan = {
-        setting: rules(session, limits, setting)
+        setting: rules(p, session.model.grid.size, limits, setting)
         for setting in dict.fromkeys(asking.setting for asking in about.values())
     }
     store = session.store(

@@ -13,9 +13,14 @@ pair of positions in attention, and the head once per reading. It takes as long 
 things: computing that, or reading all weights from memory, which bounds the single words of an
 answer. Both are stated for one named card, the paper's own (CARD); a faster card divides.
 
+How many images there are and what is asked of each, `redlib.study` says: the rules themselves
+(`pruning.rules`) and `extent`, which knows without data how many questions a data set yields.
+
 Three things no plan can know. What the lazy codebook rules out depends on the images: the shares
-that it is expected to leave are EXPECTED. How long answers get: they are taken at their longest.
-And the time of all that is not the model (drawing, clustering, t-SNE): left out.
+that it is expected to leave are EXPECTED. How long answers get: they are taken at their longest,
+and most end before. And the time of all that is not the language model at work: drawing,
+clustering, t-SNE, images that the tower alone looks at; it is left out, and so are the few inputs
+behind a figure of one or two images.
 """
 
 import math
@@ -27,18 +32,20 @@ import numpy as np
 import pandas as pd
 
 from redlib import hub
+from redlib.data import prompts
 from redlib.engine import TOKENS_PER_FORWARD
 from redlib.geometry import Grid, release_ranks
 from redlib.leave_one_out import ablation_paths
-from redlib.params import FAMILIES, Params, family
+from redlib.params import FAMILIES, NOTEBOOKS, Params, family
 from redlib.planner import Budget, Plan
 from redlib.planner import plan as planned
 from redlib.prune import sparsevlm
 from redlib.prune.inside import read_a_layer
-from redlib.study.asking import CAPTIONED, FIVE_TASKS
+from redlib.study import describing, extent, pruning
 from redlib.study.codebooks import GRID, SCORED_AT
+from redlib.study.extent import Extent
 from redlib.study.patches import sample
-from redlib.study.pruning import ASKED_ALL, LONGEST, LONGEST_CAPTION, PAPER, TILE_BUDGETS
+from redlib.study.pruning import ASKED_ALL, LONGEST, LONGEST_CAPTION
 from redlib.study.several import FRAMES, FURTHER, TOKENS
 from redlib.study.stability import PARAPHRASES, PATCHES, REPLACED, SAMPLES
 from redlib.tabletop.pairs import KINDS
@@ -60,19 +67,21 @@ small LLaVA-1.5 leaves to it, rounded up."""
 UNCHOSEN = {"single": 1.0, "region": 0.3, "global": 0.3}
 """The same where the thresholds are still to be calibrated, so that a grid of them is read for."""
 
-TABLE_3, CONTROLS, DRAWN_CONTROLS = 6, 3, 2
-"""Codebooks of Table 3, and of notebook 08: those made once, and those made with several seeds."""
+_SMALL, _SILENT = EXPECTED["single"], EXPECTED["region"] / EXPECTED["single"]
+ABLATED = {"single": 1.0} | dict.fromkeys(("region", "global"), 1 - (1 - _SMALL) * (1 - _SILENT))
+"""The same for the codebooks of Table 3: without tau_out every token is probed, and what passes
+one of tau_out and tau_prob is ablated for the row that leaves out the other (of the small LLaVA-1.5
+between a half and four fifths)."""
 
-PER_TASK = sum(4 if task == "mmb" else 1 for task in FIVE_TASKS)
-"""Answers for each question per task: POPE has three subsets, MMBench asks in four rotations."""
+TABLE_3, CONTROLS = 6, 3
+"""Codebooks of Table 3, and those of notebook 08 that are made once."""
 
-SQUARE_AND_WIDE = 1.5  # images for each question per task: half as many wide ones as square ones
 ASKED = 30  # words of a question
+JUDGED = 4  # new tokens of an answer about scenes that judges a codebook
 TOGETHER = 64  # questions in one forward
-POSITIONS = 25  # of a caption, ranked in notebook 01
+POSITIONS = {"tabletop": 25, "real": 12}  # of a caption, ranked in notebook 01
 FASTV_LAYERS = 2  # that see all visual tokens
 TILES = 5
-PER_FILM, PER_PAIR = 4, 1  # questions
 
 
 @dataclass(frozen=True)
@@ -156,13 +165,13 @@ class Work:
     """What has been planned so far: tokens through the decoder, operations, seconds on CARD."""
 
     shape: Shape
-    tokens: int = 0
+    tokens: float = 0
     operations: float = 0.0
     seconds: float = 0.0
 
-    def forward(self, rows: int, start: int, end: int, *, read: int = 0) -> None:
-        """One call of the decoder on positions `start` to `end` of some rows; `read` of them reach
-        the head."""
+    def forward(self, rows: float, start: int, end: int, *, read: float = 0) -> None:
+        """One call of the decoder on positions `start` to `end` of some rows, of which a mean image
+        may have a broken number; `read` of them reach the head."""
         s, own = self.shape, end - start
         pairs = (end * (end + 1) - start * (start + 1)) / 2  # positions and those before them
         done = rows * s.layers * (2 * own * s.layer + 4 * s.heads * s.head * pairs)
@@ -170,7 +179,7 @@ class Work:
         self.tokens += rows * own
         self._call(done, s.layers * s.layer)
 
-    def see(self, tiles: int = 1) -> None:
+    def see(self, tiles: float = 1) -> None:
         """The tower on some tiles, and the projector."""
         s, (layers, width, _) = self.shape, self.shape.tower
         n = s.cells**2 + s.cls
@@ -202,8 +211,9 @@ class _Numbers:
         return np.concatenate([self._before, visual, self._end])
 
 
-def plan(params: Params) -> pd.DataFrame:
-    """The stages of the notebooks under these parameters, as far as the model has to compute.
+def plan(params: Params, notebooks: Sequence[str] = tuple(NOTEBOOKS)) -> pd.DataFrame:
+    """The stages of notebooks under these parameters, as far as the model has to compute and
+    nothing is there already. What two notebooks need is computed by the first of them.
 
     Returns notebook, stage, images, forwards (inputs that the experiments ask about, whatever the
     engine shares between them), tokens (that go through the decoder), pflop (10^15 operations),
@@ -213,21 +223,22 @@ def plan(params: Params) -> pd.DataFrame:
         RedlibError: nothing is known of the model: it is none of SHAPES and its config.json cannot
             be read.
     """
-    return pd.DataFrame(
-        [
-            {
-                "notebook": stage.notebook,
-                "stage": stage.name,
-                "images": stage.images,
-                "forwards": round(stage.images * stage.forwards),
-                "tokens": round(stage.images * stage.work.tokens),
-                "pflop": stage.images * stage.work.operations / 1e15,
-                "hours": stage.images * stage.work.seconds / 3600,
-            }
-            for stage in _Planner(params, shape_of(params.model, params.revision)).stages()
-            if stage.images * stage.forwards
-        ]
-    )
+    stages = _Planner(params, shape_of(params.model, params.revision)).stages()
+    rows = [
+        (
+            next(number for number in stage.notebooks if number in notebooks),
+            stage.name,
+            stage.images,
+            round(stage.images * stage.forwards),
+            round(stage.images * stage.work.tokens),
+            stage.images * stage.work.operations / 1e15,
+            stage.images * stage.work.seconds / 3600,
+        )
+        for stage in stages
+        if stage.images * stage.forwards and set(stage.notebooks) & set(notebooks)
+    ]
+    columns = ["notebook", "stage", "images", "forwards", "tokens", "pflop", "hours"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def memory(params: Params) -> float:
@@ -268,9 +279,9 @@ def shape_of(model: str, revision: str | None = None) -> Shape:
 
 @dataclass(frozen=True)
 class _Stage:
-    """A stage: `forwards` and `work` of one of its images."""
+    """A stage of those notebooks that need it: `forwards` and `work` of one of its images."""
 
-    notebook: str
+    notebooks: tuple[str, ...]
     name: str
     images: int
     forwards: float
@@ -288,6 +299,15 @@ class _Planner:
         self.ranks = np.arange(self.size)
         if params.codebook_ranks == "release":
             self.ranks = release_ranks(self.size)
+        self.shares = UNCHOSEN if params.tau_prob == "calibrated" else EXPECTED
+        self.real = params.data == "real"
+        self.judged, self.longest, self.caption, self.detail = (
+            JUDGED, LONGEST, LONGEST_CAPTION, describing.LONGEST
+        )  # fmt: skip
+        if self.real:
+            self.judged = self.longest = prompts.LONGEST
+            self.caption = prompts.longest_caption(params.prompts, family(params.model))
+            self.detail = prompts.LONGEST_DETAIL
 
     def stages(self) -> Iterator[_Stage]:
         yield from self._attention()
@@ -300,7 +320,7 @@ class _Planner:
 
     # The experiments of one image
 
-    def _work(self, *, tiles: int = 1) -> Work:
+    def _work(self, *, tiles: float = 1) -> Work:
         work = Work(self.shape)
         work.see(tiles)
         return work
@@ -320,17 +340,22 @@ class _Planner:
         work.run(planned(paths, shared=self.numbers.shared, budget=self.budget, like=like))
         return len(paths)
 
+    def _spread(self, share: float) -> np.ndarray:
+        """So many of the tokens that the codebook looks at, evenly."""
+        taken = np.linspace(0, len(self.ranks) - 1, math.ceil(share * len(self.ranks)))
+        return np.sort(self.ranks[taken.astype(int)])
+
     def _whole(self, work: Work, more: int = 0) -> int:
         """A stock forward of the whole image (`redlib.states`)."""
         end = len(self.numbers.path(np.arange(self.size))) + more
         work.forward(1, 0, end, read=1)
         return 1
 
-    def _asked(self, work: Work, kept: int, questions: int, words: int) -> int:
+    def _asked(self, work: Work, kept: float, questions: float, words: int) -> float:
         """Questions about what is left of an image (`redlib.bench.answering`)."""
-        prefix = self.shape.before + kept + self.shape.newline
+        prefix = self.shape.before + round(kept) + self.shape.newline
         work.forward(1, 0, prefix)
-        for start in range(0, questions, TOGETHER):
+        for start in range(0, math.ceil(questions), TOGETHER):
             rows = min(TOGETHER, questions - start)
             work.forward(rows, prefix, prefix + ASKED, read=rows)
             for word in range(1, words):
@@ -339,8 +364,8 @@ class _Planner:
         return questions
 
     def _inside(
-        self, work: Work, budgets: Sequence[int], questions: int, words: int, tiles: int = 1
-    ) -> int:
+        self, work: Work, budgets: Sequence[int], questions: float, words: int, tiles: int
+    ) -> float:
         """The same for FastV (`redlib.bench.inside`): its first layers read the image once for all
         questions and budgets, the others what each question keeps of it."""
         share = FASTV_LAYERS / self.shape.layers
@@ -354,7 +379,7 @@ class _Planner:
                 work.forward(questions, equal + word - 1, equal + word, read=questions)
         return questions * len(budgets)
 
-    def _apart(self, work: Work, kept: int, questions: int, words: int) -> int:
+    def _apart(self, work: Work, kept: int, questions: float, words: int) -> float:
         """The same for SparseVLM (`redlib.bench.apart`): each question reads the whole image."""
         depth = self.shape.layers
         layers = sparsevlm.relative(depth)
@@ -365,16 +390,29 @@ class _Planner:
             work.forward(questions, start, equal + word, read=questions)
         return questions
 
+    def _ruled(
+        self, work: Work, rules: Sequence[pruning.Asked], questions: float, words: int, tiles: int
+    ) -> float:
+        """The same questions under each of some rules of notebook 06."""
+        n, fastv = 0.0, [asked.rule.tokens for asked in rules if asked.method == "fastv"]
+        for asked in rules:
+            if asked.method == "sparsevlm":
+                n += self._apart(work, asked.rule.tokens, questions, words)
+            elif asked.method != "fastv":
+                n += self._asked(work, tiles * asked.rule.tokens, questions, words)
+        return n + (self._inside(work, fastv, questions, words, tiles) if fastv else 0)
+
     # The notebooks
 
     def _attention(self) -> Iterator[_Stage]:
         work = self._work()
         n = self._measured(work)
-        yield _Stage("01", "64 patches in every way (for 03 too)", self.p.probe_scenes, n, work)
-        work = self._work()
-        n = self._whole(work, POSITIONS)
-        images = math.ceil(self.p.attention_positions / POSITIONS)
-        yield _Stage("01", "ranks of current and next token", images, n, work)
+        name = f"{len(self.grid.stride())} patches in every way (for 03 too)"
+        yield _Stage(("01", "03"), name, self.p.probe_scenes, n, work)
+        work, positions = self._work(), POSITIONS[self.p.data]
+        n = self._whole(work, positions)
+        images = math.ceil(self.p.attention_positions / positions)
+        yield _Stage(("01",), "ranks of current and next token", images, n, work)
 
     def _measured(self, work: Work) -> int:
         patches = self.grid.stride()
@@ -384,136 +422,147 @@ class _Planner:
     def _probes(self) -> Iterator[_Stage]:
         work = self._work()
         n = self._single(work, range(self.size)) + self._whole(work)
-        yield _Stage("02", "every token alone", self.p.probe_scenes + 2, n, work)
+        yield _Stage(("02",), "every token alone", self.p.probe_scenes + 2, n, work)
 
     def _study(self) -> Iterator[_Stage]:
         patches = sample(self.grid, self.p.study_patches)
         work = self._work()
         n = self._single(work, patches)
-        yield _Stage("04", "single-token probe", self.p.study_images, n, work)
+        yield _Stage(("04",), "single-token probe", self.p.study_images, n, work)
         for level in ("region", "global"):
             work = Work(self.shape)
             n = self._ablated(work, patches, (level,))
-            yield _Stage("04", f"leave-one-out, {level}", self.p.study_images, n, work)
+            yield _Stage(("04",), f"leave-one-out, {level}", self.p.study_images, n, work)
         work = Work(self.shape)
         n = self._whole(work) + self._whole(work)
-        yield _Stage("04", "attention", self.p.study_images, n, work)
+        yield _Stage(("04",), "attention", self.p.study_images, n, work)
 
     def _codebook(self) -> Iterator[_Stage]:
         p = self.p
-        shares = UNCHOSEN if p.tau_prob == "calibrated" else EXPECTED
-        for stage, share in shares.items():
-            taken = np.linspace(0, len(self.ranks) - 1, math.ceil(share * len(self.ranks)))
-            patches = np.sort(self.ranks[taken.astype(int)])
+        # 08 reads the tokens for its controls even if the codebook comes from elsewhere.
+        needed = ("05",) if p.codebook is None else ("05", "08")
+        for stage, share in self.shares.items():
             work = self._work() if stage != "global" else Work(self.shape)
-            if stage == "single":
-                n = self._single(work, patches)
-            else:
-                n = self._ablated(work, patches, (stage,))
+            n = self._read(work, stage, share)
             name = f"Algorithm 1, {stage}: {share:.0%} of the tokens expected"
-            yield _Stage("05", name, p.codebook_images, n, work)
+            yield _Stage(needed, name, p.codebook_images, n, work)
         work = self._work()
         n = self._single(work, range(self.size))
-        yield _Stage("05", "t-SNE and outliers, every token alone", p.tsne_images + 1, n, work)
-        sets = math.prod(len(GRID[name]) for name in GRID if getattr(p, name) == "calibrated")
-        yield self._judged("05", "grid of thresholds", p.n_calibration, p.n_questions, sets + 1)
-        more = p.random_seeds + TABLE_3
-        yield self._judged("05", "Table 3", p.ablation_questions, p.ablation_questions, more)
+        yield _Stage(("05",), "t-SNE and outliers, every token alone", p.tsne_images + 1, n, work)
+        if not self.real:  # of photographs the thresholds are given, and nobody is asked
+            calibrated = [name for name in GRID if getattr(p, name) == "calibrated"]
+            sets = math.prod(len(GRID[name]) for name in calibrated)
+            about = extent.exam(p, p.n_questions, scenes=p.n_calibration)
+            needed = needed if calibrated else ("05",)
+            yield self._judged(needed, "grid of thresholds", about, sets + 1)
+        work, n = self._work(), 0
+        for stage, share in ABLATED.items():
+            n += self._read(work, stage, max(0, share - self.shares[stage]))
+        images = min(p.ablation_images, p.codebook_images)
+        yield _Stage(("05",), "Table 3, what its codebooks read beyond that", images, n, work)
+        about, more = extent.exam(p, p.ablation_questions), p.random_seeds + TABLE_3
+        yield self._judged(("05",), "Table 3", about, more)
 
-    def _judged(self, notebook: str, name: str, images: int, questions: int, books: int) -> _Stage:
+    def _read(self, work: Work, stage: str, share: float) -> int:
+        """A stage of Algorithm 1 for a share of the tokens."""
+        if stage == "single":
+            return self._single(work, self._spread(share))
+        return self._ablated(work, self._spread(share), (stage,))
+
+    def _judged(self, notebooks: tuple[str, ...], name: str, about: Extent, books: int) -> _Stage:
         """Questions of the five tasks to all tokens and, under `books` choices, to 64."""
-        images = math.ceil(SQUARE_AND_WIDE * images)
-        each = math.ceil(PER_TASK * questions / images)
         work = self._work()
-        n = self._asked(work, self.size, each, LONGEST)
+        n = self._asked(work, self.size, about.each, self.judged)
         for _ in range(books):
-            n += self._asked(work, SCORED_AT, each, LONGEST)
-        return _Stage(notebook, name, images, n, work)
+            n += self._asked(work, SCORED_AT, about.each, self.judged)
+        return _Stage(notebooks, name, about.images, n, work)
 
     def _pruning(self) -> Iterator[_Stage]:
-        p, each = self.p, math.ceil(PER_TASK / SQUARE_AND_WIDE)
-        asked_all = [(name, kept) for name in ASKED_ALL for kept in p.budgets]
-        asked_all += [("random", kept) for kept in p.budgets] * (p.random_seeds - 1)
-        named = dict.fromkeys(["threshold", *p.methods])
-        further = [(n, kept) for n in named if n not in ASKED_ALL for kept in p.budgets]
-        more = [kept for kept in p.curve if kept not in p.budgets]
-        further += [(n, kept) for n in PAPER if n in (*named, "ours", "random") for kept in more]
-        work = self._work()
-        n = self._asked(work, self.size, each, LONGEST) + self._asked(work, 0, each, LONGEST)
-        for _, kept in asked_all:
-            n += self._asked(work, kept, each, LONGEST)
-        images = math.ceil(SQUARE_AND_WIDE * p.n_questions)
-        yield _Stage("06", "answers of Ours, PruMerge and Random", images, n, work)
-        work, n = self._work(), 0
-        for name, kept in further:
-            if name == "sparsevlm":
-                n += self._apart(work, kept, each, LONGEST)
-            elif name != "fastv":
-                n += self._asked(work, kept, each, LONGEST)
-        if "fastv" in named:
-            n += self._inside(work, [*p.budgets, *more], each, LONGEST)
-        images = math.ceil(SQUARE_AND_WIDE * p.n_further)
-        yield _Stage("06", "answers of FastV, further methods and Figure 9", images, n, work)
-        work = self._work()
-        n = self._asked(work, self.size, 1, LONGEST_CAPTION)
-        for kept in p.budgets:
-            for _ in ASKED_ALL:
-                n += self._asked(work, kept, 1, LONGEST_CAPTION)
-        if "fastv" in p.methods:
-            n += self._inside(work, p.budgets, 1, LONGEST_CAPTION)
-        yield _Stage("06", "captions", len(CAPTIONED) * p.n_captions, n, work)
-        kind = family(p.model)
+        p, kind = self.p, family(self.p.model)
+        yield from self._answers(
+            "base", p.n_questions, p.n_captions,
+            ("answers of Ours, PruMerge and Random",
+             "answers of FastV, further methods and Figure 9", "captions"),
+        )  # fmt: skip
+        if "probe" in p.methods:
+            images = extent.exam(p, p.n_questions).images
+            images += extent.described(p, p.n_captions).images
+            work = Work(self.shape)
+            n = self._single(work, range(self.size))
+            n += self._ablated(work, range(self.size), ("region", "global"))
+            yield _Stage(("06",), "the method probe, every token", images, n, work)
         if kind == "llava-next":
-            yield self._tiled(math.ceil(SQUARE_AND_WIDE * p.n_tiled), each)
+            yield from self._answers(
+                "split", p.n_tiled, min(p.n_tiled, p.n_captions),
+                ("answers about five tiles", "FastV's answers about five tiles",
+                 "captions of five tiles"),
+            )  # fmt: skip
         if kind == "llava-onevision":
-            pairs, films = len(KINDS) * p.n_several, math.ceil(p.n_several / PER_FILM)
             pooled = math.ceil(self.shape.cells / 2) ** 2
-            yield self._several("two images", pairs, 2, self.size, TOKENS["mantis"], PER_PAIR)
-            yield self._several("films", films, FRAMES, pooled, TOKENS["film"], PER_FILM)
+            for name in KINDS:
+                yield self._several(name, "several images", extent.seen(p, name), self.size)
+            yield self._several("film", "films", FRAMES, pooled)
 
-    def _tiled(self, images: int, each: int) -> _Stage:
-        work = self._work(tiles=TILES)
-        n = self._asked(work, TILES * self.size, each, LONGEST)
-        for kept in TILE_BUDGETS:
-            for _ in range(len(ASKED_ALL) - 1 + self.p.random_seeds):
-                n += self._asked(work, TILES * kept, each, LONGEST)
-        if "fastv" in self.p.methods:
-            n += self._inside(work, TILE_BUDGETS, each, LONGEST, tiles=TILES)
-        return _Stage("06", "answers about five tiles", images, n, work)
+    def _answers(
+        self, setting: str, full: int, described: int, names: tuple[str, str, str]
+    ) -> Iterator[_Stage]:
+        """Answers of the rules that are asked everything, of the others, and captions."""
+        p, tiles = self.p, 1 if setting == "base" else TILES
+        limits = pd.DataFrame({"budget": p.budgets, "r": 0.0})
+        rules = pruning.rules(p, self.size, limits, setting)
+        known = ("unpruned", "none", *ASKED_ALL)
+        everything = [asked for asked in rules if asked.limit == full and asked.method in known]
+        others = [asked for asked in rules if asked not in everything]
+        captions = [asked for asked in rules if asked.captions]
+        few = extent.exam(p, min(p.n_further, full), scenes=full)
+        for name, work, about, words, own in (
+            (names[0], self._work(tiles=tiles), extent.exam(p, full), self.longest, everything),
+            (names[1], Work(self.shape), few, self.longest, others),  # the tower has seen these
+            (names[2], self._work(tiles=tiles), extent.described(p, described), self.caption,
+             captions),
+        ):  # fmt: skip
+            n = self._ruled(work, own, about.each, words, tiles)
+            yield _Stage(("06",), name, about.images, n, work)
 
-    def _several(
-        self, name: str, samples: int, seen: int, size: int, kept: int, each: int
-    ) -> _Stage:
-        """Table 2: samples of `seen` images or frames of `size` tokens, `kept` of each."""
+    def _several(self, name: str, told: str, seen: float, size: int) -> _Stage:
+        """A set of Table 2: samples of `seen` images or frames of `size` tokens."""
+        about, kept = extent.several(self.p, name), TOKENS[name]
         work = self._work(tiles=seen)
-        n = self._asked(work, seen * size, each, LONGEST)
+        n = self._asked(work, seen * size, about.each, self.longest)
         for _ in range(2 + len(FURTHER) + self.p.random_seeds):
-            n += self._asked(work, seen * kept, each, LONGEST)
-        return _Stage("06", f"Table 2, {name}", samples, n, work)
+            n += self._asked(work, seen * kept, about.each, self.longest)
+        told = told if name == "film" else f"{told} ({name})"
+        return _Stage(("06",), f"Table 2, {told}", about.images, n, work)
 
     def _examples(self) -> Iterator[_Stage]:
-        p = self.p
-        for name, kept, images in (
-            ("plain scenes described", p.caption_tokens, p.n_described),
-            ("text-rich scenes described", p.text_tokens, p.n_described),
-            ("spot the difference", p.game_tokens, p.n_games),
-        ):
-            if name.startswith("spot") and family(p.model) != "llava-onevision":
-                continue
-            work = self._work()
-            n = self._asked(work, self.size, 1, LONGEST_CAPTION) + self._asked(
-                work, kept, 1, LONGEST_CAPTION
-            )
-            yield _Stage("07", name, images, n, work)
+        p, kept = self.p, describing.budgets(self.p)
+        if self.real:  # the same photographs at both budgets
+            of = {"photographs described": (list(kept.values()), 1)}
+        else:  # text-rich scenes are asked for their word too
+            of = {
+                "plain scenes described": ([kept["plain"]], 1),
+                "text-rich scenes described": ([kept["text-rich"]], 2),
+            }
+        stages = [(name, extent.detailed(p), *how) for name, how in of.items()]
+        if family(p.model) == "llava-onevision":
+            stages.append(("spot the difference", extent.games(p), [p.game_tokens], 1))
+        for name, images, budgets, questions in stages:
+            work, n = self._work(), 0.0
+            for tokens in (self.size, *budgets):
+                n += self._asked(work, tokens, questions, self.detail)
+            yield _Stage(("07",), name, images, n, work)
 
     def _controls(self) -> Iterator[_Stage]:
         p = self.p
-        books = 1 + CONTROLS + (1 + DRAWN_CONTROLS) * p.control_seeds + SAMPLES
-        yield self._judged("08", "controls", p.control_questions, p.control_questions, books)
+        # Of those that depend on chance: tokens kept by lot, and codebooks of tokens by lot and of
+        # ground, which nobody knows of a photograph.
+        drawn = 2 if self.real else 3
+        books = 1 + CONTROLS + drawn * p.control_seeds + min(SAMPLES, p.codebook_images)
+        yield self._judged(("08",), "controls", extent.exam(p, p.control_questions), books)
         work, n = self._work(), 0
         patches = sample(self.grid, PATCHES)
         for _ in REPLACED:
             n += self._ablated(work, patches, ("region", "global"))
         for _ in PARAPHRASES:
-            n += self._single(work, self.ranks)
-        yield _Stage("08", "replacements and paraphrases", p.stability_images, n, work)
+            n += self._single(work, self._spread(self.shares["single"]))
+        yield _Stage(("08",), "replacements and paraphrases", p.stability_images, n, work)

@@ -43,8 +43,7 @@ def lines(
 
     told, hours = _fetch_lines(fetches(runs, notebooks, cache=cache)), 0.0
     for one in runs:
-        table = costs.plan(one)
-        table = table[table["notebook"].isin(_of(one, notebooks))]
+        table = costs.plan(one, _of(one, notebooks))
         told += ["", *_cost_lines(one, table, costs.memory(one), costs.CARD)]
         hours += table["hours"].sum()
     if len(runs) > 1:

@@ -103,6 +103,7 @@ def test_the_plan_of_a_real_run(name):
     one = params.load_file(ROOT / "params" / f"{name}.yaml")
     plan = costs.plan(one)
     assert set(plan["notebook"]) == {"01", "02", "04", "05", "06", "07", "08"}
+    assert not plan["stage"].str.startswith(("grid of", "spot the")).any(), "nobody is asked"
     assert (plan[["images", "forwards", "tokens", "pflop", "hours"]] > 0).all(axis=None)
     study = plan[plan["stage"].str.startswith("leave-one-out, global")].iloc[0]
     assert (study["images"], study["forwards"]) == (100, 100 * 65)
@@ -113,6 +114,30 @@ def test_the_plan_of_a_real_run(name):
     more = costs.plan(one.model_copy(update={"methods": [*one.methods, "sparsevlm"]}))
     assert (more["tokens"] > plan["tokens"]).sum() == 1  # of the further methods
     assert 13 < costs.memory(one) < 17
+
+
+def test_what_two_notebooks_need_is_computed_by_the_first_that_runs():
+    one = params.load_file(ROOT / "params" / "llava-1.5-7b.yaml")
+
+    def first(notebooks, start, **more):
+        plan = costs.plan(one.model_copy(update=more), notebooks)
+        assert set(plan["notebook"]) <= set(notebooks)
+        return plan.loc[plan["stage"].str.startswith(start), "notebook"].tolist()
+
+    patches = "64 patches"
+    assert first(["01", "03"], patches) == ["01"] and first(["03"], patches) == ["03"]
+    assert first(["02", "04"], patches) == []
+    given = {"codebook": "book.safetensors"}  # 08 then reads the training images for its controls
+    assert first(["06", "08"], "Algorithm 1", **given) == ["08"] * 3
+    assert first(["05", "08"], "Algorithm 1", **given) == ["05"] * 3
+    assert first(["06", "07", "08"], "Algorithm 1") == [], "the codebook of 05 has to be there"
+    scenes = {"data": "tabletop", "tau_prob": "calibrated"}
+    assert first(["08"], "grid of thresholds", **given, **scenes) == ["08"]
+    assert first(["08"], "grid of thresholds", **given, data="tabletop") == [], "there is no choice"
+    assert costs.plan(one, ["06"]).equals(
+        costs.plan(one).query("notebook == '06'").reset_index(drop=True)
+    )
+    assert costs.plan(one, []).empty
 
 
 @pytest.mark.parametrize("name", ["llava-1.5-7b", "llava-next-8b", "llava-onevision-7b"])

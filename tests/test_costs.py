@@ -4,6 +4,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import real
 import torch
@@ -16,6 +17,7 @@ from redlib.engine import Pieces, run
 from redlib.models import load
 
 ROOT = Path(__file__).parents[1]
+FULL = ["tiny-llava-1.5-full", "tiny-llava-next-full", "tiny-llava-onevision-full"]
 
 
 @pytest.mark.parametrize("name", real.NAMES)
@@ -114,6 +116,34 @@ def test_the_plan_of_a_real_run(name):
     more = costs.plan(one.model_copy(update={"methods": [*one.methods, "sparsevlm"]}))
     assert (more["tokens"] > plan["tokens"]).sum() == 1  # of the further methods
     assert 13 < costs.memory(one) < 17
+
+
+@pytest.mark.parametrize("name", ["tiny-llava-1.5", *FULL])
+def test_a_run_that_was_made_asked_what_its_plan_says(name):
+    """Counted on the committed answers, a row per question and a column per rule: of Random its
+    first seed. RealWorldQA's scenes yield some questions fewer than were asked for."""
+    one = params.load_file(ROOT / "params" / f"{name}.yaml")
+    plan = costs.plan(one).set_index("stage")
+    told = pd.read_csv(ROOT / "figures" / name / "06.right.csv", index_col=0)
+    rules = told.drop(columns=["task", "image", "text", "gold"])
+    caption = told["task"].isin(["nocaps", "flickr"])
+    for split in (False, True):
+        columns = [rule for rule in rules if rule.startswith("split:") == split]
+        if not columns:
+            continue
+        stages = ["answers of Ours, PruMerge and Random",
+                  "answers of FastV, further methods and Figure 9"]  # fmt: skip
+        captions, budgets = "captions", [f"random@{tokens}" for tokens in one.budgets]
+        if split:
+            stages = ["answers about five tiles", "FastV's answers about five tiles"]
+            captions, budgets = "captions of five tiles", [c for c in columns if "random@" in c]
+        asked, described = (rules.loc[of, columns].count() for of in (~caption, caption))
+        made = asked.sum() + (one.random_seeds - 1) * asked[budgets].sum()
+        assert made <= plan.loc[stages, "forwards"].sum() <= 1.002 * made
+        assert plan.loc[captions, "forwards"] == described.sum()
+        shown = told[rules[columns].notna().any(axis=1)]
+        for of, stage in ((~caption, stages[0]), (caption, captions)):
+            assert plan.loc[stage, "images"] == shown.loc[of, "image"].nunique()
 
 
 def test_what_two_notebooks_need_is_computed_by_the_first_that_runs():

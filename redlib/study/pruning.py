@@ -287,12 +287,11 @@ def rules(params: Params, size: int, limits: pd.DataFrame, setting: str = "base"
     The budgets have every method, what `curve` has beyond them those of the paper, with one seed
     of Random. Captions, which are dear, are asked of the paper's methods at the budgets.
     """
-    p = params
-    full = p.n_questions if setting == "base" else p.n_tiled
-    few = min(p.n_further, full)
-    budgets = p.budgets if setting == "base" else TILE_BUDGETS
-    names = ["ours", "random", *p.methods, "threshold"]
-    if p.data == "real":
+    full = params.n_questions if setting == "base" else params.n_tiled
+    few = min(params.n_further, full)
+    budgets = params.budgets if setting == "base" else TILE_BUDGETS
+    names = ["ours", "random", *params.methods, "threshold"]
+    if params.data == "real":
         names = [name for name in names if name not in KNOWING]
     if setting == "split":
         names = [name for name in names if name in PAPER]
@@ -301,16 +300,16 @@ def rules(params: Params, size: int, limits: pd.DataFrame, setting: str = "base"
         found.append(Asked("none", 0, Rule(NONE, 0), full, False))
     for name, tokens in itertools.product(dict.fromkeys(names), budgets):
         limit = full if name in ASKED_ALL else few
-        for seed in range(p.random_seeds if name == "random" else 1):
-            rule = _rule(name, tokens, p.seed + seed)
+        for seed in range(params.random_seeds if name == "random" else 1):
+            rule = _rule(name, tokens, params.seed + seed)
             if name == "threshold":
                 r = limits.set_index("budget").loc[tokens, "r"]
-                rule = Rule("codebook", tokens, threshold=_limit(float(r), p.rule_keep))
+                rule = Rule("codebook", tokens, threshold=_limit(float(r), params.rule_keep))
             found.append(Asked(name, seed, rule, limit, name in PAPER))
-    more = [n for n in p.curve if n not in budgets and n < size] if setting == "base" else []
+    more = [n for n in params.curve if n not in budgets and n < size] if setting == "base" else []
     for name, tokens in itertools.product(dict.fromkeys(names), more):
         if name in PAPER:
-            found.append(Asked(name, 0, _rule(name, tokens, p.seed), few, False))
+            found.append(Asked(name, 0, _rule(name, tokens, params.seed), few, False))
     return found
 
 

@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from redlib import costs, leave_one_out, params, probe
 from redlib.engine import Pieces, run
 from redlib.models import load
+from redlib.store import read_json
 
 ROOT = Path(__file__).parents[1]
 FULL = ["tiny-llava-1.5-full", "tiny-llava-next-full", "tiny-llava-onevision-full"]
@@ -122,9 +123,10 @@ def test_the_plan_of_a_real_run(name):
 def test_a_run_that_was_made_asked_what_its_plan_says(name):
     """Counted on the committed answers, a row per question and a column per rule: of Random its
     first seed. RealWorldQA's scenes yield some questions fewer than were asked for."""
-    one = params.load_file(ROOT / "params" / f"{name}.yaml")
+    folder = ROOT / "figures" / name
+    one = params.check(read_json(folder / "accuracy.json")["parameters"])
     plan = costs.plan(one).set_index("stage")
-    told = pd.read_csv(ROOT / "figures" / name / "06.right.csv", index_col=0)
+    told = pd.read_csv(folder / "06.right.csv", index_col=0)
     rules = told.drop(columns=["task", "image", "text", "gold"])
     caption = told["task"].isin(["nocaps", "flickr"])
     for split in (False, True):

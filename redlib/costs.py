@@ -486,7 +486,6 @@ class _Planner:
         )  # fmt: skip
         if "probe" in p.methods:
             images = extent.exam(p, p.n_questions).images
-            images += extent.described(p, p.n_captions).images
             work = Work(self.shape)
             n = self._single(work, range(self.size))
             n += self._ablated(work, range(self.size), ("region", "global"))

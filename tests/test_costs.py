@@ -16,6 +16,7 @@ from redlib import costs, leave_one_out, params, probe
 from redlib.engine import Pieces, run
 from redlib.models import load
 from redlib.store import read_json
+from redlib.study.asking import FIVE_TASKS
 
 ROOT = Path(__file__).parents[1]
 FULL = ["tiny-llava-1.5-full", "tiny-llava-next-full", "tiny-llava-onevision-full"]
@@ -122,30 +123,29 @@ def test_the_plan_of_a_real_run(name):
 @pytest.mark.parametrize("name", ["tiny-llava-1.5", *FULL])
 def test_a_run_that_was_made_asked_what_its_plan_says(name):
     """Counted on the committed answers, a row per question and a column per rule: of Random its
-    first seed. RealWorldQA's scenes yield some questions fewer than were asked for."""
+    first seed. RealWorldQA's scenes yield some questions fewer than were asked for. (Captions and
+    Table 2 tell too little: whether other seeds of Random were asked.)"""
     folder = ROOT / "figures" / name
     one = params.check(read_json(folder / "accuracy.json")["parameters"])
     plan = costs.plan(one).set_index("stage")
     told = pd.read_csv(folder / "06.right.csv", index_col=0)
+    told = told[told["task"].isin(FIVE_TASKS)]
     rules = told.drop(columns=["task", "image", "text", "gold"])
-    caption = told["task"].isin(["nocaps", "flickr"])
     for split in (False, True):
         columns = [rule for rule in rules if rule.startswith("split:") == split]
         if not columns:
             continue
         stages = ["answers of Ours, PruMerge and Random",
                   "answers of FastV, further methods and Figure 9"]  # fmt: skip
-        captions, budgets = "captions", [f"random@{tokens}" for tokens in one.budgets]
+        budgets = [f"random@{tokens}" for tokens in one.budgets]
         if split:
             stages = ["answers about five tiles", "FastV's answers about five tiles"]
-            captions, budgets = "captions of five tiles", [c for c in columns if "random@" in c]
-        asked, described = (rules.loc[of, columns].count() for of in (~caption, caption))
+            budgets = [rule for rule in columns if "random@" in rule]
+        asked = rules[columns].count()
         made = asked.sum() + (one.random_seeds - 1) * asked[budgets].sum()
         assert made <= plan.loc[stages, "forwards"].sum() <= 1.002 * made
-        assert plan.loc[captions, "forwards"] == described.sum()
         shown = told[rules[columns].notna().any(axis=1)]
-        for of, stage in ((~caption, stages[0]), (caption, captions)):
-            assert plan.loc[stage, "images"] == shown.loc[of, "image"].nunique()
+        assert plan.loc[stages[0], "images"] == shown["image"].nunique()
 
 
 def test_what_two_notebooks_need_is_computed_by_the_first_that_runs():

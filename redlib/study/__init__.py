@@ -8,7 +8,7 @@ before (`verdict`). Nothing is drawn here; `redlib.figures` takes the tables.
 `subjects`, `probing` and `patches` are behind notebooks 01 to 04, `codebooks`, `ablation` and
 `maps` behind 05, `pruning`, `scoring` and `several` behind 06, `qualitative`, `describing` and
 `spotting` behind 07, `controls` and `stability` behind 08. `ledger` and `comparison` read what all
-of them left.
+of them left; `extent` says beforehand how much they ask.
 """
 
 LEAST_IMAGES = 10

@@ -89,6 +89,7 @@ def test_captions_results_and_table_1_name_it(begin, imported):
     note = {"title": "t", "caption": "Drawn.", "reading": "r", "alt": "a"}
     frame = pd.DataFrame({"setting": ["base"], "method": ["ours"], "tokens": [64]})
     frame = frame.assign(task="pope", accuracy=0.5, low=0.4, high=0.6, n=9, images=9, kept=64)
+    frame = frame.assign(std=float("nan"), label="Ours, R lowest")
     saved = session.save(frame, "accuracy", **note)
     assert saved.note["caption"].startswith("Drawn. Ours, where it stands, is the codebook book.s")
     assert saved.note["parameters"]["codebook"] == str(imported)

@@ -107,8 +107,9 @@ def table1(runs: Mapping[str, str | Path]) -> pd.DataFrame:
 
 
 def _accuracy(folder: Path | None) -> pd.DataFrame:
-    """The table `accuracy` of a run, without rows if it has none."""
-    needed = ["method", "label", "tokens", "task", *_MEASURED]
+    """The table `accuracy` of a run, without rows if it has none; a method without a title has its
+    name for one."""
+    needed = ["method", "tokens", "task", *_MEASURED]
     if folder is None or not (folder / "accuracy.csv").is_file():
         return pd.DataFrame(columns=["setting", *needed])
     frame = read_csv(folder / "accuracy.csv")
@@ -118,7 +119,8 @@ def _accuracy(folder: Path | None) -> pd.DataFrame:
                 f"{folder / 'accuracy.csv'}: no column {name!r}, which Table 1 reads; run notebook "
                 "06 again"
             )
-    return frame if "setting" in frame else frame.assign(setting="base")
+    titled = frame if "label" in frame else frame.assign(label=frame["method"])
+    return titled if "setting" in titled else titled.assign(setting="base")
 
 
 def _codebook(folder: Path) -> str:

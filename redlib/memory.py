@@ -31,8 +31,8 @@ _TOLD: set[str] = set()  # of what this process has said already that it is halv
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether this is how torch says so: with a class of its own on GPUs, in words on the CPU."""
-    words = ("can't allocate memory", "not enough memory")
+    """Whether this is how torch says so: by a class of its own on CUDA, mostly; in words else."""
+    words = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
     known = isinstance(error, MemoryError | torch.OutOfMemoryError)
     return known or any(part in str(error) for part in words)
 
@@ -114,6 +114,8 @@ def release(device: torch.device) -> None:
     """Give back what torch holds for tensors that are gone, so that other sizes find room."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
 
 
 def _too_large(device: torch.device, one: str) -> RedlibError:

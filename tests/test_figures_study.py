@@ -281,6 +281,7 @@ def test_figures_of_the_evaluation():
     read = summary.set_index(["method", "tokens"])["layer_tokens"]
     assert read["fastv", 16].iloc[0] == np.mean([36, 36, 16, 16, 16, 16])
     assert read["ours", 8].iloc[0] == 8
+    assert pruning.layer_tokens("sparsevlm", 36, 8, 6) == np.mean([36, 36, 22, 13, 8, 8])
     table = prune_figures.accuracy_table(summary, shares)
     assert table["Method"].tolist() == [
         "all tokens", "Ours, R lowest", "FastV", "Ours, R lowest", "PruMerge", "Random",

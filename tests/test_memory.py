@@ -137,10 +137,9 @@ def test_images_go_through_the_tower_in_halves(tiny_vlm, count):
     assert halves(tried, 2) and sum(size for size in tried if size <= 2) == count
 
 
+@pytest.mark.parametrize("vlm", ["llava_onevision"], indirect=True)
 @pytest.mark.parametrize("setting", ["several", "film"])
 def test_so_do_the_images_of_one_prompt(vlm, setting):
-    if vlm.model.config.model_type != "llava_onevision":
-        return
     images = [picture(seed) for seed in range(5)]
     expected, rows = look(vlm, images, setting=setting), getattr(vlm, setting)(images)
     with small(patches(vlm), 2, lambda shape: shape[0]) as tried, pytest.warns(UserWarning):
@@ -235,3 +234,20 @@ def test_what_failed_is_gone_before_the_next_try():
     finally:
         gc.enable()
     assert len(alive) == 6 and not any(map(any, alive))
+
+
+@pytest.mark.parametrize(
+    "error, known",
+    [
+        (MemoryError(), True),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB"), True),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 8.96 GB)"), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("memory"), False),
+    ],
+)
+def test_which_errors_are_of_memory(error, known):
+    assert memory.out_of_memory(error) is known

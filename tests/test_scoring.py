@@ -108,6 +108,10 @@ def test_the_benchmarks_own_numbers_agree_with_the_scores(answers):
     row = found[(found["method"] == "ours") & (found["tokens"] == 8)].set_index("part")
     assert row.loc["popular", "accuracy"] == pytest.approx(popular["correct"].mean())
     assert row.loc["popular", "n"] == len(popular)
+    assert row["task"].to_dict() == {
+        "random": "pope-random", "popular": "pope-popular", "adversarial": "pope-adversarial",
+        "mean": "pope", "a": "mme", "b": "mme", "perception": "mme",
+    }  # fmt: skip
 
 
 def test_a_curve_is_of_the_questions_that_all_were_asked(answers):

@@ -232,6 +232,20 @@ def test_finding_two_both_ways() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "first, last, images, holds",
+    [((0.0, 0.1), (0.9, 1.0), 12, True), ((0.0, 0.1), (0.9, 1.0), 9, None),
+     ((0.0, 0.1), (0.1, 0.3), 12, False), ((0.0, 0.1), (0.4, 0.6), 12, None)],
+)  # fmt: skip
+def test_a_transition_takes_enough_scenes(first, last, images, holds) -> None:
+    rows = [
+        {"layer": layer, "quantity": "lead", "value": np.mean(ends), "low": ends[0],
+         "high": ends[1], "positions": 50, "images": images}
+        for layer, ends in enumerate((first, (0.2, 0.8), last))
+    ]  # fmt: skip
+    assert probing.transition_verdict(pd.DataFrame(rows)).holds is holds
+
+
 def test_ratio_of_medians() -> None:
     table = ranking_table(4).assign(jsd_global=lambda t: t["jsd_token"] * 10)
     found = probing.token_ratio(table, **DRAWS)

@@ -18,8 +18,7 @@ from PIL import Image
 from redlib.figures import style
 from redlib.geometry import Grid
 from redlib.prune import fastv, sparsevlm
-from redlib.prune.inside import read_a_layer
-from redlib.study.pruning import METHODS, PAPER
+from redlib.study.pruning import METHODS, PAPER, layer_tokens
 from redlib.tables import readable, with_interval
 
 _LOOK = {
@@ -289,7 +288,7 @@ def _inside(table: pd.DataFrame, depth: int, size: int) -> str:
     budgets = base.loc[base["method"] == "fastv", "tokens"]
     if not budgets.empty:
         least = budgets.min()
-        read = read_a_layer([fastv.LAYER - 1], [size, least], depth)
+        read = layer_tokens("fastv", size, least, depth)
         told = (
             "FastV's tokens are those behind its second layer, as the paper counts; its first "
             f"{fastv.LAYER} of {depth} layers read all {size}, so that at {least} tokens a layer "
@@ -298,10 +297,10 @@ def _inside(table: pd.DataFrame, depth: int, size: int) -> str:
     budgets = base.loc[base["method"] == "sparsevlm", "tokens"]
     if not budgets.empty:
         least, layers = int(budgets.min()), sparsevlm.relative(depth)
-        counts = [size, *sparsevlm.falling(size, least, len(layers))]
+        read = layer_tokens("sparsevlm", size, least, depth)
         told += (
             f" SparseVLM's are those behind its last cut, in front of layer {layers[-1] + 1}; at "
-            f"{least} a layer reads {read_a_layer(layers, counts, depth):.0f} on average."
+            f"{least} a layer reads {read:.0f} on average."
         )
     return told
 
@@ -694,7 +693,7 @@ _RESAMPLED = " 95 % intervals from resampling images."
 
 
 def note(name: str, table: pd.DataFrame, *, model: str) -> dict:
-    """Texts of one of the tables that the ledger reads; `table` as it is shown."""
+    """Texts of one of the tables of _NOTES; `table` as it is shown."""
     title, caption, reading, item = _NOTES[name]
     foremost = table.iloc[:3].to_dict("records")
     told = "; ".join(", ".join(str(value) for value in row.values()) for row in foremost)

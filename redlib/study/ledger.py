@@ -1,20 +1,20 @@
 """The ledger: every checkable claim of the paper, and what the runs at hand say of it.
 
-The claims are data (`paper/claims.csv`), written down with the rule that decides each before there
-is a result. A claim is decided in one of two ways:
+The claims are data (`paper/claims.csv`), each with the rule that decides it. Most were written down
+before there was a result; a `note` tells of a test that was added or changed when results were
+known. A claim is decided in one of two ways:
 
     statement   a notebook has tested it and noted its verdict (`redlib.study.verdict`)
     rule        the interval in certain rows of a result table lies above, below or between bounds
 
 Several rows decide together: all must hold, and one that fails is enough to fail. A claim about
 LLaVA-Next that any model can show is read from a run of that family, else from the next family that
-the claim lists; where that run leaves it open and another decides it, what it needs names the
-other. What no run has measured is "not run", with the table that it waits for; what no run of this
-kind can tell is "not decidable here", with what it needs. The paper's own numbers stand in columns
-of their own: `paper` as its text or a table has them, `paper_tables` as they come out of its
-printed tables (`redlib.study.printed`). Where its text rounds a share up, the bar is the share that
-its table gives. Rows that ask for more than the paper says are marked `beyond` and not counted, and
-a `note` tells of a test that was added or changed when results were known.
+the claim lists; where that run leaves it open and one of another family decides it, what it needs
+names the other. What no run has measured is "not run", with the table that it waits for; what no
+run of this kind can tell is "not decidable here", with what it needs. The paper's own numbers stand
+in columns of their own: `paper` as its text or a table has them, `paper_tables` as they come out of
+its printed tables (`redlib.study.printed`). Where its text gives another share than its table, the
+bar is the table's. Rows that ask for more than the paper says are marked `beyond` and not counted.
 
     frame = ledger({"tiny-llava-1.5": "figures/tiny-llava-1.5"})
     counts(frame)                     # {"holds": 9, "does not hold": 10, ...}
@@ -81,9 +81,11 @@ def ledger(runs: Mapping[str, str | Path]) -> pd.DataFrame:
     texts = printed.percentages().set_index("id")
     rows = []
     for claim in printed.table("claims").itertuples():
-        names = [name for kind in claim.families.split() for name in families.get(kind, ())]
-        found = list(filter(None, (_look(claim, name, folders[name]) for name in names)))
-        rows.append(_row(claim, found, texts))
+        found = []
+        for kind in claim.families.split():
+            looked = (_look(claim, name, folders[name]) for name in families.get(kind, ()))
+            found.append(next(filter(None, looked), None))
+        rows.append(_row(claim, list(filter(None, found)), texts))
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
@@ -97,14 +99,15 @@ _IN_WORDS = {True: HOLDS, False: FAILS, None: OPEN}
 
 
 def _row(claim: Any, measured: list[_Found], texts: pd.DataFrame) -> dict[str, str]:
-    """measured: what each run that has measured the claim says of it; the first decides."""
+    """measured: what the first run of each family that has measured the claim says of it; the first
+    of these decides."""
     decided = claim.statement or claim.rule
     found = measured[0] if measured else None
     if found is not None:
         verdict = _IN_WORDS[found.holds]
         missing = TRUTH if found.measured.startswith(TRUTH) else claim.needs or MORE
         others = "".join(
-            f"; {other.run}: {_IN_WORDS[other.holds]} ({other.measured})"
+            f"; {other.run}: {_IN_WORDS[other.holds]} ({other.measured}; {other.interval})"
             for other in measured[1:]
             if other.holds is not None
         )

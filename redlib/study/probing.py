@@ -208,18 +208,15 @@ def transition_verdict(summary: pd.DataFrame) -> Verdict:
     first, last = lead.iloc[0], lead.iloc[-1]
     between = lead.iloc[1:-1]
     mixed = int(((between["value"] > 0.1) & (between["value"] < 0.9)).sum())
-    undecided = (
-        first["low"] <= 0.5 <= first["high"]
-        or last["low"] <= 0.5 <= last["high"]
-        or first["images"] < LEAST_IMAGES
-    )
+    across = first["low"] <= 0.5 <= first["high"] or last["low"] <= 0.5 <= last["high"]
     turns = bool(first["high"] < 0.5 < last["low"])
+    undecided = first["images"] < LEAST_IMAGES or (across and not turns)
     return Verdict(
         statement=(
             "The state of a token turns into that of the next one: before the first layer the "
             "current token leads under the head, after the last one the next token does."
         ),
-        holds=None if undecided and not turns else turns,
+        holds=None if undecided else turns,
         evidence=(
             f"the next token leads at {first['value']:.0%} of {first['positions']:.0f} positions "
             f"before the first layer (95% interval {first['low']:.0%} to {first['high']:.0%}) and "
@@ -381,8 +378,10 @@ def _low_but_right(table: pd.DataFrame, *, resamples: int, seed: int) -> Verdict
         return untold(statement, "Finding 1")
     chosen = low_states(table) & (table["coverage"] >= 0.5)
     part = table[chosen]
-    if part.empty or table["image"].nunique() < 2:
+    if part.empty:
         return Verdict(statement, None, _none_covered(table), "Finding 1")
+    if table["image"].nunique() < 2:
+        return Verdict(statement, None, "one image: no other to shuffle with.", "Finding 1")
     shuffled = pd.Series(_shuffled(table)["right_shuffled"], index=table.index)[chosen]
     gain = interval(part["right"] - shuffled, part["image"], resamples=resamples, seed=seed)
     share = interval(part["right"], part["image"], resamples=resamples, seed=seed)

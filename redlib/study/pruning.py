@@ -30,6 +30,7 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
+from torch import nn
 
 from redlib import bench, leave_one_out, probe, stages
 from redlib.bench import captions, coco
@@ -551,6 +552,7 @@ def open_cells(session: Session, answers: pd.DataFrame, together: pd.DataFrame) 
     written = []
     if len(together):
         about = together.rename(columns={"set": "task"}).assign(setting="base")
+        about["correct"] = about["correct"].fillna(0)  # empty, which MVBench leaves out of its mean
         answers = pd.concat([answers, about], ignore_index=True)
     for value, name in (("answer", "06.answers.csv"), ("correct", "06.right.csv")):
         table = scoring.opened(answers, value)
@@ -683,24 +685,38 @@ def with_reading(summary: pd.DataFrame, vlm: VLM) -> pd.DataFrame:
     mean over the layers: those kept, or more where a method prunes behind some layers; and prefill,
     operations of the layers over these tokens, in millions (2 per parameter and token).
     """
-    layers = vlm.decoder.layers
-    depth = len(layers)
-    each = 2 * sum(weight.numel() for weight in layers.parameters()) / 1e6
+    depth, each = len(vlm.decoder.layers), 2 * _parameters(vlm.decoder.layers) / 1e6
     full = summary[summary["method"] == "unpruned"].groupby("setting")["kept"].first()
+    tokens = [
+        layer_tokens(row.method, full[row.setting], row.kept, depth) for row in summary.itertuples()
+    ]
+    read = summary.assign(label=summary["method"].map(METHODS), layer_tokens=tokens)
+    return read.assign(prefill=each * read["layer_tokens"])
 
-    def read(row: pd.Series) -> float:
-        size, kept = full[row["setting"]], row["kept"]
-        if row["method"] == "fastv":
-            return read_a_layer([fastv.LAYER - 1], [size, kept], depth)
-        if row["method"] == "sparsevlm":
-            ranking = sparsevlm.relative(depth)
-            counts = [size, *sparsevlm.falling(int(size), int(kept), len(ranking))]
-            return read_a_layer(ranking, counts, depth)
-        return kept
 
-    tokens = summary.apply(read, axis=1)
-    label = summary["method"].map(METHODS)
-    return summary.assign(label=label, layer_tokens=tokens, prefill=each * tokens)
+def layer_tokens(method: str, size: float, kept: float, depth: int) -> float:
+    """Visual tokens that a layer reads, mean over `depth` layers, where of `size` tokens `kept`
+    stay: as many, or more with a method that prunes behind some of the layers."""
+    if method == "fastv":
+        return read_a_layer([fastv.LAYER - 1], [size, kept], depth)
+    if method == "sparsevlm":
+        ranking = sparsevlm.relative(depth)
+        counts = [size, *sparsevlm.falling(int(size), int(kept), len(ranking))]
+        return read_a_layer(ranking, counts, depth)
+    return kept
+
+
+def _parameters(layers: nn.Module) -> int:
+    """How many parameters; of linear maps by their shape, since packed to a few bits they are held
+    as fewer numbers."""
+    total = 0
+    for module in layers.modules():
+        if isinstance(module, nn.Linear):
+            total += module.in_features * module.out_features
+            total += 0 if module.bias is None else module.out_features
+        else:
+            total += sum(weight.numel() for weight in module.parameters(recurse=False))
+    return total
 
 
 def costs(session: Session, codebook: Codebook) -> pd.DataFrame:
@@ -711,7 +727,7 @@ def costs(session: Session, codebook: Codebook) -> pd.DataFrame:
     visual tokens (2 per parameter and token), NaN for the paper's model.
     """
     vlm = session.model
-    parameters = sum(weight.numel() for weight in vlm.decoder.layers.parameters())
+    parameters = _parameters(vlm.decoder.layers)
     size, n = vlm.grid.size, len(codebook)
     ours = operations(size, n, vlm.width)
     (prototypes, width), tokens = PAPER_CODEBOOKS["LLaVA-1.5"], PAPER_TOKENS

@@ -154,10 +154,10 @@ def scores(answers: pd.DataFrame, *, resamples: int = 2000, seed: int = 0) -> pd
 def official(answers: pd.DataFrame) -> pd.DataFrame:
     """POPE's subsets and MME's categories as their benchmarks report them (`bench.pope_mme`).
 
-    Returns setting, method, tokens, seed, benchmark ("POPE" or "MME"), part (subset or category,
-    then their mean or sum), n (questions), accuracy, f1 (of POPE), acc_plus and score (of MME,
-    100 (accuracy + acc_plus), at most 200 for a category); NaN where a benchmark has no such
-    number.
+    Returns setting, method, tokens, seed, task (whose answers they are), benchmark ("POPE" or
+    "MME"), part (subset or category, then their mean or sum), n (questions), accuracy, f1 (of
+    POPE), acc_plus and score (of MME, 100 (accuracy + acc_plus), at most 200 for a category); NaN
+    where a benchmark has no such number.
     """
     found = []
     asked = answers.assign(task=answers["task"].replace(REAL))
@@ -165,13 +165,15 @@ def official(answers: pd.DataFrame) -> pd.DataFrame:
         parts = []
         if part["task"].isin(POPE_SUBSETS).any():
             told = pope(part).rename(columns={"subset": "part"})
-            parts.append(told[["part", "n", "accuracy", "f1"]].assign(benchmark="POPE"))
+            told = told[["part", "n", "accuracy", "f1"]].assign(benchmark="POPE")
+            task = "pope-" + told["part"]
+            parts.append(told.assign(task=task.where(told["part"] != "mean", "pope")))
         if (part["task"] == "mme").any():
             told = mme(part).rename(columns={"category": "part", "acc": "accuracy"})
             told = told[["part", "n", "accuracy", "acc_plus", "score"]]
-            parts.append(told.assign(benchmark="MME"))
+            parts.append(told.assign(benchmark="MME", task="mme"))
         found += [rows.assign(**dict(zip([*_OF, "seed"], key, strict=True))) for rows in parts]
-    columns = ["benchmark", "part", "n", "accuracy", "f1", "acc_plus", "score"]
+    columns = ["task", "benchmark", "part", "n", "accuracy", "f1", "acc_plus", "score"]
     return pd.concat(found, ignore_index=True).reindex(columns=[*_OF, "seed", *columns])
 
 

@@ -12,8 +12,9 @@ frame (16 of 196), and the codebook is that of single images (notebook 05):
 
 **What can be decided.** A share of what guessing reaches says nothing: a model at chance keeps
 "100 %" without any image. So a task is *decidable* only where the unpruned model is above chance,
-by the interval of its paired excess over chance, in every set of the task. `shares` and `rivals`
-have no rows for the others, and the ledger then says that these claims were not run.
+by the interval of its paired excess over chance, in every set of the task, with no fewer than
+LEAST_IMAGES pairs or films. `shares` and `rivals` have no rows for the others, and the ledger then
+says that these claims were not run.
 
 Intervals resample pairs and films, never single questions. One part file per pair or film holds its
 answers under all methods; each is seen by the tower once.
@@ -308,7 +309,8 @@ def excess(answers: pd.DataFrame, *, resamples: int = 2000, seed: int = 0) -> di
 
 
 def decidable(answers: pd.DataFrame, *, resamples: int = 2000, seed: int = 0) -> dict[str, bool]:
-    """Task -> whether the unpruned model is above chance in each of its sets (see the module)."""
+    """Task -> whether the unpruned model is above chance in each of its sets, by enough pairs or
+    films (see the module)."""
     above = {
         name: found.low > 0 and found.clusters >= LEAST_IMAGES
         for name, found in excess(answers, resamples=resamples, seed=seed).items()
@@ -384,8 +386,9 @@ def conclusion(answers: pd.DataFrame, *, resamples: int = 2000, seed: int = 0) -
         told = ", ".join(f"{name} {_points(above[name])}" for name in sets)
         if not can[task]:
             lines.append(
-                f"- {task}: **undecided**. The unpruned model is not above chance by its interval "
-                f"in every set ({told} from chance), and a share of guessing says nothing."
+                f"- {task}: **undecided**. The unpruned model is not above chance by its interval, "
+                f"of {LEAST_IMAGES} pairs or films at least, in every set ({told} from chance), "
+                "and a share of guessing says nothing."
             )
             continue
         share = kept[kept["task"] == task].set_index("method")

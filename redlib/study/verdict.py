@@ -1,7 +1,7 @@
 """A tested statement: what is claimed, whether this run bears it out, and the numbers.
 
-A notebook that only prints what it hoped for teaches nothing. Every claim here is worded, with the
-rule that decides it, before the data are seen; the run then fills in `holds` and the evidence:
+A notebook that only prints what it hoped for teaches nothing. Every claim here is worded with the
+rule that decides it; the run then fills in `holds` and the evidence:
 
     verdict = probing.transition_verdict(shares)
     session.claim(**verdict.note)        # into the page's list of claims

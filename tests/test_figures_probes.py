@@ -133,7 +133,8 @@ def test_agreement(table) -> None:
 
 def test_layer_ranks(summary) -> None:
     check(probes.layer_ranks(summary), probe_notes.layer_ranks(VLM, summary))
-    assert probing.transition_verdict(summary).holds is True
+    assert probing.transition_verdict(summary.assign(images=10)).holds is True
+    assert probing.transition_verdict(summary.assign(images=9)).holds is None
 
 
 def test_pipeline(picture, sampled, candidates) -> None:

@@ -42,6 +42,7 @@ from redlib.planner import plan as planned
 from redlib.prune import sparsevlm
 from redlib.prune.inside import read_a_layer
 from redlib.study import describing, extent, pruning
+from redlib.study.asking import JUDGED
 from redlib.study.codebooks import GRID, SCORED_AT
 from redlib.study.extent import Extent
 from redlib.study.patches import sample
@@ -77,7 +78,6 @@ TABLE_3, CONTROLS = 6, 3
 """Codebooks of Table 3, and those of notebook 08 that are made once."""
 
 ASKED = 30  # words of a question
-JUDGED = 4  # new tokens of an answer about scenes that judges a codebook
 TOGETHER = 64  # questions in one forward
 POSITIONS = {"tabletop": 25, "real": 12}  # of a caption, ranked in notebook 01
 FASTV_LAYERS = 2  # that see all visual tokens

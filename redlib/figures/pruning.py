@@ -701,7 +701,7 @@ def note(name: str, table: pd.DataFrame, *, model: str) -> dict:
         "title": title,
         "caption": (
             f"{caption}{'' if name == 'official' else _RESAMPLED} Computed with {model}; the "
-            f"paper's {item} {'are' if 's ' in item else 'is'} of its own models."
+            f"paper's {item} {'are' if item.startswith('Figures') else 'is'} of its own models."
         ),
         "reading": reading,
         "alt": f"{len(table)} rows, the first: {told or 'none'}.",

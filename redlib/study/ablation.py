@@ -30,7 +30,7 @@ from redlib.notebook import Session
 from redlib.prune import keep_lowest, random_scores, redundancy
 from redlib.stages import Built
 from redlib.study import LEAST_IMAGES, printed
-from redlib.study.asking import FIVE, FIVE_TASKS, REAL, exam, identity
+from redlib.study.asking import FIVE, FIVE_TASKS, JUDGED, REAL, exam, identity
 from redlib.study.codebooks import SCORED_AT
 
 UNPRUNED, RANDOM, NOTHING = "unpruned", "random", "nothing"
@@ -105,7 +105,7 @@ def judge(
     for question in questions:
         about.setdefault(question.image, []).append(question)
     books = {name: book for name, book in books.items() if book is not None}
-    keep, longest = kept_tokens(session), 4 if p.data == "tabletop" else prompts.LONGEST
+    keep, longest = kept_tokens(session), JUDGED if p.data == "tabletop" else prompts.LONGEST
     store = session.store(
         kind,
         code=CODE,

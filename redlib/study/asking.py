@@ -40,6 +40,9 @@ FIVE_TASKS: tuple[str, ...] = tuple(task for subsets in FIVE.values() for task i
 REAL = {"mmbench": "mmb", "realworldqa": "rwqa"}
 """Benchmarks that a tabletop task stands in for under another name; other names are the same."""
 
+JUDGED = 4
+"""New tokens of an answer about scenes by which a codebook is judged."""
+
 WIDE = (504, 336)
 """Pixels of the images that RealWorldQA's questions are asked about."""
 

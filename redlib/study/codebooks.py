@@ -37,7 +37,7 @@ from redlib.params import BUILDS, CODEBOOK
 from redlib.prune import keep_lowest, random_scores, redundancy
 from redlib.stages import EAGER, UNCHOSEN, Built, Probing
 from redlib.store import Store, write_json
-from redlib.study.asking import FIVE_TASKS, ask, asked_scenes, five
+from redlib.study.asking import FIVE_TASKS, JUDGED, ask, asked_scenes, five
 from redlib.tabletop import Scene
 
 START = ROLES["training"].first
@@ -415,7 +415,7 @@ class _Asker:
             self.questions,
             rule,
             method=name,
-            max_new_tokens=4,
+            max_new_tokens=JUDGED,
             progress=False,
         )
         return pd.DataFrame([{"setting": name, **five(answers)}])

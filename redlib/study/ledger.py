@@ -43,6 +43,8 @@ HOLDS, FAILS, OPEN, NOT_RUN = VERDICTS = (
     "not run",
 )
 
+_IN_WORDS = {True: HOLDS, False: FAILS, None: OPEN}
+
 COLUMNS = (
     "id", "section", "claim", "paper", "paper_tables", "measured", "interval", "verdict",
     "criterion", "needs", "note", "beyond", "run", "notebook", "table", "answers",
@@ -93,9 +95,6 @@ def counts(frame: pd.DataFrame) -> dict[str, int]:
     """How many claims of the paper have each verdict, all of VERDICTS in their order."""
     said = frame.loc[frame["beyond"] == "", "verdict"]
     return {verdict: int((said == verdict).sum()) for verdict in VERDICTS}
-
-
-_IN_WORDS = {True: HOLDS, False: FAILS, None: OPEN}
 
 
 def _row(claim: Any, measured: list[_Found], texts: pd.DataFrame) -> dict[str, str]:

@@ -316,7 +316,7 @@ def deciles(
     order: str = "cls_similarity",
     value: str = "top1",
     *,
-    below: float = 0.1,
+    below: float = SILENT,
     resamples: int = 2000,
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -541,7 +541,7 @@ def decile_verdict(table: pd.DataFrame, *, resamples: int, seed: int) -> Verdict
         None if found.low <= 0 <= found.high or found.clusters < LEAST_IMAGES else found.high < 0,
         f"highest tenth minus the rest {number(found, 3)} over {found.clusters} images; mean in "
         "the "
-        f"highest tenth {first['mean']:.3f}, {first['below']:.0%} of it below 0.1",
+        f"highest tenth {first['mean']:.3f}, {first['below']:.0%} of it below {SILENT:g}",
         "Section 7.4",
     )
 

@@ -60,20 +60,17 @@ def test_the_table_holds_every_bar_and_judges_by_it(table):
 
 
 def test_what_is_asked_is_balanced_and_apart(small):
-    pools = {
-        "square": scenes("test", 8, start=evaluation.START),
-        "alone": scenes("test", 8, start=evaluation.ALONE, objects=1),
-        "wide": scenes("test", 4, start=evaluation.WIDE, width=504, height=336),
-    }
+    pools = evaluation._pools(8)
     asked = evaluation._asked(pools, 8, 0)
     tasks = pd.Series([q.task for q in asked]).value_counts()
     assert set(tasks.index) == {*evaluation.ASKED, "naming"}
-    assert tasks["mmb"] == 4 * 8 and tasks["mme"] == 8
+    assert tasks["mmb"] == 4 * 8 and tasks["mme"] == 8 and tasks["word"] == 8
     for subset in POPE:
         said = [q.answer for q in asked if q.task == subset]
         assert said.count("yes") == said.count("no") == 4
-    wide = {s.id for s in pools["wide"]}
-    assert {q.image for q in asked if q.task == "rwqa"} <= wide
+    for task, pool in (("rwqa", "wide"), ("word", "worded"), ("naming", "alone")):
+        assert {q.image for q in asked if q.task == task} <= {s.id for s in pools[pool]}
+    assert len({scene.id for pool in pools.values() for scene in pool}) == 8 + 8 + 4 + 8
 
 
 def test_chance_is_the_best_answer_without_looking():
@@ -94,9 +91,8 @@ def test_a_count_is_within_one():
 
 
 def test_foreign_words_never_come_from_the_same_scene():
-    covered = pd.DataFrame({"image": ["a"] * 5 + ["b"] * 5, "word": ["cup"] * 5 + ["cat"] * 5,
-                            "noun": ["cup"] * 5 + ["cat"] * 5})  # fmt: skip
-    assert not any(evaluation._foreign(covered, 0))
+    covered = pd.DataFrame({"image": ["a"] * 5 + ["b"] * 5, "word": ["cup"] * 5 + ["cat"] * 5})
+    assert evaluation._foreign(covered, 0).tolist() == ["cat"] * 5 + ["cup"] * 5
 
 
 def test_probed_patches_and_their_scores_are_what_they_say(folder):

@@ -70,6 +70,7 @@ BARS = {
     "AUROC covered against bare, JSD_final, mean within scenes": 0.75,
 }
 ONEVISION_BARS = {**BARS, **several.BARS, "pope, all tokens": 0.93}
+POOLS = {"naming": "alone", "rwqa": "wide", "word": "worded"}  # all else: "square"
 FULL, QUICK = 1000, 200  # questions per task
 COVERED, BARE = 0.8, 0.0
 PROBED = {FULL: 60, QUICK: 20}  # scenes
@@ -78,13 +79,13 @@ SAID = {FULL: 1000, QUICK: 120}  # captions of scenes of all levels
 SAID_MORE = {FULL: 200, QUICK: 40}  # of withheld pairs, and detailed ones
 LONGEST = 64  # words of a caption
 TILED = {FULL: 200, QUICK: 30}  # scenes that need tiles
-PAIRS = {FULL: 400, QUICK: 80}  # questions about two images, of each schema
+PAIRS = {FULL: 1000, QUICK: 80}  # questions about two images, of each schema
 GAMES = {FULL: 200, QUICK: 40}  # spot-the-difference pictures
-FILMS = {FULL: 80, QUICK: 16}  # with some eight questions each
+FILMS = {FULL: 150, QUICK: 16}  # with some seven questions each
 FEW = {FULL: 150, QUICK: 80}  # scenes of each kind on which the rule on difficulty is measured
 # Apart from the scenes that the notebooks show, and from each other.
 START = 2_000_000
-ALONE, WIDE, NEW, DENSE, LARGE = (START + k * 100_000 for k in range(1, 6))
+ALONE, WIDE, NEW, DENSE, LARGE, WORDED = (START + k * 100_000 for k in range(1, 7))
 NEED_TILES = ("pope-adversarial", "colour", "seed", "word")
 SCORES = {
     "top1": "top-1 probability",
@@ -109,11 +110,7 @@ def measure(name: str, *, quick: bool = False, device: str = "auto", seed: int =
     """
     vlm = models.load(name, device=device)
     n = QUICK if quick else FULL
-    pools = {
-        "square": scenes("test", n, start=START),
-        "alone": scenes("test", n, start=ALONE, objects=1),
-        "wide": scenes("test", n // 2, start=WIDE, width=504, height=336),
-    }
+    pools = _pools(n)
     asked = _asked(pools, n, seed)
     level = {scene.id: scene.level for pool in pools.values() for scene in pool}
     few = {scene.id for pool in pools.values() for scene in pool[: FEW[n]]}
@@ -196,13 +193,32 @@ def _mean(part: pd.DataFrame, seed: int) -> Interval:
     return interval(part["correct"], part["image"], strata=part["task"], seed=seed)
 
 
+def _pools(n: int) -> dict[str, list[Scene]]:
+    """The scenes asked about: of all kinds, of one object, of another shape, with a word."""
+    return {
+        "square": scenes("test", n, start=START),
+        "alone": scenes("test", n, start=ALONE, objects=1),
+        "wide": scenes("test", n // 2, start=WIDE, width=504, height=336),
+        "worded": _of_kind(n, WORDED, lambda scene: bool(scene.word)),
+    }
+
+
+def _of_kind(n: int, start: int, holds: Callable[[Scene], bool]) -> list[Scene]:
+    """The first n test scenes from `start` on of which something holds."""
+    found: list[Scene] = []
+    while len(found) < n:
+        found += [scene for scene in scenes("test", 50, start=start) if holds(scene)]
+        start += 50
+    return found[:n]
+
+
 def _asked(pools: dict[str, list[Scene]], n: int, seed: int) -> list[Question]:
     """Up to n questions per task (per subset for POPE). Groups (a pair of mme, the rotations of
     mmb) stay together, the rotations counting as one; POPE's yes and no in equal parts."""
     rng = np.random.default_rng(seed)
     chosen: list[Question] = []
     for task in (*ASKED, "naming"):
-        pool = pools[{"naming": "alone", "rwqa": "wide"}.get(task, "square")]
+        pool = pools[POOLS.get(task, "square")]
         found = questions(pool, task)
         if task in ("mme", "mmb"):
             groups: dict[tuple[str, str], list[Question]] = {}
@@ -329,16 +345,8 @@ def _f1(metric: str, found: list[tuple[Scene, str, float]], seed: int) -> dict:
 
 def _probe(vlm: VLM, images: int, diverged: int, seed: int) -> list[dict]:
     """What single tokens say, against the masks, on scenes of at least three nouns and colours."""
-    found: list[Scene] = []
-    start = DENSE
-    while len(found) < images:
-        found += [
-            s
-            for s in scenes("test", 50, start=start)
-            if len({o.noun for o in s.objects}) >= 3 and len({o.colour for o in s.objects}) >= 3
-        ]
-        start += 50
-    parts = [_probe_scene(vlm, s) for s in tqdm(found[:images], desc="probe", leave=False)]
+    found = _of_kind(images, DENSE, _is_dense)
+    parts = [_probe_scene(vlm, s) for s in tqdm(found, desc="probe", leave=False)]
     table = pd.concat(parts, ignore_index=True)
     covered, bare = table[table["share"] >= COVERED], table[table["share"] <= BARE]
     noun, colour = (covered["word"] == covered[key] for key in ("noun", "colour"))
@@ -347,8 +355,14 @@ def _probe(vlm: VLM, images: int, diverged: int, seed: int) -> list[dict]:
              interval(noun, covered["image"], seed=seed)),
         _row("probe: covered patches decoded to their noun or colour",
              interval(noun | colour, covered["image"], seed=seed)),
+    ]  # fmt: skip
+    elsewhere = _foreign(covered, seed)
+    noun, colour = (elsewhere == covered[key] for key in ("noun", "colour"))
+    rows += [
         _row("probe: the same noun in covered patches of other scenes",
-             interval(_foreign(covered, seed), covered["image"], seed=seed)),
+             interval(noun, covered["image"], seed=seed)),
+        _row("probe: the same noun or colour in covered patches of other scenes",
+             interval(noun | colour, covered["image"], seed=seed)),
     ]  # fmt: skip
     for word, times in bare["word"].value_counts().head(3).items():
         rows.append(_stated(f'probe: bare patches decoded to "{word}"', times / len(bare),
@@ -383,13 +397,17 @@ def _tiles(vlm: VLM, n: int, seed: int) -> list[dict]:
     return rows
 
 
-def _foreign(covered: pd.DataFrame, seed: int) -> list[bool]:
-    """Whether a covered patch of another scene, drawn by lot, is decoded to this one's noun."""
+def _is_dense(scene: Scene) -> bool:
+    """At least three different nouns and colours."""
+    return min(len({getattr(o, of) for o in scene.objects}) for of in ("noun", "colour")) >= 3
+
+
+def _foreign(covered: pd.DataFrame, seed: int) -> np.ndarray:
+    """For each covered patch, what one of another scene, drawn by lot, is decoded to."""
     rng = np.random.default_rng(seed)
     image, words = covered["image"].to_numpy(), covered["word"].to_numpy()
     others = {name: np.flatnonzero(image != name) for name in np.unique(image)}
-    drawn = [words[rng.choice(others[name])] for name in image]
-    return [word == noun for word, noun in zip(drawn, covered["noun"], strict=True)]
+    return np.array([words[rng.choice(others[name])] for name in image])
 
 
 def _aurocs(told: pd.DataFrame, score: str, label: str, seed: int) -> list[dict]:

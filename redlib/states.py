@@ -19,6 +19,7 @@ computed again, since a fused attention kernel returns no weights.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -28,6 +29,7 @@ from torch.nn import functional
 
 from redlib.engine import reading_dtype, rotate, spread
 from redlib.errors import RedlibError
+from redlib.memory import undivided
 from redlib.models import VLM
 from redlib.probe import is_article
 
@@ -55,6 +57,8 @@ def read(vlm: VLM, tokens: Tensor, *, prompt: str) -> States:
 
     The asking position is the last of the prompt; if the word decoded there is an article, the
     article is fed and its position asks instead, as in the single-token probe.
+
+    Raises RedlibError where memory does not suffice for the forward, as `token_ranks` does.
     """
     before, after = (vlm.embed(ids) for ids in vlm.prompt(prompt))
     sequence = torch.cat([before, vlm.visual(tokens), after])[None]  # (1, T, D)
@@ -150,7 +154,11 @@ def token_ranks(vlm: VLM, ids: Tensor, *, tokens: Tensor | None = None) -> pd.Da
 
 def _run(vlm: VLM, sequence: Tensor):
     """Stock forward of (1, T, D) embeddings with hidden states and cache."""
-    return vlm.decoder(inputs_embeds=sequence, use_cache=True, output_hidden_states=True)
+    return undivided(
+        partial(vlm.decoder, use_cache=True, output_hidden_states=True, inputs_embeds=sequence),
+        device=vlm.device,
+        one=f"one forward of {sequence.shape[1]} positions with the states of every layer",
+    )
 
 
 def _lens(vlm: VLM, state: Tensor, *, normed: bool) -> Tensor:

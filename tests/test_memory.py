@@ -13,7 +13,7 @@ import torch
 from conftest import random_image
 from pruning import codebook, picture, save
 
-from redlib import memory
+from redlib import memory, states
 from redlib.bench import answers
 from redlib.bench.answering import answers_between
 from redlib.bench.looking import Rule, look, replies
@@ -163,6 +163,7 @@ def test_what_does_not_fit_by_itself_is_one_line(vlm):
     def asked(rule):
         return lambda: replies(vlm, looked, [rule], TEXTS[:1], codebook=book)
 
+    whole = len(before) + len(tokens) + end + len(after)
     image = f"one forward of {sight} positions"
     first = f"one question behind {sight} positions"
     for most, work, one in (
@@ -173,6 +174,8 @@ def test_what_does_not_fit_by_itself_is_one_line(vlm):
         (2 + end, lambda: answers(vlm, tokens[:0], TEXTS), f"one question behind {2 + end} posit"),
         (9, lambda: answers_between(vlm, [rows], ["<image> what"]), "one forward of "),
         (sight, lambda: answers_between(vlm, [rows], ["<image>" + " what" * 50]), "one question b"),
+        (9, lambda: states.read(vlm, tokens, prompt="what"), f"one forward of {whole} positions wi"),
+        (3, lambda: states.token_ranks(vlm, [5, 6, 7, 8]), "one forward of 4 positions with the s"),
     ):
         with small(norms(vlm), most), pytest.raises(RedlibError) as caught:
             work()

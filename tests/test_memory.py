@@ -174,7 +174,11 @@ def test_what_does_not_fit_by_itself_is_one_line(vlm):
         (2 + end, lambda: answers(vlm, tokens[:0], TEXTS), f"one question behind {2 + end} posit"),
         (9, lambda: answers_between(vlm, [rows], ["<image> what"]), "one forward of "),
         (sight, lambda: answers_between(vlm, [rows], ["<image>" + " what" * 50]), "one question b"),
-        (9, lambda: states.read(vlm, tokens, prompt="what"), f"one forward of {whole} positions wi"),
+        (
+            9,
+            lambda: states.read(vlm, tokens, prompt="what"),
+            f"one forward of {whole} positions wi",
+        ),
         (3, lambda: states.token_ranks(vlm, [5, 6, 7, 8]), "one forward of 4 positions with the s"),
     ):
         with small(norms(vlm), most), pytest.raises(RedlibError) as caught:

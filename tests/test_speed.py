@@ -55,13 +55,14 @@ def test_the_sample_takes_one_patch_of_each_stretch():
 def test_exactness_is_measured_against_stock_and_sees_a_fault(wide: VLM, monkeypatch):
     monkeypatch.setattr(speed, "EXACT_IMAGES", 1)
     rows, _ = speed.exactness(wide, 2, seed=0)
-    assert [row["pass"] for row in rows] == ["yes", "yes"]
+    assert [row["pass"] for row in rows] == ["yes", "yes", "yes"]
+    assert "3 thresholds at the medians (2 patches" in rows[2]["metric"] and rows[2]["n"] == 2 * 3
     assert 0 < rows[0]["value"] < 1e-9 == rows[0]["bar"]
 
     _fault(monkeypatch, 1e-3)
     rows, _ = speed.exactness(wide, 2, seed=0)
-    assert [row["pass"] for row in rows] == ["no", "no", "no"]
-    assert rows[2]["n"] == 2 * 5 and "the 2 patches over that bar" in rows[2]["metric"]
+    assert [row["pass"] for row in rows] == ["no", "no", "yes", "no"]
+    assert rows[3]["n"] == 2 * 5 and "the 2 patches over that bar" in rows[3]["metric"]
 
 
 def test_what_only_norms_round_apart_is_told_from_what_is_wrong(wide: VLM, monkeypatch):
@@ -69,10 +70,18 @@ def test_what_only_norms_round_apart_is_told_from_what_is_wrong(wide: VLM, monke
     monkeypatch.setattr(speed, "EXACT_IMAGES", 1)
     _fault(monkeypatch, 1e-10)
     rows, _ = speed.exactness(wide, 8, seed=0)
-    assert [row["pass"] for row in rows] == ["no", "yes", "yes"]
-    assert rows[0]["value"] > 1e-8 and 0 < rows[2]["value"] < 1e-9
+    assert [row["pass"] for row in rows] == ["no", "yes", "yes", "yes"]
+    assert rows[0]["value"] > 1e-8 and 0 < rows[3]["value"] < 1e-9
     norm = wide.decoder.layers[0].input_layernorm
     assert "forward" not in vars(norm), "norms are the stock ones again"
+
+
+def test_a_number_on_the_other_side_of_a_threshold_counts_unless_it_is_near():
+    right = np.array([[1.0, 4.0], [2.0, 3.0], [4.0, 2.0], [5.0, 1.0]])  # thresholds 3 and 2.5
+    found = np.array([[1.0, 4.0], [3.1, 3.0], [4.0, 2.6], [5.0, 2.6]])
+    assert speed._other_side(found, right, 0.0) == (3, 0)
+    assert speed._other_side(found, right, 0.3) == (2, 1), "2 lies by a fifth of 2.5 below it"
+    assert speed._other_side(right, right, 0.0) == (0, 0)
 
 
 def _fault(monkeypatch, size: float) -> None:
@@ -134,9 +143,12 @@ def test_exactness_over_every_patch_is_a_table_of_its_own(tmp_path, tiny_vlm: VL
     monkeypatch.setattr(speed, "_rounding", lambda name, stocks: speed.row("rounding", 1.0, n=1))
     main(["bench", "--every-patch"])
     assert [path.name for path in (tmp_path / "figures" / "bench").iterdir()] == ["exactness.json"]
-    logits, divergences, _ = json.loads((tmp_path / "figures/bench/exactness.json").read_text())
+    logits, divergences, criteria, _ = json.loads(
+        (tmp_path / "figures/bench/exactness.json").read_text()
+    )
     assert "(25 patches of 1 images)" in logits["metric"] and logits["n"] == 5 * 25
     assert logits["pass"] == "yes" and divergences["n"] == 2 * 25
+    assert criteria["pass"] == "yes" and criteria["n"] == 3 * 25
 
 
 def test_undecided_rows_of_two_workers_say_so(monkeypatch):

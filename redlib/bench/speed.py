@@ -68,6 +68,9 @@ CASCADE = ("region", "global")
 EXACT_IMAGES, EXACT_PATCHES = 3, 8
 LOGITS = {torch.float32: 5e-6, torch.float64: 1e-9}
 JSD_RELATIVE, JSD_ABSOLUTE = 1e-4, 1e-9
+CRITERIA = ("top-1 probability", "JSD_region", "JSD_final")
+NEAR = {torch.float32: 1e-3, torch.float64: 0.0}
+"""How near to a threshold, as a share of it, a patch may fall on the other side."""
 WORK = 0.97  # of the closed-form bound
 
 BARS = {"single": 2.0, "region": 1.8, "global": 1.6, "cascade": 4.0}
@@ -248,7 +251,8 @@ def memory(name: str, *, seed: int) -> Row:
 
 
 def exactness(vlm: VLM, patches: int | None, *, seed: int) -> tuple[list[Row], np.ndarray]:
-    """Every number against N: logits of single and both cascade levels, and their divergences.
+    """Every number against N: logits of single and both cascade levels, their divergences, and by
+    which criteria a patch is a candidate for a codebook whose thresholds lie at the medians.
 
     Of a model in float64, patches whose logits are farther off than the bar are compared once more
     with norms that do not round to float32 (`baselines.double_norms`): what was rounded apart
@@ -258,27 +262,28 @@ def exactness(vlm: VLM, patches: int | None, *, seed: int) -> tuple[list[Row], n
         patches: so many of each image, or None for all.
 
     Returns:
-        the rows, and (2 n,) the divergences by N of n patches, of each the region's and the whole
-        image's.
+        the rows, and (n, 2) the divergences by N of n patches, the region's and the whole image's.
     """
     size, bar = vlm.grid.size, LOGITS[vlm.dtype]
     images = scenes("test", EXACT_IMAGES)
-    far, divergences, missed = [], [], []
+    compared, missed = [], []
     for number, scene in enumerate(tqdm(images, desc=f"exactness, {vlm.name}", leave=False)):
         chosen = range(size) if patches is None else spread(size, patches, seed + number)
-        logits, pairs = _compare(vlm, scene.image, chosen)
-        far.append(logits)
-        divergences.append(pairs)
-        over = np.flatnonzero(logits.max(1) > bar)
+        compared.append(_compare(vlm, scene.image, chosen))
+        over = np.flatnonzero(compared[-1][0].max(1) > bar)
         missed += [(scene.image, [chosen[place] for place in over])] if len(over) else []
-    logits, (right, found) = np.concatenate(far), np.concatenate(divergences, axis=1)
+    logits, right, found = (np.concatenate(part) for part in zip(*compared, strict=True))
     label = f"exactness, {vlm.name}, {str(vlm.dtype).removeprefix('torch.')}"
     of = f"{len(logits)} patches of {len(images)} images"
+    far, close = _other_side(found, right, NEAR[vlm.dtype])
+    near = f" by more than a thousandth; {close} by less" if NEAR[vlm.dtype] else ""
     rows = [
         row(f"{label}: logits against N, share of the largest ({of})",
             logits.max(), n=logits.size, bar=bar, at_most=True),
         row(f"{label}: JSD against N, of the allowed 1e-4 or 1e-9 ({of})",
-            _wrong(found, right), n=len(right), bar=1.0, at_most=True),
+            _wrong(found[:, 1:], right[:, 1:]), n=right[:, 1:].size, bar=1.0, at_most=True),
+        row(f"{label}: criteria met otherwise than by N, {len(CRITERIA)} thresholds at the medians"
+            f"{near} ({of})", far, n=right.size, bar=0, at_most=True),
     ]  # fmt: skip
     if missed and vlm.dtype == torch.float64:
         with double_norms(vlm):
@@ -287,17 +292,17 @@ def exactness(vlm: VLM, patches: int | None, *, seed: int) -> tuple[list[Row], n
             row(f"{label}: the {len(again)} patches over that bar, norms in float64 (stock's round"
                 " to float32)", again.max(), n=again.size, bar=bar, at_most=True)
         )  # fmt: skip
-    return rows, right
+    return rows, right[:, 1:]
 
 
 def _compare(
     vlm: VLM, image: Image.Image, chosen: Sequence[int]
-) -> tuple[np.ndarray, tuple[list[float], list[float]]]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """How far ours are from N.
 
     Returns:
-        (patches, 5) the largest difference of each logit vector, as `_apart` has it, and the
-        divergences at both levels by N and by ours.
+        (patches, 5) the largest difference of each logit vector, as `_apart` has it, and twice
+        (patches, 3), by N and by ours, what CRITERIA names.
     """
     vocabulary = vlm.model.config.text_config.vocab_size
     skip = partial(probe.is_article, vlm)
@@ -313,21 +318,37 @@ def _compare(
         shown, window, ablated, whole = (
             pieces.table[path] for level in LEVELS for path in _paths(vlm, pieces, level, [patch])
         )
-        apart = [_apart(alone, place, step(vlm, shown)[0])]
+        single = step(vlm, shown)[0]
+        apart = [_apart(alone, place, single)]
+        right.append([float(single.softmax(-1).max())])
+        found.append([float((alone.logits[place, 0] - alone.log_sum[place]).exp())])
         both = {"region": (step(vlm, window), ablated), "global": (seen, whole)}
         for level, ((intact, fed), rows) in both.items():
             changed = stock(vlm, torch.cat([rows, fed]))
             before, after = (numbers[place] for numbers in pairs[level])
             apart += [_apart(said, before, intact), _apart(said, after, changed)]
-            right.append(float(leave_one_out.jsd(intact, changed)))
-            found.append(float(leave_one_out.jsd(said.logits[before], said.logits[after])))
+            right[-1].append(float(leave_one_out.jsd(intact, changed)))
+            found[-1].append(float(leave_one_out.jsd(said.logits[before], said.logits[after])))
         far.append(apart)
-    return np.array(far), (right, found)
+    return np.array(far), np.array(right), np.array(found)
 
 
 def _wrong(found: np.ndarray, right: np.ndarray) -> float:
     """The largest error of a divergence over the allowed one."""
     return float((np.abs(found - right) / np.maximum(JSD_RELATIVE * right, JSD_ABSOLUTE)).max())
+
+
+def _other_side(found: np.ndarray, right: np.ndarray, near: float) -> tuple[int, int]:
+    """How often (n, criteria) numbers fall on another side of a threshold than by N, and are by N
+    farther from it than `near`, as a share of it, and not.
+
+    The threshold of a criterion lies in the middle of N's numbers, between two of them.
+    """
+    middle = len(right) // 2
+    threshold = np.sort(right, axis=0)[middle - 1 : middle + 1].mean(0)
+    other = (found < threshold) != (right < threshold)
+    far = np.abs(right - threshold) > near * threshold
+    return int((other & far).sum()), int((other & ~far).sum())
 
 
 def _rounding(name: str, stocks: dict[torch.dtype, np.ndarray]) -> Row:
@@ -340,7 +361,7 @@ def _rounding(name: str, stocks: dict[torch.dtype, np.ndarray]) -> Row:
     return row(
         f"rounding, {name}: JSD of N in float32 against N in float64, of the allowed 1e-4 or 1e-9",
         _wrong(single, double),
-        n=len(double),
+        n=double.size,
     )
 
 

@@ -1,12 +1,15 @@
-"""The answers behind every number: one page per run, opened by the part of its address after "#".
+"""The answers behind every number: a page per notebook that asks, opened at a part by what stands
+behind the "#" of its address.
 
 Notebook 06 leaves two files beside its figures: `06.answers.csv`, what the model said to every
-question under every rule, and `06.right.csv`, what each answer is worth. A number of Table 1 is a
-mean over a part of them, so a link to it names that part:
+question under every rule, and `06.right.csv`, what each answer is worth. So do 05, whose Table 3
+judges codebooks, and 08, which judges their controls. A number of Table 1 is a mean over a part of
+them, so a link to it names that part:
 
-    answers.html#ours@64/pope                  the answers of Ours at 64 tokens to POPE's questions
-    answers.html#ours@64,random@64/mean        two rules side by side, all five tasks
-    answers.html#question/17                   one question, every rule, and how to draw its scene
+    06.answers.html#ours@64/pope               the answers of Ours at 64 tokens to POPE's questions
+    06.answers.html#ours@64,random@64/mean     two rules side by side, all five tasks
+    06.answers.html#question/17                one question, every rule, and how to draw its scene
+    05.answers.html#tau_prob@64/mean           those behind the row of Table 3 without tau_prob
 
 A rule is `method@tokens`, with its setting in front where that is not the base one
 (`split:ours@64`); several draws of one rule end in `#1`, `#2` and are shown together. A task is one
@@ -32,7 +35,9 @@ from redlib.errors import RedlibError
 from redlib.store import read_csv, write_text, writing
 from redlib.webpage import document, text
 
-SAID, RIGHT, PAGE = "06.answers.csv", "06.right.csv", "answers.html"
+NOTEBOOKS = ("05", "06", "08")
+"""Those that leave answers."""
+
 KEYS = ("question", "task", "image", "text", "gold")
 
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -44,19 +49,35 @@ GROUPS: dict[str, tuple[str, ...]] = {
 """A task of the tables -> the tasks whose equally weighted mean it is. A task also stands for its
 own parts: "pope" for "pope-random" and the others of the file that begin so."""
 
+_SHARES = (
+    "The tables divide each task by what all visual tokens (unpruned) reach, and average the five."
+)
+REMARKS: dict[str, dict[str, str]] = {
+    "05": {"mean": _SHARES},
+    "06": {
+        "mme": "The tables count MME by its categories, and a right answer once more if its pair "
+        "is right too, so their MME and their mean are others.",
+        "film": "The tables count films by their subtasks, so that their number is another.",
+    },
+    "08": {"mean": _SHARES},
+}
+"""By notebook and task: how a table's number comes from the mean worth that the page shows."""
+
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
-_RULE = re.compile(r"(?:[a-z]+:)?[a-z0-9+-]+@\d+(?:#\d+)?")
+_RULE = re.compile(r"(?:[a-z]+:)?[a-z0-9_+-]+@\d+(?:#\d+)?")
 
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """The two files of one run.
+    """The two files of one notebook of a run.
 
     Attributes:
+        notebook: of NOTEBOOKS.
         said: KEYS and one column per rule, all text.
         right: the same columns; "1", "0", a score, or "" where the rule was not asked.
     """
 
+    notebook: str
     said: pd.DataFrame
     right: pd.DataFrame
 
@@ -79,7 +100,17 @@ class Answers:
             return ""
         if not all(self.parts(task) for task in tasks.split(",")):
             return ""
-        return f"{PAGE}#{quote(where, safe='@:,/+')}"
+        return f"{page(self.notebook)}#{quote(where, safe='@:,/+')}"
+
+
+def files(notebook: str) -> tuple[str, str]:
+    """Names of the file of what was said and of the file of what that is worth."""
+    return f"{notebook}.answers.csv", f"{notebook}.right.csv"
+
+
+def page(notebook: str) -> str:
+    """Name of the page of a notebook's answers."""
+    return f"{notebook}.answers.html"
 
 
 def _members(task: str) -> tuple[str, ...]:
@@ -103,22 +134,24 @@ def address(rules: Iterable[str], tasks: Iterable[str]) -> str:
 def of_row(row: Mapping[str, str]) -> str:
     """The address of the answers behind a row of a result table, "" where it names no rule.
 
-    Read are method, against (a second method), tokens, setting and task (or set).
+    Read are method (in Table 3 left_out), against (a second method), tokens, setting and task (or
+    set).
     """
-    if not row.get("method") or not row.get("tokens"):
+    first = row.get("method") or row.get("left_out")
+    if not first or not row.get("tokens"):
         return ""
-    methods = [name for name in (row["method"], row.get("against")) if name]
+    methods = [name for name in (first, row.get("against")) if name]
     setting = row.get("setting", "base")
     task = row.get("task") or row.get("set") or "mean"
     return address([rule(name, row["tokens"], setting) for name in methods], [task])
 
 
-def read(folder: str | Path) -> Answers | None:
-    """The answers of the run whose figures lie in `folder`, None if notebook 06 has left none.
+def read(folder: str | Path, notebook: str) -> Answers | None:
+    """The answers of the run whose figures lie in `folder`, None if that notebook has left none.
 
     Raises RedlibError if only one of the two files is there, or they do not belong together.
     """
-    said, right = (Path(folder) / name for name in (SAID, RIGHT))
+    said, right = (Path(folder) / name for name in files(notebook))
     if not said.is_file() and not right.is_file():
         return None
     frames = []
@@ -127,31 +160,35 @@ def read(folder: str | Path) -> Answers | None:
     one, two = frames
     lacking = [name for name in KEYS if name not in one]
     if lacking:
-        raise RedlibError(f"{said}: no column {lacking[0]!r}; run notebook 06 again")
+        raise RedlibError(f"{said}: no column {lacking[0]!r}; run notebook {notebook} again")
     if list(one.columns) != list(two.columns) or not one["question"].equals(two["question"]):
-        raise RedlibError(f"{right}: other columns or questions than {SAID}; run notebook 06 again")
+        raise RedlibError(
+            f"{right}: other columns or questions than {said.name}; run notebook {notebook} again"
+        )
     odd = [name for name in one.columns if name not in KEYS and not _RULE.fullmatch(name)]
     if odd:
         raise RedlibError(f"{said}: column {odd[0]!r} is no rule such as 'ours@64'")
-    return Answers(one, two)
+    return Answers(notebook, one, two)
 
 
-def write(folder: str | Path, *, run: str) -> Path | None:
-    """Write the page of a run's answers into the folder of its figures; drop one that has lost its
-    files. Returns its path, None without answers. Raises RedlibError as `read` does."""
-    found, page = read(folder), Path(folder) / PAGE
+def write(folder: str | Path, notebook: str, *, run: str) -> Path | None:
+    """Write the page of a notebook's answers into the folder of its run's figures; drop one that
+    has lost its files. Returns its path, None without answers. Raises RedlibError as `read` does.
+    """
+    found, path = read(folder, notebook), Path(folder) / page(notebook)
     if found is None:
-        with writing(page):
-            page.unlink(missing_ok=True)
+        with writing(path):
+            path.unlink(missing_ok=True)
         return None
-    title = f"Answers of run {run}"
-    body = _BODY.replace("TITLE", text(title)).replace("SAID", SAID).replace("RIGHT", RIGHT)
+    said, right = files(notebook)
+    title = f"Answers of run {run}, notebook {notebook}"
+    body = _BODY.replace("TITLE", text(title)).replace("SAID", said).replace("RIGHT", right)
     data = json.dumps(pack(found), ensure_ascii=False, separators=(",", ":"))
     # "<" could end the element in which the data stand
     data = data.replace("<", "\\u003c")
     block = f'<script type="application/json" id="data">{data}</script>'
-    write_text(page, document(title, f"{body}\n{block}\n<script>{_SCRIPT}</script>"))
-    return page
+    write_text(path, document(title, f"{body}\n{block}\n<script>{_SCRIPT}</script>"))
+    return path
 
 
 def pack(found: Answers) -> dict[str, Any]:
@@ -187,6 +224,11 @@ def pack(found: Answers) -> dict[str, Any]:
         "question": said["question"].tolist(),
         "keys": {name: coded(said[name]) for name in KEYS if name != "question"},
         "groups": groups,
+        "remarks": {
+            part: remark
+            for task, remark in REMARKS[found.notebook].items()
+            for part in (task, *found.parts(task))
+        },
         "rules": {name: [coded(said[name]), coded(right[name])] for name in found.rules},
     }
 
@@ -293,14 +335,11 @@ function list(chosen, tasks) {
       : ["Said", "Worth"])];
   const scores = columns.map((name) => name + ": " + known.map((task) => task + " "
     + (100 * score(answers(name)[1], task)).toFixed(1)).join(", "));
-  const reels = parts.includes("film") ? " The tables count films by their subtasks, so that their "
-    + "number is another." : "";
   const what = chosen.join(" beside ") + ", " + known.join(" and ");
   const count = kept.length + (kept.length === 1 ? " question" : " questions");
-  const pairs = parts.includes("mme") ? " The tables count MME by its categories, and a right "
-    + "answer once more if its pair is right too, so their MME and their mean are others." : "";
+  const remarks = [...new Set(parts.flatMap((part) => data.remarks[part] ?? []))];
   return [what, [
-    make("p", "Mean worth in percent. " + scores.join("; ") + "." + pairs + reels,
+    make("p", "Mean worth in percent. " + scores.join("; ") + ". " + remarks.join(" "),
       {class: "summary"}),
     table(what + ": " + count + (only ? ", wrong ones only" : "")
       + ". A number leads to the question under every rule.", heads, rows)]];

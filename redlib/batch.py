@@ -197,7 +197,8 @@ def draw_pages(file: str | Path) -> Path:
             raise RedlibError(f"{from_here(place)}: no results yet; `redlib run {file}` makes them")
     for one in runs:
         name, place = one.run_name, pages[one.run_name]
-        answers.write(place, run=name)
+        for notebook in answers.NOTEBOOKS:
+            answers.write(place, notebook, run=name)
         if one.publish and one.notebooks is not None:
             _publish_log(one, place)
         table1 = comparison.table1({name: place})

@@ -7,8 +7,8 @@ links and no script, font or style from anywhere else; it can be opened from the
 served as it is (`redlib.webpage` has the style). Every picture has a text alternative that says
 what it shows. The page holds no date, so that the same run gives the same bytes.
 
-Where a run has kept its answers, a number of Table 1, and of every table with a method, its tokens
-and a task, is a link to those that it counts (`redlib.answers`).
+Where a run has kept its answers, a number of Table 1, and of every table with a method and its
+tokens, is a link to those that it counts (`redlib.answers`).
 """
 
 import io
@@ -28,7 +28,10 @@ from redlib.store import Missing, damaged, read_csv, read_json, read_mapping, wr
 from redlib.webpage import document, heads, linked, region, text
 
 # Columns that say what a row of a result table is about; the others hold what was measured.
-_ASKED = ("method", "against", "tokens", "setting", "task", "set", "seed", "from")
+_ASKED = (
+    "method", "against", "tokens", "setting", "task", "set", "seed", "seeds", "from",
+    "training_images", "prototypes",
+)  # fmt: skip
 
 CLAIMS = ".claims.json"
 """End of the name of a notebook's file of tested statements."""
@@ -205,7 +208,11 @@ class _Links:
     ) -> None:
         self._start, self._beside = start, beside
         self._folders = {name: Path(folder) for name, folder in {**folders, **beside}.items()}
-        self._answers = {name: answers.read(folder) for name, folder in self._folders.items()}
+        self._answers = {
+            (name, notebook): answers.read(folder, notebook)
+            for name, folder in self._folders.items()
+            for notebook in answers.NOTEBOOKS
+        }
         self._items = {
             (name, note["name"]) for name, folder in self._folders.items() for note in items(folder)
         }
@@ -222,9 +229,10 @@ class _Links:
         page = f"{self.place(run)}index.html" if run in self._beside else ""
         return f"{page}#{_id(run, name)}"
 
-    def to(self, run: str, where: str) -> str:
-        """The link to answers named as `answers.address` does, "" if the run has none of them."""
-        found = self._answers.get(run)
+    def to(self, run: str, where: str, notebook: str = "06") -> str:
+        """The link to a notebook's answers named as `answers.address` does, "" if the run has none
+        of them."""
+        found = self._answers.get((run, notebook))
         link = found.link(where) if found else ""
         return self.place(run) + link if link else ""
 
@@ -282,7 +290,7 @@ def _item(note: Mapping[str, Any], run: str, folder: Path, links: "_Links") -> s
         numbers = partial(
             table,
             folder / f"{note['name']}.csv",
-            link=lambda row: links.to(run, answers.of_row(row)),
+            link=lambda row: links.to(run, answers.of_row(row), note["notebook"]),
         )
         summary = f'<p class="summary">{text(note["alt"])}</p>'
         if "shown" in note:
@@ -339,7 +347,9 @@ def _ledger(frame: pd.DataFrame, links: "_Links") -> str:
         where = linked(text(where), links.item(claim.run, claim.table)) if claim.run else ""
         needs = f"needs {text(claim.needs)}" if claim.needs else ""
         cells = [text(cell) for cell in (claim.paper, claim.paper_tables, claim.criterion)]
-        cells.append(linked(text(claim.measured), links.to(claim.run, claim.answers)))
+        cells.append(
+            linked(text(claim.measured), links.to(claim.run, claim.answers, claim.notebook))
+        )
         rows.append(
             f'<tr><th scope="row">{text(claim.claim)} '
             f'<span class="where">({text("; ".join(filter(None, (claim.section, claim.note))))})'

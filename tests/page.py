@@ -137,7 +137,7 @@ def test_every_link_leads_somewhere(browser, figures, name):
         assert path.is_file(), link
         if url == own:
             assert unquote(fragment) in ids, link
-        elif path.name == "answers.html" and fragment:
+        elif path.name.endswith(".answers.html") and fragment:
             answers.append((path, fragment))
         else:
             assert not fragment, link
@@ -194,7 +194,7 @@ def test_two_clicks_from_a_number_to_a_question_under_every_rule(
     number.send_keys(Keys.ENTER)
     rows = "#shown tbody tr"
     WebDriverWait(browser, 20).until(lambda _: browser.find_elements("css selector", rows))
-    assert browser.current_url.split("#")[0].endswith("/answers.html")
+    assert browser.current_url.split("#")[0].endswith("/06.answers.html")
     assert "Mean worth in percent" in browser.find_element("id", "shown").text
     browser.find_element("css selector", "#shown tbody th a").send_keys(Keys.ENTER)
     title = browser.find_element("id", "result")
@@ -216,13 +216,13 @@ def test_the_number_above_the_answers_is_their_mean(browser, figures):
     right["task"] = right["task"].str.replace(r"^pope-.*", "pope", regex=True)
     five = right[right["task"].isin(["pope", "mme", "mmb", "seed", "rwqa"])]
     expected = 100 * five.groupby("task")["ours@64"].mean().mean()
-    visit(browser, folder / "answers.html", "#ours@64/mean")
+    visit(browser, folder / "06.answers.html", "#ours@64/mean")
     assert f"ours@64: mean {expected:.1f}." in browser.find_element("id", "shown").text
     assert len(browser.find_elements("css selector", "#shown tbody tr")) == len(five)
 
 
 def test_the_answers_page_by_its_own_controls(browser, figures):
-    page = figures / RUNS[0] / "answers.html"
+    page = figures / RUNS[0] / "06.answers.html"
     visit(browser, page)
     Select(browser.find_element("id", "task")).select_by_visible_text("seed")
     Select(browser.find_element("id", "rule")).select_by_visible_text("random@64")
@@ -244,7 +244,7 @@ def test_no_page_is_wider_than_the_window(browser, figures, width):
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {
         "width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False})  # fmt: skip
     try:
-        for path in ("tiny/index.html", f"{RUNS[0]}/index.html", f"{RUNS[0]}/answers.html"):
+        for path in ("tiny/index.html", f"{RUNS[0]}/index.html", f"{RUNS[0]}/06.answers.html"):
             visit(browser, figures / path)
             inside = browser.execute_script("return document.documentElement.scrollWidth")
             assert inside <= width, path

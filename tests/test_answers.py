@@ -37,7 +37,7 @@ def cells(path, name):
 
 
 def test_the_page_holds_both_files_whole(run):
-    packed = data_of(answers.write(run, run="one"))
+    packed = data_of(answers.write(run, "06", run="one"))
     assert packed["question"] == cells(run / "06.answers.csv", "question")
     for name in ("task", "image", "text", "gold"):
         column = answers.unpack(packed, packed["keys"][name])
@@ -50,9 +50,9 @@ def test_the_page_holds_both_files_whole(run):
 
 
 def test_the_page_of_answers_is_one_file_and_the_same_each_time(run):
-    page = answers.write(run, run="one")
+    page = answers.write(run, "06", run="one")
     first = page.read_bytes()
-    assert answers.write(run, run="one").read_bytes() == first
+    assert answers.write(run, "06", run="one").read_bytes() == first
     read = Page(first.decode())
     assert read.open == [] and read.all("b") == [] and len(read.all("script")) == 2
     links = [a["href"] for a in read.all("a")]
@@ -65,27 +65,27 @@ def test_the_page_of_answers_is_one_file_and_the_same_each_time(run):
 
 def test_a_run_without_answers_has_no_page_and_no_links(run):
     item(run, "accuracy", notebook="06", kind="table")
-    answers.write(run, run="one")
+    answers.write(run, "06", run="one")
     for name in ("answers", "right"):
         (run / f"06.{name}.csv").unlink()
-    assert answers.read(run) is None and answers.write(run, run="one") is None
-    assert not (run / "answers.html").exists()
+    assert answers.read(run, "06") is None and answers.write(run, "06", run="one") is None
+    assert not (run / "06.answers.html").exists()
     page = Page(report.write(run / "index.html", {"one": run}, title="T").read_text())
     assert not [a for a in page.all("a") if "answers" in a["href"]]
 
 
 def test_links_name_only_what_is_there(run):
-    found = answers.read(run)
-    assert found.link("ours@64/pope") == "answers.html#ours@64/pope"
+    found = answers.read(run, "06")
+    assert found.link("ours@64/pope") == "06.answers.html#ours@64/pope"
     assert found.link("split:ours@64,random@64/mean") == (
-        "answers.html#split:ours@64,random@64/mean"
+        "06.answers.html#split:ours@64,random@64/mean"
     )
     assert found.parts("pope") == ["pope-random", "pope-popular"]
     assert found.parts("mean") == ["pope-random", "pope-popular", "mme", "mmb", "seed", "rwqa"]
     for nothing in ("", "ours@144/pope", "ours@64/naming", "ours@64,x@1/pope", "ours@64/pop"):
         assert found.link(nothing) == ""
-    assert data_of(answers.write(run, run="x"))["groups"]["pope"] == [found.parts("pope")]
-    assert "video" not in data_of(answers.write(run, run="x"))["groups"]
+    assert data_of(answers.write(run, "06", run="x"))["groups"]["pope"] == [found.parts("pope")]
+    assert "video" not in data_of(answers.write(run, "06", run="x"))["groups"]
 
 
 def test_rules_and_tasks_of_a_row():
@@ -107,18 +107,18 @@ def test_files_that_do_not_belong_together(run):
     whole = right.read_text()
     right.write_text(whole.replace("fastv@64", "fastv@65"))
     with pytest.raises(RedlibError, match="06.right.csv: other columns.*run notebook 06 again"):
-        answers.read(run)
+        answers.read(run, "06")
     right.unlink()
     with pytest.raises(RedlibError, match="06.right.csv: no such file"):
-        answers.read(run)
+        answers.read(run, "06")
     for path in (said, right):
         path.write_text(whole.replace("fastv@64", "fast v"))
     with pytest.raises(RedlibError, match="column 'fast v' is no rule"):
-        answers.read(run)
+        answers.read(run, "06")
     for path in (said, right):
         path.write_text(whole.replace("gold", "golden"))
     with pytest.raises(RedlibError, match="no column 'gold'"):
-        answers.read(run)
+        answers.read(run, "06")
 
 
 def test_sixty_rules_and_a_thousand_questions_stay_below_a_megabyte(tmp_path):
@@ -136,7 +136,7 @@ def test_sixty_rules_and_a_thousand_questions_stay_below_a_megabyte(tmp_path):
         right[f"ours@{k}"] = [*rng.choice(["0", "1"], n - n // 5), *["0.5"] * (n // 5)]
     frame.to_csv(tmp_path / "06.answers.csv", index=False)
     right.to_csv(tmp_path / "06.right.csv", index=False)
-    assert answers.write(tmp_path, run="large").stat().st_size < 1_000_000
+    assert answers.write(tmp_path, "06", run="large").stat().st_size < 1_000_000
 
 
 def accuracy(folder, rows):
@@ -202,9 +202,9 @@ def test_table_1_on_a_page(both, tmp_path):
     row = next(tag for tag, attributes in page.tags if attributes.get("class") == "further")
     assert row == "tr" and "VISIONZIP" in text
     assert "LLaVA-Next with splitting, 320 visual tokens (64 per sub-image): run tiny" in text
-    answered = {a["href"] for a in page.all("a") if "answers.html" in a["href"]}
+    answered = {a["href"] for a in page.all("a") if "06.answers.html" in a["href"]}
     assert answered == {
-        f"../tiny-llava-1.5/answers.html#ours@64/{task}" for task in ("pope", "mean")
+        f"../tiny-llava-1.5/06.answers.html#ours@64/{task}" for task in ("pope", "mean")
     }
     assert pd.read_csv(path.with_name("table-1.csv"))["paper"].notna().sum() > 100
     assert len(page.all("caption")) == len(page.all("table")) == 2
@@ -219,8 +219,8 @@ def test_numbers_of_a_result_table_lead_to_their_answers(run):
     frame = pd.DataFrame(rows, columns=["setting", "method", "tokens", "task", "share"])
     frame.to_csv(run / "shares.csv", index=False)
     text = report.write(run / "index.html", {"one": run}, title="T").read_text(encoding="utf-8")
-    assert '<td class="number"><a href="answers.html#ours@64/mean">0.9</a></td>' in text
-    assert '<td class="number"><a href="answers.html#split:ours@64/pope">0.8</a></td>' in text
+    assert '<td class="number"><a href="06.answers.html#ours@64/mean">0.9</a></td>' in text
+    assert '<td class="number"><a href="06.answers.html#split:ours@64/pope">0.8</a></td>' in text
     assert '<td class="number">0.7</td>' in text
 
 
@@ -248,14 +248,14 @@ def test_every_picture_is_drawn_again_from_its_id():
         picture("photo.jpg")
 
 
-RUNS = [path for path in (ROOT / "figures").iterdir() if (path / answers.RIGHT).is_file()]
+RUNS = [path for path in (ROOT / "figures").iterdir() if (path / "06.right.csv").is_file()]
 
 
 @pytest.mark.parametrize("folder", RUNS, ids=lambda path: path.name)
 def test_committed_numbers_are_the_means_of_their_answers(folder):
     """Of Ours and the unpruned model, since of several draws one is kept; not of MME, whose score
     counts pairs too."""
-    found, table = answers.read(folder), pd.read_csv(folder / "accuracy.csv")
+    found, table = answers.read(folder, "06"), pd.read_csv(folder / "accuracy.csv")
     counted = 0
     for row in table[table["method"].isin(["ours", "unpruned"])].astype(object).itertuples():
         name = answers.rule(row.method, row.tokens, getattr(row, "setting", "base"))

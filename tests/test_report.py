@@ -87,8 +87,8 @@ def unresolved(path):
         file = path.parent / unquote(name) if name else path
         if not file.is_file():
             lost.append(target)
-        elif file.name == answers.PAGE and fragment:
-            if not read(file.parent).link(unquote(fragment)):
+        elif file.name.endswith(".answers.html") and fragment:
+            if not read(file.parent, file.name[:2]).link(unquote(fragment)):
                 lost.append(target)
         elif fragment and unquote(fragment) not in parts(file):
             lost.append(target)
@@ -156,13 +156,13 @@ def test_every_link_and_picture_of_the_committed_pages_is_there(path):
 
 def test_a_link_that_leads_nowhere_is_found(tmp_path):
     made_answers(tmp_path)
-    answers.write(tmp_path, run="x")
+    answers.write(tmp_path, "06", run="x")
     page = tmp_path / "index.html"
     (tmp_path / "second.html").write_text('<p id="z">x</p>')
-    for good in ("index.html", "#x", "second.html#z", "answers.html#ours@64/mean"):
+    for good in ("index.html", "#x", "second.html#z", "06.answers.html#ours@64/mean"):
         page.write_text(f'<p id="x"><a href="{good}">x</a></p>')
         assert unresolved(page) == []
-    for bad in ("other.html", "#y", "#z", "second.html#x", "answers.html#ours@65/mean"):
+    for bad in ("other.html", "#y", "#z", "second.html#x", "06.answers.html#ours@65/mean"):
         page.write_text(f'<p id="x"><a href="{bad}">x</a></p>')
         assert unresolved(page) == [bad]
 

@@ -1,11 +1,13 @@
 """Table 1's numbers against literal loops over a small made-up table of answers."""
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 
+import redlib.answers
 from redlib.bench import mme
 from redlib.bench.intervals import interval, ratio
 from redlib.study import ledger, pruning, scoring
@@ -240,16 +242,34 @@ def test_every_cell_opens_to_its_answers(answers):
     said, right = (scoring.opened(both, value) for value in ("answer", "correct"))
     front = ["question", "task", "image", "text", "gold"]
     assert list(said)[:5] == front and list(said) == list(right)
-    assert set(said.columns[5:]) == {f"{m}@{t}" for m, t in RULES} | {"split:ours@64"}
+    rules = {f"{m}@{t}" for m, t in RULES} | {"split:ours@64", "random@16#1"}
+    assert set(said.columns[5:]) == rules
     assert said["question"].tolist() == list(range(1, len(asked()) + 8))
     for row in itertools.islice(both.itertuples(), 0, None, 17):
         at = (said["task"] == row.task) & (said["image"] == row.image)
         at &= said["text"] == row.question
         name = ("split:" if row.setting == "split" else "") + f"{row.method}@{row.tokens}"
-        if row.seed == 0:
-            assert said.loc[at, name].tolist() == [row.answer]
-            assert right.loc[at, name].tolist() == [row.correct]
+        name += f"#{row.seed}" if row.seed else ""
+        assert said.loc[at, name].tolist() == [row.answer]
+        assert right.loc[at, name].tolist() == [row.correct]
     assert said.loc[said["image"] == "i9", "fastv@16"].isna().all()
+
+
+def test_rows_of_table_3_open_to_the_answers_of_their_codebook(tmp_path):
+    judged = dict.fromkeys([("unpruned", 0), ("random", 0), ("nothing", 0), ("tau_prob", 0)], 0.7)
+    rows = answers_of(judged, np.random.default_rng(5)).drop(columns=["setting", "tokens"])
+    rows["correct"] = (rows["correct"] > 0.5).astype(int)
+    session = SimpleNamespace(figures=tmp_path, notebook="05")
+    left = scoring.leave(session, scoring.of_codebooks(rows, keep=64, size=576))
+    assert left == ["05.answers.csv", "05.right.csv"]
+    found = redlib.answers.read(tmp_path, "05")
+    assert found.rules == ["unpruned@576", "random@64", "random@64#1", "nothing@64", "tau_prob@64"]
+    row = {"left_out": "tau_prob", "training_images": "100", "share": "0.9", "tokens": "64"}
+    assert found.link(redlib.answers.of_row(row)) == "05.answers.html#tau_prob@64/mean"
+    worth = found.right["tau_prob@64"].astype(int)
+    assert worth.tolist() == rows[rows["method"] == "tau_prob"]["correct"].astype(int).tolist()
+    page = redlib.answers.write(tmp_path, "05", run="x").read_text()
+    assert "divide each task by what all visual tokens" in page and "MME by its" not in page
 
 
 def test_the_ledger_decides_its_claims_by_these_tables(answers, tmp_path):

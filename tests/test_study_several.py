@@ -76,19 +76,19 @@ def test_shares_average_the_ratios_of_the_two_sets():
 def test_answers_about_several_images_stand_beside_the_others(tmp_path):
     rules = {("unpruned", 144): 0.9, ("ours", 144): 0.8}
     rows = answers_of(rules, np.random.default_rng(4))
-    session = SimpleNamespace(figures=tmp_path)
+    session = SimpleNamespace(figures=tmp_path, notebook="06")
     assert pruning.open_cells(session, rows, SEEN) == ["06.answers.csv", "06.right.csv"]
-    found = answers.read(tmp_path)
+    found = answers.read(tmp_path, "06")
     claim = printed.table("claims").set_index("id").loc["multi-image-ours"]
     where = answers.address([answers.rule("ours", 144)], ["multi-image"])
     assert claim["where"] == "setting=base;method=ours;tokens=144;task=multi-image"
-    assert found.link(where) == "answers.html#ours@144/multi-image"
+    assert found.link(where) == "06.answers.html#ours@144/multi-image"
     muir = found.right[found.right["task"] == "muir"]
     assert muir["ours@144"].tolist() == ["1", "1", "1", "0", "0", "0", "1", "0"]
     pope = found.right[found.right["task"].str.startswith("pope")]
     assert set(pope["random@144"]) == {""}  # asked of pairs and films alone
     pruning.open_cells(session, rows, SEEN.iloc[:0])
-    assert "mantis" not in set(answers.read(tmp_path).said["task"])
+    assert "mantis" not in set(answers.read(tmp_path, "06").said["task"])
 
 
 def test_a_model_at_chance_has_no_share():

@@ -59,7 +59,7 @@ from redlib.prune.context import MERGED
 from redlib.prune.inside import read_a_layer
 from redlib.prune.scores import cosines
 from redlib.prune.views import Seen
-from redlib.store import atomic, write_json
+from redlib.store import write_json
 from redlib.study import LEAST_IMAGES, codebooks, scoring
 from redlib.study.asking import CAPTIONED, ask, described, exam, identity
 from redlib.study.verdict import Verdict
@@ -544,23 +544,15 @@ def probed(session: Session, scene: Scene | Photo) -> dict[str, list[torch.Tenso
 
 
 def open_cells(session: Session, answers: pd.DataFrame, together: pd.DataFrame) -> list[str]:
-    """Write every answer, and whether it is right, beside the figures: 06.answers.csv and
-    06.right.csv (`scoring.opened`). Returns their names.
+    """Write every answer beside the figures (`scoring.leave`). Returns the names of the files.
 
     together: answers about several images (`study.several.answer_samples`), a set being a task.
     """
-    written = []
     if len(together):
         about = together.rename(columns={"set": "task"}).assign(setting="base")
         about["correct"] = about["correct"].fillna(0)  # empty, which MVBench leaves out of its mean
         answers = pd.concat([answers, about], ignore_index=True)
-    for value, name in (("answer", "06.answers.csv"), ("correct", "06.right.csv")):
-        table = scoring.opened(answers, value)
-        text = table.to_csv(index=False, float_format="%.4g", lineterminator="\n")
-        with atomic(session.figures / name) as temporary:
-            temporary.write_bytes(text.encode("utf-8"))
-        written.append(name)
-    return written
+    return scoring.leave(session, answers[answers["seed"] == 0])
 
 
 def joined(gaps: dict[int, pd.DataFrame]) -> pd.DataFrame:

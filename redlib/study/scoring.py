@@ -29,8 +29,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pandas as pd
 
+from redlib.answers import files
 from redlib.bench.intervals import Interval, interval, ratio
 from redlib.bench.pope_mme import POPE_SUBSETS, mme, pope
+from redlib.notebook import Session
+from redlib.store import atomic
+from redlib.study.ablation import UNPRUNED
 from redlib.study.asking import CAPTIONED, FIVE, REAL
 
 TASKS: dict[str, tuple[str, ...]] = {
@@ -316,24 +320,45 @@ def _per_image(answers: pd.DataFrame) -> pd.DataFrame:
     ].mean()
 
 
+def leave(session: Session, answers: pd.DataFrame) -> list[str]:
+    """Write every answer, and what it is worth, beside the figures of the notebook (`opened`): the
+    two files that `redlib.answers` reads. Returns their names."""
+    names = files(session.notebook)
+    for value, name in zip(("answer", "correct"), names, strict=True):
+        table = opened(answers, value)
+        text = table.to_csv(index=False, float_format="%.4g", lineterminator="\n")
+        with atomic(session.figures / name) as temporary:
+            temporary.write_bytes(text.encode("utf-8"))
+    return list(names)
+
+
+def of_codebooks(answers: pd.DataFrame, *, keep: int, size: int) -> pd.DataFrame:
+    """Rows of `ablation.judge` as `leave` takes them, all draws of a method.
+
+    keep: tokens that each codebook left, of `size`.
+    """
+    left = np.where(answers["method"] == UNPRUNED, size, keep)
+    return answers.assign(setting="base", tokens=left)
+
+
 def opened(answers: pd.DataFrame, value: str) -> pd.DataFrame:
     """Every answer beside its question: a row per question, a column per rule.
 
     value: "answer", what was said; or "correct", 1, 0, or the F1 of a caption.
 
     Returns question (running number), task, image, text, gold, and `method@tokens` for each rule,
-    "split:method@tokens" for images in tiles; of methods that draw, the first seed. A cell is empty
+    "split:method@tokens" for images in tiles, with "#1", "#2" for all seeds but 0. A cell is empty
     where the rule was not asked.
     """
-    first = answers[answers["seed"] == 0]
-    first = first.assign(task=first["task"].replace(REAL))
-    front = first["setting"].map(lambda name: "" if name == "base" else f"{name}:")
-    rule = front + first["method"] + "@" + first["tokens"].astype(str)
+    front = answers["setting"].map(lambda name: "" if name == "base" else f"{name}:")
+    behind = answers["seed"].map(lambda seed: f"#{seed}" if seed else "")
+    rule = front + answers["method"] + "@" + answers["tokens"].astype(str) + behind
     key = ["task", "image", "question", "gold"]
     # A benchmark may ask the same question about one image twice: one answer stands for both.
-    first = first.assign(rule=rule).drop_duplicates([*key, "rule"])
-    table = first.pivot(index=key, columns="rule", values=value)
-    order = first[key].drop_duplicates()
+    every = answers.assign(task=answers["task"].replace(REAL), rule=rule)
+    every = every.drop_duplicates([*key, "rule"])
+    table = every.pivot(index=key, columns="rule", values=value)
+    order = every[key].drop_duplicates()
     table = table.loc[pd.MultiIndex.from_frame(order), rule.drop_duplicates()].reset_index()
     table.insert(0, "number", range(1, len(table) + 1))
     names = {"question": "text", "number": "question"}

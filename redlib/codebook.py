@@ -305,8 +305,9 @@ class Codebook:
         """(N, D) prototypes of length 1, there and in that precision; made once and kept."""
         if (device, dtype) not in self._unit:
             self._unit.clear()
-            vectors = self.vectors.to(device, dtype)
-            self._unit[device, dtype] = torch.nn.functional.normalize(vectors, dim=-1)
+            with torch.inference_mode(False):  # else it could not be used outside of such a mode
+                vectors = self.vectors.clone().to(device, dtype)
+                self._unit[device, dtype] = torch.nn.functional.normalize(vectors, dim=-1)
         return self._unit[device, dtype]
 
     def save(self, path: str | Path) -> Path:

@@ -41,6 +41,7 @@ from redlib.errors import RedlibError
 from redlib.scale import Workers
 
 _PART = ".parquet"
+_NOTHING = object()  # what stands for a field that a key does not have
 _BUSY = 0.5  # seconds between two looks at what another run measures
 _DELAY = 60.0  # seconds after which a network folder shows a file that another machine wrote
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -202,7 +203,7 @@ class Store:
             _write_first(note, self.key)
         old = read_mapping(note)
         for field in [*self.key, *old]:
-            before, now = old.get(field, "nothing"), self.key.get(field, "nothing")
+            before, now = old.get(field, _NOTHING), self.key.get(field, _NOTHING)
             if before != now and repr(before) != repr(now):  # NaN is unequal to itself
                 raise RedlibError(
                     f"{self.folder}: made with {field} = {_short(before)}, now {_short(now)}; "
@@ -382,7 +383,7 @@ def _plain(value: Any) -> Any:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    text = "nothing" if value is _NOTHING else repr(value)
     if len(text) <= 40:
         return text
     return f"{text[:30]}... (hash {hashlib.sha256(text.encode()).hexdigest()[:6]})"

@@ -112,6 +112,12 @@ def test_calibration_does_not_hang_on_the_last_digit():
     assert all(torch.equal(a, b) for a, b in zip(kept, moved, strict=True))
 
 
+def test_calibration_between_neighbours_of_single_precision():
+    low = torch.tensor(0.3)
+    scores = torch.stack([low, torch.nextafter(low, torch.tensor(1.0))])
+    assert keep_threshold(scores, calibrate([scores], 1)).tolist() == [True, False]
+
+
 def test_calibration_with_equal_scores_comes_as_close_as_it_can():
     scores = [torch.tensor([0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0])]
     assert keep_threshold(scores[0], calibrate(scores, 4)).sum() == 3

@@ -197,6 +197,29 @@ def test_text_beside_an_image_is_not_shortened(made, method):
             assert torch.equal(model(**text).logits, stock)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("method", ["fastv", "sparsevlm"])
+def test_other_prompts_of_the_language_model_are_the_stock_ones(made, method):
+    """Before a call, behind one, and in between by a cache of their own."""
+    model, inputs = made.model, made.maker(TEXTS, IMAGES)
+    decoder = model.model.language_model
+    rows = torch.randn(2, 90, decoder.config.hidden_size, dtype=torch.float64)
+
+    def read():
+        short = decoder(inputs_embeds=rows[:, :7]).last_hidden_state
+        whole = decoder(inputs_embeds=rows[:, :80], use_cache=True)
+        more = decoder(inputs_embeds=rows[:, 80:], past_key_values=whole.past_key_values)
+        return short, whole.last_hidden_state, more.last_hidden_state
+
+    stock = read()
+    with redlib.pruned(model, method, keep=3, per="image"):
+        plain = model.generate(**inputs, max_new_tokens=3, do_sample=False)
+        for found, wanted in zip(read(), stock, strict=True):
+            assert torch.equal(found, wanted)
+        assert torch.equal(model.generate(**inputs, max_new_tokens=3, do_sample=False), plain)
+        assert torch.equal(read()[1], stock[1])
+
+
 def test_what_it_refuses(made):
     inputs, model = made.maker(TEXTS, IMAGES), made.model
     with redlib.pruned(model, "fastv", keep=2, per="image"):

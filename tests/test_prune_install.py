@@ -6,7 +6,9 @@ text.
 """
 
 import copy
+import functools
 import pickle
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -18,6 +20,13 @@ from conftest import random_image
 from PIL import Image
 from pruning import IMAGES, KINDS, TEXTS, Maker, model_of, picture
 from torch import nn
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    MaxLengthCriteria,
+    RepetitionPenaltyLogitsProcessor,
+    StoppingCriteriaList,
+)
 from transformers.utils import is_torchvision_available
 
 import redlib
@@ -253,6 +262,38 @@ class Listener:
         self.ended = True
 
 
+def test_the_callers_own_come_before_those_of_the_arguments(made):
+    """As stock has it, by their class: a criterion or processor that the arguments also make."""
+    model, inputs = made.model, batch(made)
+    length = inputs["input_ids"].shape[1]
+    last = StoppingCriteriaList([MaxLengthCriteria(length + 5)])
+    plain = LogitsProcessorList([RepetitionPenaltyLogitsProcessor(1.0)])
+    for how in (
+        {"max_new_tokens": 2, "stopping_criteria": last},
+        {"max_new_tokens": 4, "repetition_penalty": 30.0, "logits_processor": plain},
+    ):
+        stock = model.generate(**inputs, **how, do_sample=False)
+        with redlib.pruned(model, "random", keep=1.0, per="image"):
+            ours = model.generate(**inputs, **how, do_sample=False)
+        assert torch.equal(ours, stock)
+        assert not {"_merge_criteria_processor_list"} & vars(model).keys()
+
+
+def test_a_mask_is_inferred_by_the_calls_own_padding(made, monkeypatch):
+    model, inputs = made.model, batch(made)
+    pad = made.maker.tokenizer.pad_token_id
+    monkeypatch.setattr(model.generation_config, "pad_token_id", None)
+    without = {k: v for k, v in inputs.items() if k != "attention_mask"}
+    assert not bool(inputs["attention_mask"].all())
+    with redlib.pruned(model, "random", keep=3, per="image") as run:
+        with_mask = model.generate(**inputs, max_new_tokens=3, do_sample=False, pad_token_id=pad)
+        given = GenerationConfig(pad_token_id=pad, max_new_tokens=3, do_sample=False)
+        for how in ({"pad_token_id": pad, "max_new_tokens": 3, "do_sample": False},
+                    {"generation_config": given}):  # fmt: skip
+            assert torch.equal(model.generate(**without, **how), with_mask)
+    assert len(run.last) == 3
+
+
 def test_a_streamer_hears_the_whole_prompt(made):
     inputs, listener = made.maker(TEXTS[:1], IMAGES[:1]), Listener()
     with redlib.pruned(made.model, "random", keep=4, per="image"):
@@ -351,6 +392,53 @@ def test_what_another_library_put_there_comes_back(made):
     with torch.no_grad(), redlib.pruned(model, "random", keep=3, per="image"):
         model(**inputs)
     assert calls == [1] and vars(model)["forward"] is forward
+
+
+@pytest.mark.parametrize("wrap", [functools.wraps, lambda stock: lambda call: call])
+@pytest.mark.parametrize("name", ["forward", "generate"])
+def test_what_is_put_in_front_of_the_pruner_goes_with_it(small, name, wrap):
+    model, inputs = small.model, batch(small)
+    with torch.no_grad():
+        before = model(**inputs).logits
+    with pytest.warns(UserWarning, match=f"^{name} was replaced while the model was pruned"):
+        with redlib.pruned(model, "random", keep=4):
+            ours = getattr(model, name)
+            setattr(model, name, wrap(ours)(lambda *args, **kwargs: ours(*args, **kwargs)))
+    assert not {"forward", "generate", "_redlib_run"} & vars(model).keys()
+    with torch.no_grad():
+        assert torch.equal(model(**inputs).logits, before)
+
+
+def test_a_forward_that_takes_nothing_more_is_pruned_or_left_alone(small):
+    model = small.model
+    model.forward = lambda input_ids=None: input_ids
+    try:
+        run = redlib.prune.install(model, "random", keep=4)
+        assert model.forward(input_ids=torch.full((1, 3), 7)).shape == (1, 3)
+        redlib.prune.remove(run.model)
+        assert "_redlib_run" not in vars(model)
+    finally:
+        del model.forward
+
+
+def test_leaving_waits_for_a_text_in_another_thread(small):
+    """A method inside the model holds hooks that the other thread still needs."""
+    model, inputs = small.model, batch(small)
+    begun, left = threading.Event(), threading.Event()
+
+    def slowly(ids, scores):
+        begun.set()
+        left.wait(0.2)
+        return scores
+
+    with ThreadPoolExecutor(1) as pool:
+        with redlib.pruned(model, "fastv", keep=3):
+            plain = model.generate(**inputs, max_new_tokens=4, do_sample=False)
+            writing = pool.submit(model.generate, **inputs, max_new_tokens=4, do_sample=False,
+                                  logits_processor=[slowly])  # fmt: skip
+            assert begun.wait(60)
+        left.set()
+        assert torch.equal(writing.result(60), plain)
 
 
 def test_a_pipeline(made):
@@ -524,6 +612,34 @@ def test_a_codebook_of_this_model_needs_no_word(small):
     book = pruning.codebook(name=f"somewhere/{small.folder.name}")
     with redlib.pruned(model, "codebook", keep=3, codebook=book):
         pass
+
+
+def test_a_codebook_first_used_without_gradients_serves_with_them(small):
+    book = pruning.codebook(width=small.model.config.text_config.hidden_size)
+    how = {"codebook": book, "codebook_of_other_model": True}
+    with redlib.pruned(small.model, "codebook", keep=3, **how):
+        with torch.inference_mode():
+            small.model.generate(**batch(small), max_new_tokens=1)
+        assert small.model(**batch(small)).logits.requires_grad
+
+
+def test_images_encoded_beforehand_are_refused(small):
+    model, inputs = small.model, batch(small)
+    text = {k: v for k, v in inputs.items() if k in ("input_ids", "attention_mask")}
+    text["mm_encoder_outputs"] = {"image": image_rows(model, inputs)}
+    beside = {**inputs, "inputs_embeds": torch.zeros(1)}
+    with redlib.pruned(model, "random", keep=3):
+        for call in (lambda: model(**text), lambda: model.generate(**text, max_new_tokens=1)):
+            with pytest.raises(RedlibError, match="leave out mm_encoder_outputs"):
+                call()
+        with pytest.raises(RedlibError, match="leave out inputs_embeds"):
+            model.generate(**beside, max_new_tokens=1)
+
+
+def test_towers_whose_cls_is_a_visual_token_are_refused(small, monkeypatch):
+    monkeypatch.setattr(small.model.config, "vision_feature_select_strategy", "full")
+    with pytest.raises(RedlibError, match="vision_feature_select_strategy keeps .cls."):
+        redlib.prune.install(small.model, "random", keep=3)
 
 
 def test_installed_twice_or_not_at_all(small):

@@ -258,7 +258,7 @@ def test_every_cell_opens_to_its_answers(answers):
 def test_rows_of_table_3_open_to_the_answers_of_their_codebook(tmp_path):
     judged = dict.fromkeys([("unpruned", 0), ("random", 0), ("nothing", 0), ("tau_prob", 0)], 0.7)
     rows = answers_of(judged, np.random.default_rng(5)).drop(columns=["setting", "tokens"])
-    rows["correct"] = (rows["correct"] > 0.5).astype(int)
+    rows["correct"] = rows["correct"] > 0.5
     session = SimpleNamespace(figures=tmp_path, notebook="05")
     left = scoring.leave(session, scoring.of_codebooks(rows, keep=64, size=576))
     assert left == ["05.answers.csv", "05.right.csv"]

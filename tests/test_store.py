@@ -78,7 +78,7 @@ def test_a_kill_in_the_middle_of_a_part_leaves_no_part(tmp_path, monkeypatch):
     [
         ({"dtype": "float64"}, "made with dtype = 'float32', now 'float64'"),
         ({"patches": [1]}, "made with patches = [1, 4, 7], now [1]"),
-        ({"prompt": "x"}, "made with prompt = 'nothing', now 'x'"),
+        ({"prompt": "x"}, "made with prompt = nothing, now 'x'"),
     ],
 )
 def test_another_key_is_refused_by_field(tmp_path, change, words):

@@ -19,7 +19,8 @@ What a method adds to that is in `fastv` and `sparsevlm`: at which layers, by wh
 many stay behind each, and what becomes of those that leave.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -135,6 +136,7 @@ class Inside:
             raise RedlibError(f"pruning inside the model needs sdpa or eager attention; got {kind}")
         self.layers, self._compact = tuple(layers), compact
         self._hooks: list = []
+        self._read_now = False
         self.forget()
 
     # What a method says
@@ -210,6 +212,16 @@ class Inside:
                 expected.append(Candidates(k, place.row, numbers, columns, text, counts))
         self._expected = expected
 
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """While the stock model reads what was expected. At all other times a prompt is somebody
+        else's, and only answers to the last one are gone on with."""
+        self._read_now = True
+        try:
+            yield
+        finally:
+            self._read_now = False
+
     def average(self) -> float:
         """Visual tokens that a layer reads, mean over all layers, of what the last call read."""
         return sum(
@@ -222,9 +234,20 @@ class Inside:
         cache = kwargs.get("past_key_values")
         return cache is None or cache.get_seq_length(layer) == 0
 
+    def _is_ours(self, kwargs: dict, layer: int, new: int) -> bool:
+        """Whether a layer goes on, by `new` positions, with a cache of prompts that these cuts have
+        shortened: its keys are fewer than the first layer's by what they took."""
+        cuts = [cut for cut in self._cuts if cut.layer <= layer]
+        if not cuts:
+            return False
+        cache = kwargs["past_key_values"]
+        read = cache.get_seq_length(0) - new  # the first layer has the new ones already
+        taken = sum(cut.length - cut.index.shape[1] for cut in cuts)
+        return read >= cuts[0].length and cache.get_seq_length(layer) == read - taken
+
     def _begin(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         """In front of the first layer."""
-        if self._expected is None or not self._fresh(kwargs, 0):
+        if not self._read_now or not self._fresh(kwargs, 0):
             return
         hidden = args[0]
         self._copies = len(hidden) // len(self._mask)  # beams of one prompt share its ranking
@@ -234,7 +257,7 @@ class Inside:
     def _look(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         """In front of a layer that ranks: how much attention every candidate gets."""
         layer, hidden = module.self_attn.layer_idx, args[0]
-        if self._expected is None or not self._fresh(kwargs, layer):
+        if not self._read_now or not self._fresh(kwargs, layer):
             return
         real = self._real
         last = (real * torch.arange(real.shape[1])).amax(1).tolist()
@@ -263,11 +286,12 @@ class Inside:
 
     def _shorten(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple | None:
         """In front of a layer behind the first cut."""
-        if self._expected is None:
-            return None
         layer, hidden = module.self_attn.layer_idx, args[0]
         cuts = [cut for cut in self._cuts if cut.layer <= layer]
-        if not self._fresh(kwargs, layer):
+        fresh = self._fresh(kwargs, layer)
+        if not (self._read_now if fresh else self._is_ours(kwargs, layer, hidden.shape[1])):
+            return None
+        if not fresh:
             for cut in cuts:
                 kwargs = kwargs | self._written(cut, hidden, kwargs)
             return args, kwargs | _as_wide_as_the_cache(kwargs, layer)

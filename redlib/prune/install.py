@@ -9,9 +9,11 @@ Nothing else in a script changes. Per call the images go through the vision towe
 chooses among their tokens, the prompt gets as many placeholders as are left, and the stock method
 continues from there: transformers takes encoded images beside a prompt (`mm_encoder_outputs`).
 
-What is installed are two attributes of this one model, `generate` and `forward`, which hide those
-of its class; `remove` deletes them, and hooks that prune inside the language model as well. Neither
-the class, another model, nor the choice of attention is touched.
+What is installed are attributes of this one model: `generate` and `forward`, which hide those of
+its class, and the step of `generate` that joins its own stopping criteria and logits processors
+with the caller's, which are shown the prompt as it was given. `remove` deletes them, and hooks that
+prune inside the language model as well. Neither the class, another model, nor the choice of
+attention is touched.
 
 Sequences that `generate` returns begin with the prompt as it was given, so that whoever cuts the
 answer off behind it still can. `forward` returns logits of the shortened prompt.
@@ -25,6 +27,7 @@ waits for its turn, and a loop of `forward` over a cache has to be alone.
 import functools
 import inspect
 import threading
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -35,8 +38,6 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from torch import Tensor, nn
-from transformers import StoppingCriteriaList
-from transformers.generation import LogitsProcessorList
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from redlib.codebook import Codebook
@@ -56,7 +57,7 @@ FAMILIES = {
     "llava_next": "LlavaNextForConditionalGeneration",
     "llava_onevision": "LlavaOnevisionForConditionalGeneration",
 }
-_MARK = "_redlib_run"
+_MARK, _MERGE = "_redlib_run", "_merge_criteria_processor_list"
 _PIXELS = ("pixel_values", "pixel_values_videos")
 _CONSUMED = (*_PIXELS, "image_sizes", "image_sizes_videos", "batch_num_images",
              "vision_aspect_ratio")  # fmt: skip
@@ -88,7 +89,11 @@ class Run:
     last: list[Kept] = field(default_factory=list)
     _inside: Inside | None = None
     _turn: threading.RLock = field(default_factory=threading.RLock)
-    _generating: set[int] = field(default_factory=set)  # threads
+    # by thread, how to restore the prompts of the answer it is writing, if they are shortened
+    _generating: dict[int, Restored | None] = field(default_factory=dict)
+    # by name, what was an attribute of the model itself before, and what is since
+    _hidden: dict[str, object] = field(default_factory=dict)
+    _shown: dict[str, object] = field(default_factory=dict)
 
     @property
     def report(self) -> str:
@@ -207,7 +212,8 @@ class Run:
                     f"labels must be {tuple(ids.shape)}, as input_ids; got {tuple(labels.shape)}"
                 )
             short["labels"] = prompt.along(labels, -100)
-        return stock(**short)
+        with self._reading():
+            return stock(**short)
 
     @torch.no_grad()
     def generate(self, stock: object, given: dict[str, object]) -> object:
@@ -226,9 +232,11 @@ class Run:
                     "past_key_values of a pruned prompt do not fit its ids, which are given back "
                     "whole: leave the cache out and pass the pixels again"
                 )
-            return self._stock_generate(stock, given)
+            return self._stock_generate(stock, given, None)
+        if given.get("inputs_embeds") is not None:
+            raise RedlibError("a pruned model embeds input_ids itself: leave out inputs_embeds")
         if given.get("attention_mask") is None:
-            given["attention_mask"] = _mask(self.model, ids)
+            given["attention_mask"] = _mask(self.model, ids, given)
         if self._inside is not None:
             if _setting(self.model, given, "prefill_chunk_size") is not None:
                 raise RedlibError(
@@ -249,31 +257,41 @@ class Run:
             length = _setting(self.model, given, name)
             if length:
                 given[name] = max(length - gone, 0)
-        for name, kind in (
-            ("stopping_criteria", StoppingCriteriaList),
-            ("logits_processor", LogitsProcessorList),
-        ):
-            if given.get(name):
-                given[name] = kind([restored.before(each) for each in given[name]])
         if given.get("prefix_allowed_tokens_fn") is not None:
             given["prefix_allowed_tokens_fn"] = restored.prefix(given["prefix_allowed_tokens_fn"])
         if given.get("streamer") is not None:
             given["streamer"] = Streamer(given["streamer"], ids)
-        out = self._stock_generate(stock, given)
+        with self._reading():
+            out = self._stock_generate(stock, given, restored)
         if isinstance(out, Tensor):
             return restored(out)
         out.sequences = restored(out.sequences)
         return out
 
-    def _stock_generate(self, stock: object, given: dict[str, object]) -> object:
+    def _stock_generate(
+        self, stock: object, given: dict[str, object], restored: Restored | None
+    ) -> object:
         thread = threading.get_ident()
-        if thread in self._generating:
-            return stock(**given)
-        self._generating.add(thread)
+        outer = {thread: self._generating[thread]} if thread in self._generating else {}
+        self._generating[thread] = restored
         try:
             return stock(**given)
         finally:
-            self._generating.discard(thread)
+            del self._generating[thread]
+            self._generating |= outer
+
+    def merge(self, stock: object, given: dict[str, object]) -> object:
+        """The stock `_merge_criteria_processor_list`, the caller's criteria or processors being
+        shown restored ids in what it returns."""
+        found, restored = stock(**given), self._generating.get(threading.get_ident())
+        if restored is None:
+            return found
+        own = {id(each) for each in given["custom_list"]}
+        return type(found)(restored.before(each) if id(each) in own else each for each in found)
+
+    def _reading(self) -> AbstractContextManager:
+        """While the stock model reads the prompts of the last `prune`."""
+        return nullcontext() if self._inside is None else self._inside.reading()
 
     def _alone(self) -> AbstractContextManager:
         """What a method inside the model holds of a prompt must not be another thread's."""
@@ -326,8 +344,13 @@ class Run:
                     "out and pass the whole conversation"
                 )
             return True
-        if given.get("mm_encoder_outputs") is not None or _goes_on(given):
+        if _goes_on(given):
             return False
+        if given.get("mm_encoder_outputs") is not None:
+            raise RedlibError(
+                "a pruned model encodes images itself: leave out mm_encoder_outputs and pass the "
+                "pixels"
+            )
         self.last = []
         if self._inside is not None:
             self._inside.forget()
@@ -381,16 +404,27 @@ def install(
         )
     run = _run(model, method, keep, threshold, per, packing, extra, codebook_of_other_model,
                options)  # fmt: skip
-    setattr(model, _MARK, run)  # in front: whoever pickles the model meets it first
-    for name in ("forward", "generate"):
-        setattr(model, name, _instead(getattr(model, name), getattr(run, name)))
+    for name, ours in (
+        (_MARK, run),  # in front: whoever pickles the model meets it first
+        ("forward", _instead(model.forward, run.forward)),
+        ("generate", _instead(model.generate, run.generate)),
+        (_MERGE, _instead(getattr(model, _MERGE), run.merge)),
+    ):
+        if name in vars(model):
+            run._hidden[name] = vars(model)[name]
+        run._shown[name] = ours
+    for name, ours in run._shown.items():
+        setattr(model, name, ours)
     if run._inside is not None:
         run._inside.attach()
     return run
 
 
 def remove(model: nn.Module) -> None:
-    """Undo `install`: the model is the stock one again.
+    """Undo `install`: the model is the stock one again, or what another library had made of it.
+
+    A warning tells if somebody has replaced `forward` or `generate` since; that goes too, as it
+    most likely calls the pruner.
 
     Raises:
         RedlibError: nothing is installed.
@@ -398,15 +432,20 @@ def remove(model: nn.Module) -> None:
     run = vars(model).get(_MARK)
     if run is None:
         raise RedlibError("this model is not pruned; there is nothing to remove")
-    if run._inside is not None:
-        run._inside.detach()
-    for name in ("forward", "generate"):
-        hidden = vars(model)[name].__wrapped__
-        if getattr(hidden, "__self__", None) is model:  # the method of the class
-            delattr(model, name)
-        else:  # another library's, set before ours
-            setattr(model, name, hidden)
-    delattr(model, _MARK)
+    with run._alone():  # another thread may still be writing
+        if run._inside is not None:
+            run._inside.detach()
+        for name, ours in run._shown.items():
+            if vars(model).get(name) is not ours:
+                warnings.warn(
+                    f"{name} was replaced while the model was pruned: what replaced it is gone "
+                    "with the pruner",
+                    stacklevel=2,
+                )
+            if name in run._hidden:
+                setattr(model, name, run._hidden[name])
+            else:
+                vars(model).pop(name, None)
 
 
 @contextmanager
@@ -419,7 +458,8 @@ def pruned(model: nn.Module, method: str | Method, **how: object) -> Iterator[Ru
     try:
         yield run
     finally:
-        remove(model)
+        if _MARK in vars(model):  # else it was removed within the block
+            remove(model)
 
 
 @torch.no_grad()
@@ -467,6 +507,12 @@ def _run(
         raise RedlibError(
             f"the model takes its features from the layers {config.vision_feature_layer}; only one "
             "layer can be pruned"
+        )
+    has_cls = config.vision_config.model_type == "clip_vision_model"
+    if has_cls and config.vision_feature_select_strategy != "default":
+        raise RedlibError(
+            "vision_feature_select_strategy keeps [cls] among the visual tokens; only 'default' "
+            "can be pruned"
         )
     if isinstance(method, str):
         method = find(method)
@@ -538,7 +584,8 @@ def _other_commit(name: str, revision: str) -> bool:
 def _instead(stock: object, ours: object) -> object:
     """A function that looks like the stock method and hands its arguments, by name, to ours."""
     signature = inspect.signature(stock)
-    rest = next(p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD)
+    kinds = {p.kind: name for name, p in signature.parameters.items()}
+    rest = kinds.get(inspect.Parameter.VAR_KEYWORD)
 
     @functools.wraps(stock)
     def call(*args: object, **kwargs: object) -> object:
@@ -572,11 +619,10 @@ def _tokens(model: nn.Module) -> dict[str, int]:
     return {kind: token for kind, token in found.items() if token is not None}
 
 
-def _mask(model: nn.Module, ids: Tensor) -> Tensor:
+def _mask(model: nn.Module, ids: Tensor, given: Mapping[str, object]) -> Tensor:
     """The mask that stock `generate` infers where none is given: padding is masked, unless its id
     also ends texts."""
-    settings = model.generation_config
-    pad, ends = settings.pad_token_id, settings.eos_token_id
+    pad, ends = (_setting(model, given, f"{name}_token_id") for name in ("pad", "eos"))
     ends = ends if isinstance(ends, list) else [ends]
     if pad is None or pad in ends:
         return torch.ones_like(ids)
@@ -589,7 +635,7 @@ def _pad(model: nn.Module) -> int:
     return 0 if pad is None else pad
 
 
-def _setting(model: nn.Module, given: Mapping[str, object], name: str) -> int | None:
+def _setting(model: nn.Module, given: Mapping[str, object], name: str) -> int | list[int] | None:
     """A setting, from where stock `generate` takes it."""
     configs = (given.get("generation_config"), model.generation_config)
     values = [given.get(name), *(getattr(config, name, None) for config in configs)]

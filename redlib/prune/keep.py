@@ -80,4 +80,6 @@ def calibrate(scores: Sequence[torch.Tensor], mean_budget: float) -> float:
     kept = counts.cumsum()  # tokens that stay when r = values[i]
     best = int(np.abs(kept - mean_budget * len(scores)).argmin())
     above = values[min(best + 1, len(values) - 1)]
-    return float((values[best] + above) / 2)
+    middle = float((values[best] + above) / 2)
+    # Between neighbours of single precision, in which scores are compared, there is nothing.
+    return middle if np.float32(middle) < above else float(values[best])

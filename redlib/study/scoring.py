@@ -338,7 +338,8 @@ def of_codebooks(answers: pd.DataFrame, *, keep: int, size: int) -> pd.DataFrame
     keep: tokens that each codebook left, of `size`.
     """
     left = np.where(answers["method"] == UNPRUNED, size, keep)
-    return answers.assign(setting="base", tokens=left)
+    right = answers["correct"].astype(float)  # which is stored as a truth value
+    return answers.assign(setting="base", tokens=left, correct=right)
 
 
 def opened(answers: pd.DataFrame, value: str) -> pd.DataFrame:

@@ -28,6 +28,13 @@ from redlib.params import KINDS, embedded, is_hub_id, local
 DECODERS = ("llama", "qwen2")
 """Text model types whose layers `redlib.engine` reproduces exactly."""
 
+SETTINGS = (
+    "config.json", "generation_config.json", "processor_config.json", "preprocessor_config.json",
+    "chat_template.jinja", "chat_template.json", "tokenizer.json", "tokenizer_config.json",
+    "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
+)  # fmt: skip
+"""Files of a checkpoint that decide, beside its weights, what is computed with them."""
+
 UNKNOWN = "unknown"
 """The revision of a model of which there is no telling."""
 
@@ -73,7 +80,9 @@ def read_config(name: str, revision: str | None = None) -> transformers.Pretrain
 
 
 def revision_of(name: str, revision: str | None = None) -> str:
-    """What tells the weights of a model from others': their SHA-256, or the commit they come from.
+    """What tells a model from others: the commit it comes from; of a folder the SHA-256 of its
+    weights and SETTINGS, which may change without them; of a checkpoint that the package ships,
+    whose settings change with its code alone, of its weights.
 
     `read_config` comes first, since the commit is that of the config.json at hand.
     """
@@ -81,7 +90,10 @@ def revision_of(name: str, revision: str | None = None) -> str:
     if not folder.is_dir():
         return commit_of(name, revision) or UNKNOWN
     digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
+    files = [] if name in embedded() else [folder / setting for setting in SETTINGS]
+    for path in (*sorted(folder.glob("*.safetensors")), *filter(Path.is_file, files)):
+        if path in files:
+            digest.update(f"\n{path.name}\n".encode())
         with path.open("rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)

@@ -14,7 +14,7 @@ from PIL import Image
 
 import redlib
 from redlib.errors import RedlibError
-from redlib.hub import check_folder
+from redlib.hub import check_folder, locate, revision_of
 from redlib.models import VLM, _dtype, load, relative_layers
 
 
@@ -23,7 +23,24 @@ def test_facts_about_the_checkpoint(tiny_vlm: VLM, tiny_folder: Path):
     assert (tiny_vlm.repeats, tiny_vlm.newline, tiny_vlm.sight.side) == (1, None, 70)
     assert not tiny_vlm.model.training
     weights = (tiny_folder / "model.safetensors").read_bytes()
-    assert tiny_vlm.revision == hashlib.sha256(weights).hexdigest()
+    settings = ("config.json", "generation_config.json", "processor_config.json",
+                "preprocessor_config.json", "chat_template.jinja", "tokenizer.json",
+                "tokenizer_config.json", "special_tokens_map.json")  # fmt: skip
+    named = [(tiny_folder / name) for name in settings if (tiny_folder / name).is_file()]
+    literal = weights + b"".join(b"\n%s\n" % p.name.encode() + p.read_bytes() for p in named)
+    assert tiny_vlm.revision == hashlib.sha256(literal).hexdigest()
+
+
+def test_settings_of_a_folder_are_part_of_its_revision(tiny_folder, tmp_path):
+    shutil.copytree(tiny_folder, tmp_path / "model")
+    before = revision_of(str(tmp_path / "model"))
+    (tmp_path / "model" / "README.md").write_text("A card.")
+    assert revision_of(str(tmp_path / "model")) == before == revision_of(str(tiny_folder))
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"x": -1}))
+    assert revision_of(str(tmp_path / "model")) != before
+    (shipped,) = Path(locate("tiny-llava-1.5")).glob("*.safetensors")
+    assert revision_of("tiny-llava-1.5") == hashlib.sha256(shipped.read_bytes()).hexdigest()
 
 
 def test_encode_equals_the_stock_stages(vlm: VLM, bars: dict[str, float]):

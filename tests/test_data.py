@@ -14,7 +14,7 @@ import pytest
 from datasets import ClassLabel, Features, List, Value
 from matplotlib.figure import Figure
 
-from redlib.data import fetches, images, photographs
+from redlib.data import VQAV2, fetches, images, photographs, reading
 from redlib.data.images import Images
 from redlib.errors import RedlibError
 from redlib.notebook import Session
@@ -325,9 +325,20 @@ def _another_split(folder):
     file.rename(file.with_name("train-00000-of-00001.parquet"))
 
 
-def _half_the_files(folder):
-    (file,) = (folder / "VQAv2" / "data").glob("validation*")
-    file.rename(file.with_name("validation-00000-of-00002.parquet"))
+def _parts(*ends):
+    """The one file of the split, under several names."""
+
+    def spoil(folder):
+        (file,) = (folder / "VQAv2" / "data").glob("validation*")
+        data = file.read_bytes()
+        file.unlink()
+        for end in ends:
+            file.with_name(f"validation-{end}.parquet").write_bytes(data)
+
+    return spoil
+
+
+HASHES = "8d8f8b3a12cd34ef", "0a1b2c3d4e5f6071", "ffffffffffffffff"
 
 
 def _nothing(folder):
@@ -338,7 +349,33 @@ def _nothing(folder):
     ("spoil", "words"),
     [
         (_half, "is damaged or half downloaded"),
-        (_half_the_files, "holds 1 of the 2 files data/validation-*; fetch the others too"),
+        (
+            _parts("00000-of-00002"),
+            "holds 1 of the 2 files data/validation-*, not the one with -00001-of-00002; fetch the "
+            "others too",
+        ),
+        (
+            _parts(f"00000-of-00003-{HASHES[0]}", f"00001-of-00003-{HASHES[1]}"),
+            "holds 2 of the 3 files data/validation-*, not the one with -00002-of-00003; fetch",
+        ),
+        (
+            _parts("00000-of-00001", "00000-of-00002"),
+            "holds validation-00000-of-00001.parquet beside validation-00000-of-00002.parquet, of "
+            "two editions; delete the files of the older one",
+        ),
+        (
+            _parts("00000-of-00001-aa", "00000-of-00001-bb"),
+            "holds validation-00000-of-00001-aa.parquet beside "
+            "validation-00000-of-00001-bb.parquet, the same part twice; delete the older",
+        ),
+        (
+            _parts("00000-of-00001", "00001-of-00001"),
+            "holds validation-00001-of-00001.parquet, none of the 1 files; move it elsewhere",
+        ),
+        (
+            _parts("00000-of-00001", "new"),
+            "holds validation-new.parquet, none of the 1 files; move it elsewhere",
+        ),
         (_another_split, "holds no data set in data/validation-*"),
         (_nothing, "VQAv2' for VQAv2 validation; it should hold v2_OpenEnded"),
     ],
@@ -347,6 +384,13 @@ def test_what_is_wrong_with_a_copy(tmp_path, spoil, words):
     photos.vqav2(tmp_path, MANY)
     spoil(tmp_path)
     _complains(tmp_path, words)
+
+
+def test_parts_with_a_hash_in_their_names_are_one_split(tmp_path):
+    photos.vqav2(tmp_path, MANY)
+    _parts(*(f"{n:05}-of-00003-{of}" for n, of in enumerate(HASHES)))(tmp_path)
+    found = reading.table(VQAV2, str(tmp_path), columns=("question_id",))
+    assert len(found) == 3 * 2 * 24
 
 
 @pytest.mark.parametrize("name", ["image", "image_id", "question_id", "question"])

@@ -33,6 +33,8 @@ MOST_UNREADABLE = 0.01
 """Share of the pictures read that may be damaged: with more, what is left is another data set. A
 single one may be bad luck and never stops a run."""
 
+_SHARD = re.compile(r"-(\d+)-of-(\d+)(?:-[0-9a-f]+)?\.")  # the hub puts a hash behind some
+
 
 class Unreadable(Exception):
     """One picture of a data set cannot be read; the message says which and why."""
@@ -216,14 +218,34 @@ def _load(folder: Path, source: Source) -> Any:
 
 
 def _check_complete(folder: Path, source: Source) -> None:
-    """Of a split in numbered files, "-00003-of-00068.parquet", all have to be there: fewer would
-    make another sample, and nobody would notice."""
-    found = [re.search(r"-\d+-of-(\d+)\.", path.name) for path in folder.glob(source.files)]
-    wanted = {int(match[1]) for match in found if match}
-    if wanted and len(found) != max(wanted):
+    """Of a split in numbered files, "-00003-of-00068.parquet", all have to be there, once, and
+    nothing else: fewer or more would make another sample, and nobody would notice."""
+    local((folder / source.files).parent)  # glob passes over what the reader may not look into
+    names = sorted(path.name for path in folder.glob(source.files))
+    shards = {name: (int(m[1]), int(m[2])) for name in names if (m := _SHARD.search(name))}
+    if not shards:
+        return
+    where = f"{source.name}: {folder} holds"
+    (first, (_, total)), *_ = shards.items()
+    by_number: dict[int, str] = {}
+    for name in names:
+        number, of = shards.get(name, (-1, total))
+        if of != total:
+            raise RedlibError(
+                f"{where} {first} beside {name}, of two editions; delete the files of the older one"
+            )
+        if not 0 <= number < total:
+            raise RedlibError(f"{where} {name}, none of the {total} files; move it elsewhere")
+        if number in by_number:
+            raise RedlibError(
+                f"{where} {by_number[number]} beside {name}, the same part twice; delete the older"
+            )
+        by_number[number] = name
+    missing = [number for number in range(total) if number not in by_number]
+    if missing:
         raise RedlibError(
-            f"{source.name}: {folder} holds {len(found)} of the {max(wanted)} files "
-            f"{source.files}; fetch the others too"
+            f"{where} {len(names)} of the {total} files {source.files}, not the one with "
+            f"-{missing[0]:05}-of-{total:05}; fetch the others too"
         )
 
 

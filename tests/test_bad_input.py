@@ -118,6 +118,22 @@ def test_help_and_params_explain(home, capsys):
     assert stop.value.code == 0
 
 
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_a_data_dir_without_what_is_asked_of_it(home, capsys, more):
+    file = home / "params" / "bad.yaml"
+    for folder, words in (
+        ("nowhere", "data_dir: no folder 'nowhere'; it should hold the data sets"),
+        ("params", f"data_dir: no folder {str(home / 'params' / 'VQAv2')!r} for VQAv2 validation; "
+         "it should hold v2_OpenEnded_mscoco_val2014_questions.json, "
+         "v2_mscoco_val2014_annotations.json and val2014/, or be a copy of the repository "
+         "lmms-lab-encoder/VQAv2"),
+    ):  # fmt: skip
+        folder = folder if folder == "nowhere" else home / folder
+        file.write_text(f"{{data: real, preset: paper, data_dir: {folder}}}")
+        assert refuse(capsys, "run", str(file), "--only", "02", *more) == words
+    assert not (home / "runs").exists()
+
+
 def test_as_a_program(home):
     (home / "params" / "bad.yaml").write_text("seed: no\n")
     command = [sys.executable, "-m", "redlib", "run", "params/bad.yaml"]

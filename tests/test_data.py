@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -14,7 +15,7 @@ import pytest
 from datasets import ClassLabel, Features, List, Value
 from matplotlib.figure import Figure
 
-from redlib.data import VQAV2, fetches, images, photographs, reading
+from redlib.data import VQAV2, copies, fetches, images, photographs, reading
 from redlib.data.images import Images
 from redlib.errors import RedlibError
 from redlib.notebook import Session
@@ -391,6 +392,45 @@ def test_parts_with_a_hash_in_their_names_are_one_split(tmp_path):
     _parts(*(f"{n:05}-of-00003-{of}" for n, of in enumerate(HASHES)))(tmp_path)
     found = reading.table(VQAV2, str(tmp_path), columns=("question_id",))
     assert len(found) == 3 * 2 * 24
+
+
+def test_the_state_of_copies_is_names_sizes_and_times(tmp_path):
+    def put(name, size, seconds):
+        path = tmp_path / name
+        if size is None:
+            path.mkdir(parents=True, exist_ok=True)
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(bytes(size))
+        os.utime(path, (seconds, seconds))
+
+    put("VQAv2/data/validation-00000-of-00001.parquet", 3, 1)
+    put("VQAv2/data/test-00000-of-00001.parquet", 3, 2)
+    put(f"coco-karpathy/{photographs.KARPATHY}", 5, 3)
+    put("train2014/1.jpg", 7, 4)
+    put("train2014", None, 5)
+    put("POPE/data/test-00000-of-00001.parquet", 9, 6)
+    put("MVBench/json/action_count.json", 11, 7)
+    put("MVBench/perception/videos/a.mp4", 13, 8)
+    put("MVBench/perception/videos", None, 9)
+    second = 1_000_000_000
+    vqav2 = ("VQAv2 validation/validation-00000-of-00001.parquet", 3, second)
+    coco = [
+        ("COCO Karpathy train/dataset_coco.json", 5, 3 * second),
+        ("COCO Karpathy train/train2014", 0, 5 * second),
+    ]
+    pope = ("POPE/test-00000-of-00001.parquet", 9, 6 * second)
+    films = [
+        ("MVBench/action_count.json", 11, 7 * second),
+        ("MVBench/videos", 0, 9 * second),
+    ]
+    one = real(tmp_path)
+    assert copies.state(one, ["04"]) == [vqav2]
+    assert copies.state(one, ["05"]) == [vqav2, *coco, pope]
+    assert copies.state(one, ["07"]) == []
+    several = real(tmp_path, model="llava-onevision")
+    assert copies.state(several, ["06"]) == [*coco, pope, *films]
+    assert copies.state(Params(), ["05"]) == copies.state(Params(data="real"), ["05"]) == []
 
 
 @pytest.mark.parametrize("name", ["image", "image_id", "question_id", "question"])

@@ -86,15 +86,7 @@ def table(source: Source, data_dir: str | None, *, columns: Sequence[str]) -> An
     Raises RedlibError, one line, if there is no such folder or split, if the hub cannot be reached
     and nothing is cached, if the data set is gated, if a file is damaged, or without a column.
     """
-    if data_dir is not None:
-        folder = local(data_dir) / source.folder
-        if not folder.is_dir():
-            raise RedlibError(
-                f"data_dir: no folder {str(folder)!r} for {source.name}; copy it there with `hf "
-                f"download --repo-type dataset {source.ids[0]} --local-dir {folder}`"
-            )
-    else:
-        folder = _on_hub(source)
+    folder = _on_hub(source) if data_dir is None else copied(source, data_dir)
     found = _load(folder, source)
     missing = [name for name in columns if name not in found.column_names]
     if missing:
@@ -103,6 +95,24 @@ def table(source: Source, data_dir: str | None, *, columns: Sequence[str]) -> An
             f"Expected is the form of {source.ids[0]}"
         )
     return found.with_format("arrow")
+
+
+def copied(source: Source, data_dir: str) -> Path:
+    """The folder of a data set below `data_dir`. Raises RedlibError, one line, if there is none or
+    the reader may not look into it."""
+    folder = local(Path(local(data_dir), source.folder))
+    if folder.is_dir():
+        return folder
+    remedy = (
+        f"copy it there with `hf download --repo-type dataset {source.ids[0]} --local-dir {folder}`"
+    )
+    if source.published:
+        *files, last = source.published
+        remedy = (
+            f"it should hold {', '.join(files)} and {last}, or be a copy of the repository "
+            f"{source.ids[0]}"
+        )
+    raise RedlibError(f"data_dir: no folder {str(folder)!r} for {source.name}; {remedy}")
 
 
 def revision(source: Source, data_dir: str | None) -> str:

@@ -113,7 +113,7 @@ def _import_codebook(chosen: argparse.Namespace) -> None:
 
     if not params.local(chosen.file).is_file():
         raise RedlibError(f"no file {chosen.file!r}: one of the authors' codebooks is wanted (.pt)")
-    out = Path(chosen.out or Path(chosen.file).with_suffix(".safetensors"))
+    out = params.local(chosen.out or Path(chosen.file).with_suffix(".safetensors"))
     if out.exists():
         raise RedlibError(f"{str(out)!r} exists: name another file with --out, or remove it")
     codebook = released.bring(

@@ -558,7 +558,7 @@ def _inputs(one: Params, number: str, folder: Path) -> str:
     for path in named:
         if path.is_file():
             digest.update(path.name.encode())
-            with path.open("rb") as file:
+            with local(path).open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
     if one.data == "real":
         from redlib.data import copies

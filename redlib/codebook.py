@@ -43,6 +43,7 @@ from safetensors.torch import save_file
 
 from redlib.clustering import Clusters, dpc_knn
 from redlib.errors import RedlibError
+from redlib.params import local
 from redlib.store import atomic
 
 _FORMAT = "redlib codebook 1"
@@ -351,10 +352,11 @@ class Codebook:
             width, model, revision: what the model at hand has; whatever is given must agree.
 
         Raises:
-            RedlibError: the file is missing, not a codebook, empty, of a dtype that is none of a
-                model's, has NaN, or was made with another width, model or revision.
+            RedlibError: the file is missing, not to be read, not a codebook, empty, of a dtype
+                that is none of a model's, has NaN, or was made with another width, model or
+                revision.
         """
-        path = Path(path)
+        path = local(path)
         if not path.is_file():
             raise RedlibError(f"no codebook at {str(path)!r}: run notebook 05 to make it")
         try:

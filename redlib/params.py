@@ -29,6 +29,7 @@ from the model's name.
 import difflib
 import json
 import math
+import os
 import re
 import types
 from collections.abc import Mapping
@@ -144,15 +145,21 @@ def embedded() -> dict[str, Path]:
 def local(path: str | Path) -> Path:
     """A path that a parameter names, ~ being the reader's home; of a user who has none, as is.
 
-    Raises RedlibError for one that cannot be looked up: of 5,000 letters, or in another's folder.
+    Raises RedlibError for one that cannot be looked up, of 5,000 letters or in another's folder,
+    and for a file or folder that the reader may not read.
     """
     path = Path(path)
     with suppress(RuntimeError):
         path = path.expanduser()
     try:
-        path.exists()  # where nothing lies it says so; where nothing can lie it raises
+        there = path.exists()  # where nothing lies it says so; where nothing can lie it raises
     except OSError as error:
         raise RedlibError(f"{str(path)!r} cannot be looked up: {error.strerror}") from None
+    if there and not os.access(path, os.R_OK | os.X_OK if path.is_dir() else os.R_OK):
+        raise RedlibError(
+            f"{str(path)!r} cannot be read: Permission denied; change who may read it, or name "
+            "another"
+        )
     return path
 
 

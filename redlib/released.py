@@ -35,7 +35,7 @@ from scipy.sparse.csgraph import connected_components
 from redlib.codebook import Codebook, Criteria
 from redlib.errors import RedlibError
 from redlib.hub import read_config, revision_of
-from redlib.params import KINDS
+from redlib.params import KINDS, local
 
 UNTOLD = -1
 """The patch of a prototype that nobody wrote down."""
@@ -67,7 +67,7 @@ def bring(
         RedlibError: a file that is missing, damaged, of another kind or holds code; files that do
             not fit together; a model that is not there or has another width.
     """
-    file = Path(file)
+    file = local(file)
     vectors = _tensor(file)
     named = _images(file.with_suffix(".json") if images is None else Path(images))
     if len(named) != len(vectors):
@@ -235,7 +235,7 @@ def _images(file: Path) -> list[str]:
 
 def _text(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
+        return local(file).read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise RedlibError(f"no file {str(file)!r}: it is released beside the prototypes") from error
     except (OSError, UnicodeDecodeError) as error:

@@ -1,8 +1,10 @@
 """VQAv2 and COCO, in every form that they come in; and what is wrong with them, said in a line."""
 
+import errno
 import hashlib
 import json
 import os
+import sys
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -13,6 +15,7 @@ import pandas as pd
 import photos
 import pytest
 from datasets import ClassLabel, Features, List, Value
+from datasets.exceptions import DatasetGenerationError
 from matplotlib.figure import Figure
 
 from redlib.data import VQAV2, copies, fetches, images, photographs, reading
@@ -392,6 +395,73 @@ def test_parts_with_a_hash_in_their_names_are_one_split(tmp_path):
     _parts(*(f"{n:05}-of-00003-{of}" for n, of in enumerate(HASHES)))(tmp_path)
     found = reading.table(VQAV2, str(tmp_path), columns=("question_id",))
     assert len(found) == 3 * 2 * 24
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit of file sizes to set")
+def test_a_full_disk_is_no_damaged_data_set(tmp_path, cache):
+    """The operating system refuses to write on, as it does when no space is left."""
+    import resource
+
+    photos.vqav2(tmp_path, MANY)
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, old[1]))
+    try:
+        with pytest.raises(RedlibError) as caught:
+            reading.table(VQAV2, str(tmp_path), columns=())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    assert str(caught.value) == (
+        f"VQAv2 validation: the cache folder of datasets, {cache}, cannot be written (File too "
+        "large); make room there, or set HF_DATASETS_CACHE to another folder; the data set is whole"
+    )
+    assert len(reading.table(VQAV2, str(tmp_path), columns=())) == 48
+
+
+def test_a_file_in_the_path_of_the_cache(tmp_path, monkeypatch):
+    photos.vqav2(tmp_path, MANY)
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "file" / "below")
+    _complains(tmp_path, "file/below, cannot be written (Not a directory); make room there")
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize(
+    ("number", "name", "words"),
+    [
+        (errno.ENOSPC, None, "cannot be written (No space left on device)"),
+        (errno.EACCES, "cache/x/y.lock", "cannot be written (Permission denied)"),
+        (errno.ENOENT, "cache", "cannot be written (No such file or directory)"),
+        (errno.EACCES, "", "cannot be written (Permission denied)"),
+        (errno.EACCES, "VQAv2/x.parquet", "VQAv2/x.parquet cannot be read (Permission denied)"),
+        (None, None, "cannot be written (Not enough disk space"),
+    ],
+)
+def test_errors_of_the_file_system(tmp_path, monkeypatch, wrapped, number, name, words):
+    """Named is a file of the cache, a folder above it, one of the data set, or none."""
+    photos.vqav2(tmp_path, MANY)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+    def refuse(*_, **__):
+        if number is None:
+            raise OSError("Not enough disk space. Needed: 9 TB")
+        error = OSError(number, os.strerror(number), None if name is None else tmp_path / name)
+        if wrapped:
+            raise DatasetGenerationError("An error occurred") from error
+        raise error
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    _complains(tmp_path, words)
+
+
+def test_a_folder_that_may_not_be_read_is_not_called_empty(tmp_path, monkeypatch):
+    photos.vqav2(tmp_path / "hub", MANY)
+    photos.vqav2_folder(tmp_path / "own", MANY)
+    access = os.access
+    for shut in ("hub/VQAv2", "hub/VQAv2/data", f"own/VQAv2/{photographs.QUESTIONS}",
+                 "own/VQAv2/val2014"):  # fmt: skip
+        path = tmp_path / shut
+        monkeypatch.setattr("os.access", lambda p, mode, path=path: p != path and access(p, mode))
+        _complains(tmp_path / shut.partition("/")[0], f"{str(path)!r} cannot be read: Permission")
 
 
 def test_the_state_of_copies_is_names_sizes_and_times(tmp_path):

@@ -313,6 +313,19 @@ def test_a_folder_says_itself_which_family_it_is(tmp_path):
     assert params.family(str(folder)) == "llava-1.5"
 
 
+def test_what_may_not_be_read(tmp_path, monkeypatch):
+    """A folder has to be looked into as well."""
+    (tmp_path / "file").touch()
+    asked = {}
+    monkeypatch.setattr(os, "access", lambda path, mode: asked.setdefault(path, mode) < 0)
+    for path, mode in ((tmp_path, 4 + 1), (tmp_path / "file", 4)):
+        told = f"{str(path)!r} cannot be read: Permission denied; change who may read it"
+        assert error_of(params.local, path).startswith(told)
+        assert asked.pop(path) == mode
+    assert params.local(tmp_path / "none") == tmp_path / "none"
+    assert params.local("a\0b") == Path("a\0b") and not asked
+
+
 def test_a_path_that_cannot_be_looked_up(monkeypatch):
     assert params.family("llava-next-" + "a" * 5_000) == "llava-next"
 

@@ -198,7 +198,7 @@ def _fetched(url: str) -> Path:
     """The image behind an address, in the cache of `datasets`, where it stays."""
     from datasets import config
 
-    path = Path(config.HF_DATASETS_CACHE) / "coco" / url.rpartition("/")[2]
+    path = local(config.HF_DATASETS_CACHE) / "coco" / url.rpartition("/")[2]
     if path.is_file():
         return path
     remedy = "fetch it while there is a connection, or set data_dir to a folder with train2014/"
@@ -253,7 +253,7 @@ def _folder(source: Source, data_dir: str | None) -> Path | None:
 def _records(path: Path, key: str, fields: Iterable[str]) -> list[Mapping[str, Any]]:
     """The list under `key` of a JSON file, of mappings that have at least `fields`."""
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))[key]
+        entries = json.loads(local(path).read_text(encoding="utf-8"))[key]
     except FileNotFoundError:
         raise RedlibError(f"{path}: no such file; it belongs beside the other of VQAv2") from None
     except (OSError, ValueError, RecursionError):

@@ -28,6 +28,7 @@ from redlib.data.sources import Source
 from redlib.errors import RedlibError, first_line
 from redlib.params import local
 from redlib.pictures import read_image
+from redlib.store import FULL
 
 MOST_UNREADABLE = 0.01
 """Share of the pictures read that may be damaged: with more, what is left is another data set. A
@@ -216,15 +217,39 @@ def _load(folder: Path, source: Source) -> Any:
             str(folder), data_files={source.split: source.files}, split=source.split
         )
     except (ArrowInvalid, DatasetGenerationError) as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, OSError) and cause.errno is not None:
+            raise _refused(cause, source) from None
         raise RedlibError(
             f"{source.name}: a file in {folder} is damaged or half downloaded "
-            f"({first_line(error.__cause__ or error)}); delete it and fetch it again"
+            f"({first_line(cause)}); delete it and fetch it again"
         ) from None
-    except (FileNotFoundError, ValueError) as error:
-        raise RedlibError(
-            f"{source.name}: {folder} holds no data set in {source.files} ({first_line(error)}); "
-            f"expected is a copy of {source.ids[0]}"
-        ) from None
+    except (OSError, ValueError) as error:
+        # That no file matches datasets says itself, without a number of the operating system.
+        if isinstance(error, FileNotFoundError | ValueError) and not getattr(error, "errno", None):
+            raise RedlibError(
+                f"{source.name}: {folder} holds no data set in {source.files} "
+                f"({first_line(error)}); expected is a copy of {source.ids[0]}"
+            ) from None
+        raise _refused(error, source) from None
+
+
+def _refused(error: OSError, source: Source) -> RedlibError:
+    """What to say where the file system refused to write the cache of `datasets`, or to read what
+    lies there; in either case the data set may be whole."""
+    from datasets import config
+
+    why = first_line(error) if error.errno is None else os.strerror(error.errno)
+    cache = Path(config.HF_DATASETS_CACHE).absolute()
+    named = cache if error.filename is None else Path(error.filename).absolute()
+    if error.errno in FULL or cache.is_relative_to(named) or named.is_relative_to(cache):
+        return RedlibError(
+            f"{source.name}: the cache folder of datasets, {cache}, cannot be written ({why}); "
+            "make room there, or set HF_DATASETS_CACHE to another folder; the data set is whole"
+        )
+    return RedlibError(
+        f"{source.name}: {named} cannot be read ({why}); see who may read it, and where it lies"
+    )
 
 
 def _check_complete(folder: Path, source: Source) -> None:

@@ -468,8 +468,8 @@ def check(values: Mapping[str, Any], *, source: str = "") -> Params:
 
     source: name of the file (or notebook) to open each message with.
     Raises RedlibError, one line that names the parameter: unknown name (with the nearest known
-    one), wrong type, out of range, more tokens to keep than the model has, a method that it lacks
-    a part for.
+    one), wrong type, out of range, more tokens to keep or to study than the model has, a method
+    that it lacks a part for, too few captions for their metric.
     """
     prefix = f"{source}: " if source else ""
     for name in values:
@@ -505,12 +505,24 @@ def check(values: Mapping[str, Any], *, source: str = "") -> Params:
             f"{params.study_patches!r}"
         )
     kind = family(params.model)
+    limit = TOKENS[kind]
+    if params.study_patches > limit:
+        raise RedlibError(
+            f"{prefix}study_patches must be at most {limit}, the visual tokens of {params.model}; "
+            f"got {params.study_patches!r}"
+        )
+    for name in ("n_captions", "n_tiled") if kind == "llava-next" else ("n_captions",):
+        judged = params.data == "real" and params.caption_metric == "CIDEr"
+        if judged and getattr(params, name) < 2:
+            raise RedlibError(
+                f"{prefix}{name} must be 2 or more with caption_metric: CIDEr, which weighs words "
+                f"by how rare they are over the images; got {getattr(params, name)!r}"
+            )
     if kind == "llava-onevision" and "cls-attention" in params.methods:
         raise RedlibError(
             f"{prefix}methods must be without 'cls-attention', since {params.model} has no [cls]; "
             "take received-attention"
         )
-    limit = TOKENS[kind]
     for name in ("budgets", "curve"):
         if len(set(getattr(params, name))) < len(getattr(params, name)):
             got = getattr(params, name)

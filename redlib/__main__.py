@@ -119,10 +119,10 @@ def _import_codebook(chosen: argparse.Namespace) -> None:
     codebook = released.bring(
         chosen.file, model=chosen.model, revision=chosen.revision, images=chosen.images
     )
+    told = [released.describe(codebook)]
     if chosen.clusters is not None:
-        print(released.check_clusters(codebook, chosen.clusters))
-    print(released.describe(codebook))
-    print(codebook.save(out))
+        told.insert(0, released.check_clusters(codebook, chosen.clusters))
+    print(*told, codebook.save(out), sep="\n")
 
 
 def _show_codebook(chosen: argparse.Namespace) -> None:

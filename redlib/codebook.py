@@ -39,7 +39,7 @@ import numpy as np
 import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from redlib.clustering import Clusters, dpc_knn
 from redlib.errors import RedlibError
@@ -329,11 +329,9 @@ class Codebook:
         tensors = {"prototypes": self.vectors, "patch": torch.tensor(self.patch)}
         # One metadata key: the order of several is not fixed in the file.
         metadata = {"redlib": json.dumps(about, sort_keys=True)}
-        try:
-            with atomic(path) as temporary:
-                save_file(tensors, temporary, metadata=metadata)
-        except SafetensorError as error:
-            raise RedlibError(f"cannot write the codebook {str(path)!r}: {error}") from error
+        # Not save_file, whose errors no longer say what the file system said.
+        with atomic(path) as temporary:
+            temporary.write_bytes(save(tensors, metadata=metadata))
         return path
 
     @classmethod

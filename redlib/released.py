@@ -82,14 +82,11 @@ def bring(
             f"{str(file)!r} has width {vectors.shape[1]}, model {model!r} has {width}: it belongs "
             "to another model"
         )
-    return Codebook(
-        vectors,
-        named,
-        [UNTOLD] * len(vectors),
-        model,
-        revision_of(model, revision),
-        Criteria.released(KINDS[config.model_type]),
-    )
+    made = revision_of(model, revision), Criteria.released(KINDS[config.model_type])
+    try:
+        return Codebook(vectors, named, [UNTOLD] * len(vectors), model, *made)
+    except RedlibError as error:
+        raise RedlibError(f"{str(file)!r}: {error}; copy the released file again") from error
 
 
 def clusters(file: str | Path) -> list[tuple[str, ...]]:

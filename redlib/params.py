@@ -652,6 +652,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise RedlibError(f"{path}: a folder; a parameter file is wanted") from None
     except OSError as error:
         raise RedlibError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:  # of a NUL, or half a pair of surrogates
+        raise RedlibError(f"{str(path)!r}: no file can have this name ({error})") from None
     try:
         text = raw.decode("utf-8-sig")
         if "\0" in text:

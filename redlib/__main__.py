@@ -26,6 +26,7 @@ try:
     from redlib import batch, params
     from redlib.errors import RedlibError
     from redlib.notebook import declared, root
+    from redlib.store import FULL
 except KeyboardInterrupt:  # imports take seconds on a busy machine
     print("redlib: interrupted before anything was done", file=sys.stderr)
     sys.exit(2)
@@ -42,7 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     try:
         chosen = _parser().parse_args(arguments)
-        return chosen.command(chosen) or 0
+        code = chosen.command(chosen) or 0
+        sys.stdout.flush()  # what it still holds may not fit on the disk
+        return code
     except RedlibError as error:
         print(f"redlib: {error}", file=sys.stderr)
         return 2
@@ -50,11 +53,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"redlib: {error}", file=sys.stderr)
         return 1
     except BrokenPipeError:  # the reader closed the pipe, as `redlib params | head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 0
+    except OSError as error:
+        if error.filename is not None:
+            told = f"{error.filename}: {error.strerror}; see who may read and write there"
+        elif error.errno in FULL:  # print names no file
+            told = f"the output cannot be written ({error.strerror}); free some space"
+            _drop_output()
+        else:
+            raise
+        print(f"redlib: {told}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("redlib: interrupted; what was finished is kept", file=sys.stderr)
         return 2
+
+
+def _drop_output() -> None:
+    """Let what was not written yet go nowhere, or Python would complain of it at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(chosen: argparse.Namespace) -> None:
@@ -113,16 +131,16 @@ def _import_codebook(chosen: argparse.Namespace) -> None:
 
     if not params.local(chosen.file).is_file():
         raise RedlibError(f"no file {chosen.file!r}: one of the authors' codebooks is wanted (.pt)")
-    out = Path(chosen.out or Path(chosen.file).with_suffix(".safetensors"))
+    out = params.local(chosen.out or Path(chosen.file).with_suffix(".safetensors"))
     if out.exists():
         raise RedlibError(f"{str(out)!r} exists: name another file with --out, or remove it")
     codebook = released.bring(
         chosen.file, model=chosen.model, revision=chosen.revision, images=chosen.images
     )
+    told = [released.describe(codebook)]
     if chosen.clusters is not None:
-        print(released.check_clusters(codebook, chosen.clusters))
-    print(released.describe(codebook))
-    print(codebook.save(out))
+        told.insert(0, released.check_clusters(codebook, chosen.clusters))
+    print(*told, codebook.save(out), sep="\n")
 
 
 def _show_codebook(chosen: argparse.Namespace) -> None:

@@ -15,10 +15,11 @@ numbers.
 
 A notebook whose inputs have not changed since it last succeeded is not run again: its source, its
 parameters, the library's code, the files of the checkpoint and of a codebook that the parameters
-name, and the inputs of the notebooks it builds on. Executed notebooks, logs, tables and times lie
-under runs/<run_name>/. When the run is published and its model is the one that the notebooks name,
-a notebook's outputs are also copied into its source, so that a reader of the repository sees them;
-nothing else of the source changes, and the same outputs give the same bytes.
+name, the data sets in `data_dir` (by names, sizes and times of change), and the inputs of the
+notebooks it builds on. Executed notebooks, logs, tables and times lie under runs/<run_name>/. When
+the run is published and its model is the one that the notebooks name, a notebook's outputs are also
+copied into its source, so that a reader of the repository sees them; nothing else of the source
+changes, and the same outputs give the same bytes.
 
 A parameter file that names its `notebooks` runs a part of them at another scale. The sources keep
 the outputs that belong together, those of a run of all; and since hours of computing are not done
@@ -150,7 +151,7 @@ def run(
     if jobs < 1:
         raise RedlibError(f"--jobs: must be 1 or more; got {jobs}")
     for one in [*runs, *params.load_beside(file)]:
-        _check_inputs(one)
+        _check_inputs(one, chosen.get(one.run_name, ()))
     for one in runs:
         _check_codebook(one, chosen[one.run_name])
     for number in sorted({number for part in chosen.values() for number in part}):
@@ -175,10 +176,13 @@ def run(
 
 
 def forecast_lines(file: str | Path, only: Sequence[str] | None = None) -> list[str]:
-    """What `run` would fetch and cost, and nothing is run; see `redlib.forecast`."""
+    """What `run` would fetch and cost, and nothing is run; see `redlib.forecast`.
+
+    Raises RedlibError as `run` does for the parameters and for what `data_dir` lacks.
+    """
     runs = params.load_set(file)
     for one in runs:
-        _choose(only, one)
+        _check_data(one, _choose(only, one))
     return forecast.lines(runs, only or list(NOTEBOOKS))
 
 
@@ -263,12 +267,25 @@ def _choose(only: Sequence[str] | None, one: Params) -> list[str]:
     return [number for number in NOTEBOOKS if number in (only or there)]
 
 
-def _check_inputs(one: Params) -> None:
-    """What would stop a notebook after minutes, found before the first one starts."""
-    if one.image is not None and not local(one.image).is_file():
-        raise RedlibError(f"image: no such file {one.image!r}")
+def _check_data(one: Params, numbers: Sequence[str]) -> None:
+    """Whether `data_dir` holds what these notebooks read."""
     if one.data_dir is not None and not local(one.data_dir).is_dir():
         raise RedlibError(f"data_dir: no folder {one.data_dir!r}; it should hold the data sets")
+    if one.data == "real":
+        from redlib.data import copies  # only where there is something to check
+
+        copies.check(one, numbers)
+
+
+def _check_inputs(one: Params, numbers: Sequence[str] = tuple(NOTEBOOKS)) -> None:
+    """What would stop one of these notebooks after minutes, found before the first one starts."""
+    if one.image is not None and not local(one.image).is_file():
+        raise RedlibError(f"image: no such file {one.image!r}")
+    _check_data(one, numbers)
+    if one.data == "real" and "06" in numbers:
+        from redlib.bench import coco  # torch
+
+        coco.ready(one.caption_metric)
     if one.games_dir is not None and not local(one.games_dir).is_dir():
         raise RedlibError(f"games_dir: no folder {one.games_dir!r}; it should hold your pictures")
     if one.codebook is not None:
@@ -527,7 +544,8 @@ def _explain(source: Path, executed: Path, log: Path) -> None:
 def _inputs(one: Params, number: str, folder: Path) -> str:
     """Hash of all that the notebook's outputs depend on."""
     digest = hashlib.sha256()
-    for each in (*BUILDS_ON.get(number, ()), number):
+    notebooks = (*BUILDS_ON.get(number, ()), number)
+    for each in notebooks:
         notebook = nbformat.read(folder / NOTEBOOKS[each], as_version=4)
         cells = [(c.cell_type, c.source, c.metadata.get("tags", [])) for c in notebook.cells]
         digest.update(json.dumps(cells).encode())
@@ -540,8 +558,12 @@ def _inputs(one: Params, number: str, folder: Path) -> str:
     for path in named:
         if path.is_file():
             digest.update(path.name.encode())
-            with path.open("rb") as file:
+            with local(path).open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
+    if one.data == "real":
+        from redlib.data import copies
+
+        digest.update(repr(copies.state(one, notebooks)).encode())
     return digest.hexdigest()
 
 

@@ -39,10 +39,11 @@ import numpy as np
 import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from redlib.clustering import Clusters, dpc_knn
 from redlib.errors import RedlibError
+from redlib.params import local
 from redlib.store import atomic
 
 _FORMAT = "redlib codebook 1"
@@ -328,11 +329,9 @@ class Codebook:
         tensors = {"prototypes": self.vectors, "patch": torch.tensor(self.patch)}
         # One metadata key: the order of several is not fixed in the file.
         metadata = {"redlib": json.dumps(about, sort_keys=True)}
-        try:
-            with atomic(path) as temporary:
-                save_file(tensors, temporary, metadata=metadata)
-        except SafetensorError as error:
-            raise RedlibError(f"cannot write the codebook {str(path)!r}: {error}") from error
+        # Not save_file, whose errors no longer say what the file system said.
+        with atomic(path) as temporary:
+            temporary.write_bytes(save(tensors, metadata=metadata))
         return path
 
     @classmethod
@@ -351,10 +350,11 @@ class Codebook:
             width, model, revision: what the model at hand has; whatever is given must agree.
 
         Raises:
-            RedlibError: the file is missing, not a codebook, empty, of a dtype that is none of a
-                model's, has NaN, or was made with another width, model or revision.
+            RedlibError: the file is missing, not to be read, not a codebook, empty, of a dtype
+                that is none of a model's, has NaN, or was made with another width, model or
+                revision.
         """
-        path = Path(path)
+        path = local(path)
         if not path.is_file():
             raise RedlibError(f"no codebook at {str(path)!r}: run notebook 05 to make it")
         try:

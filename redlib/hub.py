@@ -167,10 +167,11 @@ def _folder(source: str, revision: str | None) -> Path | None:
 def _wrong_weights(folder: Path) -> str | None:
     """What is wrong with the safetensors of a folder, as far as their headers tell; None: nothing.
 
-    The header of a file says how long it has to be, so a download that broke off is found.
+    The header of a file says how long it has to be, so a download that broke off is found. Raises
+    RedlibError for a file that the reader may not read.
     """
-    files = sorted(folder.glob("*.safetensors"))
-    index = folder / "model.safetensors.index.json"
+    files = [local(file) for file in sorted(folder.glob("*.safetensors"))]
+    index = local(folder / "model.safetensors.index.json")
     if index.is_file():
         try:
             named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())

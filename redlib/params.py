@@ -29,6 +29,7 @@ from the model's name.
 import difflib
 import json
 import math
+import os
 import re
 import types
 from collections.abc import Mapping
@@ -144,15 +145,21 @@ def embedded() -> dict[str, Path]:
 def local(path: str | Path) -> Path:
     """A path that a parameter names, ~ being the reader's home; of a user who has none, as is.
 
-    Raises RedlibError for one that cannot be looked up: of 5,000 letters, or in another's folder.
+    Raises RedlibError for one that cannot be looked up, of 5,000 letters or in another's folder,
+    and for a file or folder that the reader may not read.
     """
     path = Path(path)
     with suppress(RuntimeError):
         path = path.expanduser()
     try:
-        path.exists()  # where nothing lies it says so; where nothing can lie it raises
+        there = path.exists()  # where nothing lies it says so; where nothing can lie it raises
     except OSError as error:
         raise RedlibError(f"{str(path)!r} cannot be looked up: {error.strerror}") from None
+    if there and not os.access(path, os.R_OK | os.X_OK if path.is_dir() else os.R_OK):
+        raise RedlibError(
+            f"{str(path)!r} cannot be read: Permission denied; change who may read it, or name "
+            "another"
+        )
     return path
 
 
@@ -461,8 +468,8 @@ def check(values: Mapping[str, Any], *, source: str = "") -> Params:
 
     source: name of the file (or notebook) to open each message with.
     Raises RedlibError, one line that names the parameter: unknown name (with the nearest known
-    one), wrong type, out of range, more tokens to keep than the model has, a method that it lacks
-    a part for.
+    one), wrong type, out of range, more tokens to keep or to study than the model has, a method
+    that it lacks a part for, too few captions for their metric.
     """
     prefix = f"{source}: " if source else ""
     for name in values:
@@ -498,12 +505,24 @@ def check(values: Mapping[str, Any], *, source: str = "") -> Params:
             f"{params.study_patches!r}"
         )
     kind = family(params.model)
+    limit = TOKENS[kind]
+    if params.study_patches > limit:
+        raise RedlibError(
+            f"{prefix}study_patches must be at most {limit}, the visual tokens of {params.model}; "
+            f"got {params.study_patches!r}"
+        )
+    for name in ("n_captions", "n_tiled") if kind == "llava-next" else ("n_captions",):
+        judged = params.data == "real" and params.caption_metric == "CIDEr"
+        if judged and getattr(params, name) < 2:
+            raise RedlibError(
+                f"{prefix}{name} must be 2 or more with caption_metric: CIDEr, which weighs words "
+                f"by how rare they are over the images; got {getattr(params, name)!r}"
+            )
     if kind == "llava-onevision" and "cls-attention" in params.methods:
         raise RedlibError(
             f"{prefix}methods must be without 'cls-attention', since {params.model} has no [cls]; "
             "take received-attention"
         )
-    limit = TOKENS[kind]
     for name in ("budgets", "curve"):
         if len(set(getattr(params, name))) < len(getattr(params, name)):
             got = getattr(params, name)
@@ -633,6 +652,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise RedlibError(f"{path}: a folder; a parameter file is wanted") from None
     except OSError as error:
         raise RedlibError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:  # of a NUL, or half a pair of surrogates
+        raise RedlibError(f"{str(path)!r}: no file can have this name ({error})") from None
     try:
         text = raw.decode("utf-8-sig")
         if "\0" in text:

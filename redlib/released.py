@@ -35,7 +35,7 @@ from scipy.sparse.csgraph import connected_components
 from redlib.codebook import Codebook, Criteria
 from redlib.errors import RedlibError
 from redlib.hub import read_config, revision_of
-from redlib.params import KINDS
+from redlib.params import KINDS, local
 
 UNTOLD = -1
 """The patch of a prototype that nobody wrote down."""
@@ -67,7 +67,7 @@ def bring(
         RedlibError: a file that is missing, damaged, of another kind or holds code; files that do
             not fit together; a model that is not there or has another width.
     """
-    file = Path(file)
+    file = local(file)
     vectors = _tensor(file)
     named = _images(file.with_suffix(".json") if images is None else Path(images))
     if len(named) != len(vectors):
@@ -82,14 +82,11 @@ def bring(
             f"{str(file)!r} has width {vectors.shape[1]}, model {model!r} has {width}: it belongs "
             "to another model"
         )
-    return Codebook(
-        vectors,
-        named,
-        [UNTOLD] * len(vectors),
-        model,
-        revision_of(model, revision),
-        Criteria.released(KINDS[config.model_type]),
-    )
+    made = revision_of(model, revision), Criteria.released(KINDS[config.model_type])
+    try:
+        return Codebook(vectors, named, [UNTOLD] * len(vectors), model, *made)
+    except RedlibError as error:
+        raise RedlibError(f"{str(file)!r}: {error}; copy the released file again") from error
 
 
 def clusters(file: str | Path) -> list[tuple[str, ...]]:
@@ -235,7 +232,7 @@ def _images(file: Path) -> list[str]:
 
 def _text(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
+        return local(file).read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise RedlibError(f"no file {str(file)!r}: it is released beside the prototypes") from error
     except (OSError, UnicodeDecodeError) as error:

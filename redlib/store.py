@@ -44,7 +44,9 @@ _PART = ".parquet"
 _NOTHING = object()  # what stands for a field that a key does not have
 _BUSY = 0.5  # seconds between two looks at what another run measures
 _DELAY = 60.0  # seconds after which a network folder shows a file that another machine wrote
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NAME = 200  # letters of a part's name; 255 are allowed, of which a temporary file adds 46
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Numbers of the errors that mean that nothing more fits."""
 
 
 @contextlib.contextmanager
@@ -79,7 +81,7 @@ def writing(path: str | Path) -> Iterator[None]:
             raise
         advice = (
             "free some space; what was finished is kept, and the same command goes on from there"
-            if error.errno in _FULL
+            if error.errno in FULL
             else "choose a folder that can be written, or set REDLIB_RUNS to one"
         )
         raise RedlibError(
@@ -327,7 +329,10 @@ class Store:
         return sum(1 for _ in self.folder.glob(f"*{_PART}"))
 
     def _path(self, unit: Hashable) -> Path:
-        return self.folder / f"{quote(str(unit), safe=' ')}{_PART}"
+        name = quote(str(unit), safe=" ")
+        if len(name) > _NAME:
+            name = f"{name[: _NAME - 33]}-{hashlib.sha256(name.encode()).hexdigest()[:32]}"
+        return self.folder / f"{name}{_PART}"
 
 
 def _read_part(path: Path) -> pd.DataFrame:

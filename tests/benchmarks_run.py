@@ -33,7 +33,7 @@ SMALL = {
     "top_prob": 20, "top_jsd": 10, "tau_prob": 1.0, "tau_out": 1000, "tau_jsd": 1e9, "tau_in": 0,
     "r_threshold": "calibrated",
     "random_seeds": 1, "bootstrap": 100, "budgets": [8, 6], "curve": [4], "n_questions": 2,
-    "n_further": 1, "n_captions": 2, "n_tiled": 1, "n_several": 2, "n_calibration": 2,
+    "n_further": 1, "n_captions": 2, "n_tiled": 2, "n_several": 2, "n_calibration": 2,
     "methods": ["prumerge", "fastv", "oracle"], "caption_metric": "CIDEr", "example_tokens": 6,
     "n_described": 2, "caption_tokens": 6, "text_tokens": 8, "n_games": 2, "game_tokens": 8,
     "control_questions": 1, "device": "cpu", "dpc_centres_image": 2, "dpc_neighbours_image": 2,

@@ -34,7 +34,7 @@ COUNTS = {
     "bootstrap": 100, "codebook_images": IMAGES, "codebook_ranks": "release", "tsne_images": 1,
     "ablation_images": 2, "ablation_questions": 1, "control_seeds": 1, "control_questions": 1,
     "stability_images": 1, "curve": [8, 144], "random_seeds": 1, "n_questions": 2,
-    "n_further": 1, "n_captions": 1, "n_tiled": 1, "n_calibration": 1, "n_described": 2,
+    "n_further": 1, "n_captions": 2, "n_tiled": 2, "n_calibration": 1, "n_described": 2,
     "n_several": 1, "n_games": 2,
     "tau_in": 64 * IMAGES / 500,  # of 500 images
     "publish": False,

@@ -1,11 +1,14 @@
 """Bad input on the command line: one clear line, exit code 2, nothing half-written."""
 
+import errno
+import os
 import subprocess
 import sys
 
 import pytest
 from throwaway import project
 
+from redlib import __main__ as main_module
 from redlib import scale
 from redlib.__main__ import main
 
@@ -116,6 +119,46 @@ def test_help_and_params_explain(home, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["run", "--help"])
     assert stop.value.code == 0
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no disk that is always full")
+@pytest.mark.parametrize("arguments", [["params"], ["params", "02"]])
+def test_output_that_does_not_fit(home, arguments):
+    """More than Python holds back, and less."""
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "redlib", *arguments], stdout=full, stderr=subprocess.PIPE,
+            text=True, timeout=300,
+        )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr == (
+        "redlib: the output cannot be written (No space left on device); free some space\n"
+    )
+
+
+def test_a_file_that_nobody_expected_to_be_shut(home, capsys, monkeypatch):
+    def shut():
+        raise PermissionError(errno.EACCES, "Permission denied", "/x/notebooks")
+
+    monkeypatch.setattr(main_module, "root", shut)
+    told = refuse(capsys, "params", "02")
+    assert told == "/x/notebooks: Permission denied; see who may read and write there"
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_a_data_dir_without_what_is_asked_of_it(home, capsys, more):
+    file = home / "params" / "bad.yaml"
+    for folder, words in (
+        ("nowhere", "data_dir: no folder 'nowhere'; it should hold the data sets"),
+        ("params", f"data_dir: no folder {str(home / 'params' / 'VQAv2')!r} for VQAv2 validation; "
+         "it should hold v2_OpenEnded_mscoco_val2014_questions.json, "
+         "v2_mscoco_val2014_annotations.json and val2014/, or be a copy of the repository "
+         "lmms-lab-encoder/VQAv2"),
+    ):  # fmt: skip
+        folder = folder if folder == "nowhere" else home / folder
+        file.write_text(f"{{data: real, preset: paper, data_dir: {folder}}}")
+        assert refuse(capsys, "run", str(file), "--only", "02", *more) == words
+    assert not (home / "runs").exists()
 
 
 def test_as_a_program(home):

@@ -457,6 +457,66 @@ def test_where_a_run_is_computed_is_no_input(home):
         assert batch._inputs(moved, "01", home / "notebooks") == before
 
 
+def test_other_data_of_the_same_name_are_another_input(home):
+    folder = home / "data"
+    file = project(home, {"04": ["seed = 0"], "05": ["seed = 0"], "06": ["seed = 0"]},
+                   data="real", preset="paper", data_dir=str(folder))  # fmt: skip
+    (one,) = batch.params.load_set(file)
+    rows = {name: folder / name / "data" for name in ("VQAv2", "POPE")}
+    for place, split in zip(rows.values(), ("validation", "test"), strict=True):
+        place.mkdir(parents=True)
+        (place / f"{split}-00000-of-00001.parquet").write_bytes(b"old")
+    (folder / "train2014").mkdir()
+
+    def hashes():
+        return [batch._inputs(one, number, home / "notebooks") for number in ("04", "06")]
+
+    before = hashes()
+    assert hashes() == before
+    (parquet,) = rows["POPE"].iterdir()
+    os.utime(parquet, (1, 1))
+    assert [a == b for a, b in zip(hashes(), before, strict=True)] == [True, False]
+    before = hashes()
+    (parquet,) = rows["VQAv2"].iterdir()
+    parquet.write_bytes(b"newer")
+    assert [a == b for a, b in zip(hashes(), before, strict=True)] == [False, False]
+    before = hashes()
+    os.utime(folder / "train2014", (1, 1))
+    assert [a == b for a, b in zip(hashes(), before, strict=True)] == [True, False]
+
+
+def test_what_would_stop_06_is_found_before_the_first_notebook(home, monkeypatch):
+    asked = []
+
+    def ready(metric):
+        asked.append(metric)
+        raise RedlibError("SPICE needs Java")
+
+    monkeypatch.setattr("redlib.bench.coco.ready", ready)
+    names = ("VQAv2", "coco-karpathy", "POPE", "MMBench", "SEED-Bench", "MME", "RealWorldQA",
+             "NoCaps", "flickr30k", "DC100_EN")  # fmt: skip
+    (home / "data").mkdir()
+    file = project(home, {"01": ["seed = 0"]}, data="real", preset="paper",
+                   data_dir=str(home / "data"))  # fmt: skip
+    for name in names:
+        with pytest.raises(RedlibError, match=f"data_dir: no folder '.*/data/{name}' for "):
+            batch.run(file)
+        (home / "data" / name).mkdir()
+    assert asked == []
+    with pytest.raises(RedlibError, match="^SPICE needs Java$"):
+        batch.run(file)
+    assert asked == ["SPICE"] and not (home / "runs").exists()
+    (one,) = batch.params.load_set(file)
+    batch._check_inputs(one, ["05", "07"])
+    batch._check_inputs(one.model_copy(update={"data": "tabletop"}), ["06"])
+    assert asked == ["SPICE"], "of no other notebook, and of no scene"
+    several = one.model_copy(update={"model": "tiny-llava-onevision"})
+    with pytest.raises(RedlibError, match="data/Mantis-Eval' for Mantis-Eval; copy it there with"):
+        batch._check_inputs(several, ["06"])
+    shutil.rmtree(home / "data" / "coco-karpathy")
+    batch._check_inputs(one, ["07"])
+
+
 def test_progress_of_the_loop_that_a_cell_is_in(tmp_path):
     bars = tmp_path / "04.bars"
     assert batch._progress(bars) == ""

@@ -1,7 +1,10 @@
 """VQAv2 and COCO, in every form that they come in; and what is wrong with them, said in a line."""
 
+import errno
 import hashlib
 import json
+import os
+import sys
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -12,9 +15,10 @@ import pandas as pd
 import photos
 import pytest
 from datasets import ClassLabel, Features, List, Value
+from datasets.exceptions import DatasetGenerationError
 from matplotlib.figure import Figure
 
-from redlib.data import fetches, images, photographs
+from redlib.data import VQAV2, copies, fetches, images, photographs, reading
 from redlib.data.images import Images
 from redlib.errors import RedlibError
 from redlib.notebook import Session
@@ -325,9 +329,20 @@ def _another_split(folder):
     file.rename(file.with_name("train-00000-of-00001.parquet"))
 
 
-def _half_the_files(folder):
-    (file,) = (folder / "VQAv2" / "data").glob("validation*")
-    file.rename(file.with_name("validation-00000-of-00002.parquet"))
+def _parts(*ends):
+    """The one file of the split, under several names."""
+
+    def spoil(folder):
+        (file,) = (folder / "VQAv2" / "data").glob("validation*")
+        data = file.read_bytes()
+        file.unlink()
+        for end in ends:
+            file.with_name(f"validation-{end}.parquet").write_bytes(data)
+
+    return spoil
+
+
+HASHES = "8d8f8b3a12cd34ef", "0a1b2c3d4e5f6071", "ffffffffffffffff"
 
 
 def _nothing(folder):
@@ -338,7 +353,33 @@ def _nothing(folder):
     ("spoil", "words"),
     [
         (_half, "is damaged or half downloaded"),
-        (_half_the_files, "holds 1 of the 2 files data/validation-*; fetch the others too"),
+        (
+            _parts("00000-of-00002"),
+            "holds 1 of the 2 files data/validation-*, not the one with -00001-of-00002; fetch the "
+            "others too",
+        ),
+        (
+            _parts(f"00000-of-00003-{HASHES[0]}", f"00001-of-00003-{HASHES[1]}"),
+            "holds 2 of the 3 files data/validation-*, not the one with -00002-of-00003; fetch",
+        ),
+        (
+            _parts("00000-of-00001", "00000-of-00002"),
+            "holds validation-00000-of-00001.parquet beside validation-00000-of-00002.parquet, of "
+            "two editions; delete the files of the older one",
+        ),
+        (
+            _parts("00000-of-00001-aa", "00000-of-00001-bb"),
+            "holds validation-00000-of-00001-aa.parquet beside "
+            "validation-00000-of-00001-bb.parquet, the same part twice; delete the older",
+        ),
+        (
+            _parts("00000-of-00001", "00001-of-00001"),
+            "holds validation-00001-of-00001.parquet, none of the 1 files; move it elsewhere",
+        ),
+        (
+            _parts("00000-of-00001", "new"),
+            "holds validation-new.parquet, none of the 1 files; move it elsewhere",
+        ),
         (_another_split, "holds no data set in data/validation-*"),
         (_nothing, "VQAv2' for VQAv2 validation; it should hold v2_OpenEnded"),
     ],
@@ -347,6 +388,119 @@ def test_what_is_wrong_with_a_copy(tmp_path, spoil, words):
     photos.vqav2(tmp_path, MANY)
     spoil(tmp_path)
     _complains(tmp_path, words)
+
+
+def test_parts_with_a_hash_in_their_names_are_one_split(tmp_path):
+    photos.vqav2(tmp_path, MANY)
+    _parts(*(f"{n:05}-of-00003-{of}" for n, of in enumerate(HASHES)))(tmp_path)
+    found = reading.table(VQAV2, str(tmp_path), columns=("question_id",))
+    assert len(found) == 3 * 2 * 24
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit of file sizes to set")
+def test_a_full_disk_is_no_damaged_data_set(tmp_path, cache):
+    """The operating system refuses to write on, as it does when no space is left."""
+    import resource
+
+    photos.vqav2(tmp_path, MANY)
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, old[1]))
+    try:
+        with pytest.raises(RedlibError) as caught:
+            reading.table(VQAV2, str(tmp_path), columns=())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    assert str(caught.value) == (
+        f"VQAv2 validation: the cache folder of datasets, {cache}, cannot be written (File too "
+        "large); make room there, or set HF_DATASETS_CACHE to another folder; the data set is whole"
+    )
+    assert len(reading.table(VQAV2, str(tmp_path), columns=())) == 48
+
+
+def test_a_file_in_the_path_of_the_cache(tmp_path, monkeypatch):
+    photos.vqav2(tmp_path, MANY)
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "file" / "below")
+    _complains(tmp_path, "file/below, cannot be written (Not a directory); make room there")
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize(
+    ("number", "name", "words"),
+    [
+        (errno.ENOSPC, None, "cannot be written (No space left on device)"),
+        (errno.EACCES, "cache/x/y.lock", "cannot be written (Permission denied)"),
+        (errno.ENOENT, "cache", "cannot be written (No such file or directory)"),
+        (errno.EACCES, "", "cannot be written (Permission denied)"),
+        (errno.EACCES, "VQAv2/x.parquet", "VQAv2/x.parquet cannot be read (Permission denied)"),
+        (None, None, "cannot be written (Not enough disk space"),
+    ],
+)
+def test_errors_of_the_file_system(tmp_path, monkeypatch, wrapped, number, name, words):
+    """Named is a file of the cache, a folder above it, one of the data set, or none."""
+    photos.vqav2(tmp_path, MANY)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+    def refuse(*_, **__):
+        if number is None:
+            raise OSError("Not enough disk space. Needed: 9 TB")
+        error = OSError(number, os.strerror(number), None if name is None else tmp_path / name)
+        if wrapped:
+            raise DatasetGenerationError("An error occurred") from error
+        raise error
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    _complains(tmp_path, words)
+
+
+def test_a_folder_that_may_not_be_read_is_not_called_empty(tmp_path, monkeypatch):
+    photos.vqav2(tmp_path / "hub", MANY)
+    photos.vqav2_folder(tmp_path / "own", MANY)
+    access = os.access
+    for shut in ("hub/VQAv2", "hub/VQAv2/data", f"own/VQAv2/{photographs.QUESTIONS}",
+                 "own/VQAv2/val2014"):  # fmt: skip
+        path = tmp_path / shut
+        monkeypatch.setattr("os.access", lambda p, mode, path=path: p != path and access(p, mode))
+        _complains(tmp_path / shut.partition("/")[0], f"{str(path)!r} cannot be read: Permission")
+
+
+def test_the_state_of_copies_is_names_sizes_and_times(tmp_path):
+    def put(name, size, seconds):
+        path = tmp_path / name
+        if size is None:
+            path.mkdir(parents=True, exist_ok=True)
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(bytes(size))
+        os.utime(path, (seconds, seconds))
+
+    put("VQAv2/data/validation-00000-of-00001.parquet", 3, 1)
+    put("VQAv2/data/test-00000-of-00001.parquet", 3, 2)
+    put(f"coco-karpathy/{photographs.KARPATHY}", 5, 3)
+    put("train2014/1.jpg", 7, 4)
+    put("train2014", None, 5)
+    put("POPE/data/test-00000-of-00001.parquet", 9, 6)
+    put("MVBench/json/action_count.json", 11, 7)
+    put("MVBench/perception/videos/a.mp4", 13, 8)
+    put("MVBench/perception/videos", None, 9)
+    second = 1_000_000_000
+    vqav2 = ("VQAv2 validation/validation-00000-of-00001.parquet", 3, second)
+    coco = [
+        ("COCO Karpathy train/dataset_coco.json", 5, 3 * second),
+        ("COCO Karpathy train/train2014", 0, 5 * second),
+    ]
+    pope = ("POPE/test-00000-of-00001.parquet", 9, 6 * second)
+    films = [
+        ("MVBench/action_count.json", 11, 7 * second),
+        ("MVBench/videos", 0, 9 * second),
+    ]
+    one = real(tmp_path)
+    assert copies.state(one, ["04"]) == [vqav2]
+    assert copies.state(one, ["05"]) == [vqav2, *coco, pope]
+    assert copies.state(one, ["07"]) == []
+    several = real(tmp_path, model="llava-onevision")
+    assert copies.state(several, ["06"]) == [*coco, pope, *films]
+    assert copies.state(Params(), ["05"]) == copies.state(Params(data="real"), ["05"]) == []
 
 
 @pytest.mark.parametrize("name", ["image", "image_id", "question_id", "question"])

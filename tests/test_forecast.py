@@ -121,6 +121,7 @@ def test_a_run_on_real_data_says_first_what_it_will_cost(home, capsys):
     values = {"model": "tiny-llava-1.5", "data": "real", "data_dir": str(home), "preset": "paper"}
     file = home / "params" / "one.yaml"
     file.write_text(yaml.safe_dump(values))
+    (home / "VQAv2").mkdir()
     assert main(["run", str(file), "--only", "02"]) == 0
     out = capsys.readouterr().out
     assert out.index("VQAv2 validation") < out.index("GPU-hours")

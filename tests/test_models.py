@@ -1,5 +1,6 @@
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -201,6 +202,13 @@ def test_broken_folders_are_found_without_loading(
     with pytest.raises(RedlibError, match=words) as error:
         check_folder(str(folder))
     assert "\n" not in str(error.value)
+
+
+def test_weights_that_may_not_be_read_are_not_called_damaged(tiny_folder: Path, monkeypatch):
+    path, access = tiny_folder / "model.safetensors", os.access
+    monkeypatch.setattr("os.access", lambda p, mode: p != path and access(p, mode))
+    with pytest.raises(RedlibError, match="model.safetensors' cannot be read: Permission denied"):
+        check_folder(str(tiny_folder))
 
 
 @pytest.mark.parametrize(

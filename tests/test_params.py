@@ -187,6 +187,7 @@ def test_exponents_are_numbers_whatever_yaml_says(tmp_path, text):
         ("dtype: float8", "dtype", "'float8'"),
         ("run_name: _x", "run_name", "begins with a letter or digit; got '_x'"),
         ("study_patches: 20", "study_patches", "20"),
+        ("study_patches: 729", "study_patches", "at most 576, the visual tokens of tiny-llava-1.5"),
         ("curve: [8, 64, 8]", "curve", "[8, 64, 8]"),
         ("{model: tiny-llava-onevision, methods: [cls-attention]}", "methods", "take received"),
     ],
@@ -268,6 +269,8 @@ def test_sets(tmp_path):
         ("set: a", "must be a list"),
         ("set: [a, 1]", "must be a list"),
         ("set: [missing]", "missing.yaml: no such parameter file"),
+        ('set: ["a\\0b"]', r"member 'a\x00b': '{}/a\x00b.yaml': no file can have this name"),
+        ('set: ["\\ud800"]', r"member '\ud800': '{}/\ud800.yaml': no file can have this name"),
         ("set: [a, a]", "occurs twice"),
         ("set: [a]\nseed: 1", "got also 'seed'"),
         ("set: [both]", "this is a set"),
@@ -280,7 +283,8 @@ def test_bad_sets(tmp_path, text, words):
     write(tmp_path, "seed: 1\n", "a.yaml")
     write(tmp_path, "run_name: both\n", "same.yaml")
     path = write(tmp_path, text + "\n", "both.yaml")
-    assert words in error_of(load_beside if "beside" in text else load_set, path)
+    told = error_of(load_beside if "beside" in text else load_set, path)
+    assert words.replace("{}", str(tmp_path)) in told
 
 
 def test_shipped_files_load():
@@ -311,6 +315,48 @@ def test_a_folder_says_itself_which_family_it_is(tmp_path):
     assert str(params.local("~nobody-of-this-name/x")) == "~nobody-of-this-name/x"
     (folder / "config.json").write_text("not JSON")
     assert params.family(str(folder)) == "llava-1.5"
+
+
+CIDER = {"data": "real", "preset": "paper", "caption_metric": "CIDEr"}
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        (CIDER | {"n_captions": 1}, "n_captions"),
+        (CIDER | {"n_tiled": 1, "model": "llava-next"}, "n_tiled"),
+        (CIDER | {"n_tiled": 1}, None),
+        (CIDER | {"n_captions": 2, "n_tiled": 2, "model": "llava-next"}, None),
+        (CIDER | {"n_captions": 1, "caption_metric": "SPICE"}, None),
+        (CIDER | {"n_captions": 1, "data": "tabletop"}, None),
+    ],
+)
+def test_one_caption_is_too_few_for_cider(values, named):
+    if named is None:
+        assert check(values).n_captions == values.get("n_captions", 2)
+        return
+    message = error_of(check, values)
+    assert message.startswith(f"{named} must be 2 or more with caption_metric: CIDEr")
+    assert message.endswith("; got 1")
+
+
+def test_all_tokens_of_a_model_may_be_studied():
+    assert check({"study_patches": 576}).study_patches == 576
+    onevision = {"study_patches": 729, "model": "tiny-llava-onevision"}
+    assert check(onevision).study_patches == 729
+
+
+def test_what_may_not_be_read(tmp_path, monkeypatch):
+    """A folder has to be looked into as well."""
+    (tmp_path / "file").touch()
+    asked = {}
+    monkeypatch.setattr(os, "access", lambda path, mode: asked.setdefault(path, mode) < 0)
+    for path, mode in ((tmp_path, 4 + 1), (tmp_path / "file", 4)):
+        told = f"{str(path)!r} cannot be read: Permission denied; change who may read it"
+        assert error_of(params.local, path).startswith(told)
+        assert asked.pop(path) == mode
+    assert params.local(tmp_path / "none") == tmp_path / "none"
+    assert params.local("a\0b") == Path("a\0b") and not asked
 
 
 def test_a_path_that_cannot_be_looked_up(monkeypatch):

@@ -1,7 +1,9 @@
 """The authors' codebooks: their files in the documented form, made here, become ours."""
 
 import json
+import os
 import pickle
+import sys
 
 import pytest
 import torch
@@ -152,12 +154,54 @@ def test_files_that_are_no_codebook(files, wide, capsys):
         written("whole.pt", vectors.int()): "got Tensor shape (70, 4096), torch.int32",
         written("sparse.pt", vectors.to_sparse()): "got Tensor that is sparse",
         written("meta.pt", vectors.to("meta")): "got Tensor that is sparse, nested or without",
+        written("nan.pt", vectors / 0): "nan.pt': the codebook has NaN or infinite values; copy",
+        written("eight.pt", vectors.to(torch.float8_e4m3fn)): "eight.pt': the vectors of a codebook"
+        " must be float16, bfloat16, float32 or float64; got float8_e4m3fn; copy the released file",
         "a" * 5000: "File name too long",
         written("alone.pt", vectors): "no file",
     }
+    for name in ("nan.json", "eight.json"):
+        (folder / name).write_text(json.dumps(images))
     for file, words in cases.items():
         assert words in refused(capsys, "import", file, *model), file
     assert not list(folder.glob("*.safetensors"))
+    (folder / "none.json").write_text("[]")
+    told = refused(capsys, "import", written("none.pt", vectors[:0]), *model)
+    assert "none.pt': the codebook is empty: it holds no prototype; copy the released file" in told
+
+
+def test_what_cannot_be_read_or_written_is_told_before_anything_else(
+    files, wide, capsys, monkeypatch
+):
+    folder, *_ = files
+    book, model = folder / "book.pt", ("--model", wide[0])
+    out = book / "below" / "x.safetensors"
+    told = refused(capsys, "import", book, *model, "--out", out)
+    assert "x.safetensors: cannot be written (Not a directory); choose a folder that can" in told
+    if sys.platform != "win32":
+        import resource
+
+        old = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, old[1]))  # as a disk that fills up
+        try:
+            told = refused(capsys, "import", book, *model)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, old)
+        assert "book.safetensors: cannot be written (File too large); free some space" in told
+    assert sorted(path.suffix for path in folder.iterdir()) == [".json", ".pt", ".txt"]
+    assert main(["codebook", "import", str(book), "--model", str(wide[0])]) == 0
+    capsys.readouterr()
+    access, taken = os.access, ("--out", folder / "new.safetensors")
+    for shut, arguments in {
+        "book.pt": ("import", book, *model, *taken),
+        "book.json": ("import", book, *model, *taken),
+        "clusters.txt": ("import", book, *model, *taken, "--clusters", folder / "clusters.txt"),
+        "book.safetensors": ("show", folder / "book.safetensors"),
+    }.items():
+        path = folder / shut
+        monkeypatch.setattr("os.access", lambda p, mode, path=path: p != path and access(p, mode))
+        assert f"{str(path)!r} cannot be read: Permission denied" in refused(capsys, *arguments)
+    assert not (folder / "new.safetensors").exists()
 
 
 def test_files_that_do_not_fit(files, wide, tiny_folder, capsys):

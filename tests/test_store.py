@@ -150,6 +150,23 @@ def test_units_of_any_name(tmp_path):
     assert not (tmp_path.parent / "up.parquet").exists()
 
 
+def test_a_name_longer_than_a_file_may_have_is_cut_and_stays_one_of_its_own(tmp_path):
+    """Each letter of another script takes nine in the name of a part."""
+    store, names = Store(tmp_path, KEY), ["图" * 40 + ".png", "图" * 40 + ".jpg", "a" * 201]
+    table = store.compute([*names, "a" * 200], rows)
+    assert table["image"].unique().tolist() == [*names, "a" * 200]
+    assert len(store) == 4 and not store.missing(names)
+    parts = sorted(path.name for path in tmp_path.glob("*.parquet"))
+    assert [len(name) for name in parts] == [208] * 4
+    # the first 32 digits of sha256sum of what urllib.parse.quote makes of the name
+    assert parts == [
+        "%E5%9B%BE" * 18 + "%E5%9-638f30b3b701b8abf351057d3fea50b9.parquet",
+        "%E5%9B%BE" * 18 + "%E5%9-dc1cf383bf966097084a5ce77215d1f4.parquet",
+        "a" * 167 + "-a92efd82109373e58f9a2056dee01e80.parquet",
+        "a" * 200 + ".parquet",
+    ]
+
+
 def test_missing_and_damaged_parts(tmp_path):
     store = Store(tmp_path, KEY)
     with pytest.raises(RedlibError, match="no rows of 'a' yet"):
@@ -184,7 +201,7 @@ def test_what_lies_there_but_cannot_be_read_is_not_called_damaged(tmp_path):
     with pytest.raises(RedlibError, match=r"a\.parquet: cannot be read \(Is a directory\)"):
         store.read("a")
     with pytest.raises(RedlibError, match=r"cannot be read \(File name too long\)"):
-        store.has("a" * 300)
+        Store(tmp_path / ("a" * 300), KEY)
     (tmp_path / "key.json").unlink()
     (tmp_path / "key.json").mkdir()
     with pytest.raises(RedlibError, match=r"key\.json: cannot be read"):

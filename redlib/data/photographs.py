@@ -25,17 +25,12 @@ from urllib.request import urlopen
 
 from PIL import Image
 
-from redlib.data.reading import Unreadable, column, decode, encoded, revision, row, table
-from redlib.data.sources import COCO, VQAV2, Source
+from redlib.data.reading import Unreadable, column, copied, decode, encoded, revision, row, table
+from redlib.data.sources import ANNOTATIONS, COCO, KARPATHY, QUESTIONS, VQAV2, Source
 from redlib.data.values import texts, whole, written
 from redlib.errors import RedlibError
 from redlib.params import local
 from redlib.store import atomic
-
-QUESTIONS = "v2_OpenEnded_mscoco_val2014_questions.json"
-ANNOTATIONS = "v2_mscoco_val2014_annotations.json"
-KARPATHY = "dataset_coco.json"
-"""Files of the folder form, by the names that their makers gave them."""
 
 PATIENCE = 60
 """Seconds to wait for one image of COCO."""
@@ -203,7 +198,7 @@ def _fetched(url: str) -> Path:
     """The image behind an address, in the cache of `datasets`, where it stays."""
     from datasets import config
 
-    path = Path(config.HF_DATASETS_CACHE) / "coco" / url.rpartition("/")[2]
+    path = local(config.HF_DATASETS_CACHE) / "coco" / url.rpartition("/")[2]
     if path.is_file():
         return path
     remedy = "fetch it while there is a connection, or set data_dir to a folder with train2014/"
@@ -252,22 +247,13 @@ def _digest(lines: Iterable[str]) -> str:
 
 def _folder(source: Source, data_dir: str | None) -> Path | None:
     """The data set's folder below `data_dir`; None without one."""
-    if data_dir is None:
-        return None
-    folder = local(data_dir) / source.folder
-    files = {VQAV2: f"{QUESTIONS}, {ANNOTATIONS} and val2014/", COCO: f"{KARPATHY} and train2014/"}
-    if not folder.is_dir():
-        raise RedlibError(
-            f"data_dir: no folder {str(folder)!r} for {source.name}; it should hold "
-            f"{files[source]}, or be a copy of the repository {source.ids[0]}"
-        )
-    return folder
+    return None if data_dir is None else copied(source, data_dir)
 
 
 def _records(path: Path, key: str, fields: Iterable[str]) -> list[Mapping[str, Any]]:
     """The list under `key` of a JSON file, of mappings that have at least `fields`."""
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))[key]
+        entries = json.loads(local(path).read_text(encoding="utf-8"))[key]
     except FileNotFoundError:
         raise RedlibError(f"{path}: no such file; it belongs beside the other of VQAv2") from None
     except (OSError, ValueError, RecursionError):
@@ -283,8 +269,8 @@ def _records(path: Path, key: str, fields: Iterable[str]) -> list[Mapping[str, A
 
 
 def _image_file(folder: Path, below: str, name: str, source: Source) -> Path:
-    """An image of the folder form: below the data set's folder, or beside it for several sets."""
-    places = [folder / below, folder / "images" / below, folder.parent / below]
+    """An image of the folder form."""
+    places = (local(place / below) for place in source.beside(folder))
     there = next((place for place in places if place.is_dir()), None)
     if there is None:
         raise RedlibError(

@@ -28,10 +28,13 @@ from redlib.data.sources import Source
 from redlib.errors import RedlibError, first_line
 from redlib.params import local
 from redlib.pictures import read_image
+from redlib.store import FULL
 
 MOST_UNREADABLE = 0.01
 """Share of the pictures read that may be damaged: with more, what is left is another data set. A
 single one may be bad luck and never stops a run."""
+
+_SHARD = re.compile(r"-(\d+)-of-(\d+)(?:-[0-9a-f]+)?\.")  # the hub puts a hash behind some
 
 
 class Unreadable(Exception):
@@ -84,15 +87,7 @@ def table(source: Source, data_dir: str | None, *, columns: Sequence[str]) -> An
     Raises RedlibError, one line, if there is no such folder or split, if the hub cannot be reached
     and nothing is cached, if the data set is gated, if a file is damaged, or without a column.
     """
-    if data_dir is not None:
-        folder = local(data_dir) / source.folder
-        if not folder.is_dir():
-            raise RedlibError(
-                f"data_dir: no folder {str(folder)!r} for {source.name}; copy it there with `hf "
-                f"download --repo-type dataset {source.ids[0]} --local-dir {folder}`"
-            )
-    else:
-        folder = _on_hub(source)
+    folder = _on_hub(source) if data_dir is None else copied(source, data_dir)
     found = _load(folder, source)
     missing = [name for name in columns if name not in found.column_names]
     if missing:
@@ -101,6 +96,24 @@ def table(source: Source, data_dir: str | None, *, columns: Sequence[str]) -> An
             f"Expected is the form of {source.ids[0]}"
         )
     return found.with_format("arrow")
+
+
+def copied(source: Source, data_dir: str) -> Path:
+    """The folder of a data set below `data_dir`. Raises RedlibError, one line, if there is none or
+    the reader may not look into it."""
+    folder = local(Path(local(data_dir), source.folder))
+    if folder.is_dir():
+        return folder
+    remedy = (
+        f"copy it there with `hf download --repo-type dataset {source.ids[0]} --local-dir {folder}`"
+    )
+    if source.published:
+        *files, last = source.published
+        remedy = (
+            f"it should hold {', '.join(files)} and {last}, or be a copy of the repository "
+            f"{source.ids[0]}"
+        )
+    raise RedlibError(f"data_dir: no folder {str(folder)!r} for {source.name}; {remedy}")
 
 
 def revision(source: Source, data_dir: str | None) -> str:
@@ -204,26 +217,70 @@ def _load(folder: Path, source: Source) -> Any:
             str(folder), data_files={source.split: source.files}, split=source.split
         )
     except (ArrowInvalid, DatasetGenerationError) as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, OSError) and cause.errno is not None:
+            raise _refused(cause, source) from None
         raise RedlibError(
             f"{source.name}: a file in {folder} is damaged or half downloaded "
-            f"({first_line(error.__cause__ or error)}); delete it and fetch it again"
+            f"({first_line(cause)}); delete it and fetch it again"
         ) from None
-    except (FileNotFoundError, ValueError) as error:
-        raise RedlibError(
-            f"{source.name}: {folder} holds no data set in {source.files} ({first_line(error)}); "
-            f"expected is a copy of {source.ids[0]}"
-        ) from None
+    except (OSError, ValueError) as error:
+        # That no file matches datasets says itself, without a number of the operating system.
+        if isinstance(error, FileNotFoundError | ValueError) and not getattr(error, "errno", None):
+            raise RedlibError(
+                f"{source.name}: {folder} holds no data set in {source.files} "
+                f"({first_line(error)}); expected is a copy of {source.ids[0]}"
+            ) from None
+        raise _refused(error, source) from None
+
+
+def _refused(error: OSError, source: Source) -> RedlibError:
+    """What to say where the file system refused to write the cache of `datasets`, or to read what
+    lies there; in either case the data set may be whole."""
+    from datasets import config
+
+    why = first_line(error) if error.errno is None else os.strerror(error.errno)
+    cache = Path(config.HF_DATASETS_CACHE).absolute()
+    named = cache if error.filename is None else Path(error.filename).absolute()
+    if error.errno in FULL or cache.is_relative_to(named) or named.is_relative_to(cache):
+        return RedlibError(
+            f"{source.name}: the cache folder of datasets, {cache}, cannot be written ({why}); "
+            "make room there, or set HF_DATASETS_CACHE to another folder; the data set is whole"
+        )
+    return RedlibError(
+        f"{source.name}: {named} cannot be read ({why}); see who may read it, and where it lies"
+    )
 
 
 def _check_complete(folder: Path, source: Source) -> None:
-    """Of a split in numbered files, "-00003-of-00068.parquet", all have to be there: fewer would
-    make another sample, and nobody would notice."""
-    found = [re.search(r"-\d+-of-(\d+)\.", path.name) for path in folder.glob(source.files)]
-    wanted = {int(match[1]) for match in found if match}
-    if wanted and len(found) != max(wanted):
+    """Of a split in numbered files, "-00003-of-00068.parquet", all have to be there, once, and
+    nothing else: fewer or more would make another sample, and nobody would notice."""
+    local((folder / source.files).parent)  # glob passes over what the reader may not look into
+    names = sorted(path.name for path in folder.glob(source.files))
+    shards = {name: (int(m[1]), int(m[2])) for name in names if (m := _SHARD.search(name))}
+    if not shards:
+        return
+    where = f"{source.name}: {folder} holds"
+    (first, (_, total)), *_ = shards.items()
+    by_number: dict[int, str] = {}
+    for name in names:
+        number, of = shards.get(name, (-1, total))
+        if of != total:
+            raise RedlibError(
+                f"{where} {first} beside {name}, of two editions; delete the files of the older one"
+            )
+        if not 0 <= number < total:
+            raise RedlibError(f"{where} {name}, none of the {total} files; move it elsewhere")
+        if number in by_number:
+            raise RedlibError(
+                f"{where} {by_number[number]} beside {name}, the same part twice; delete the older"
+            )
+        by_number[number] = name
+    missing = [number for number in range(total) if number not in by_number]
+    if missing:
         raise RedlibError(
-            f"{source.name}: {folder} holds {len(found)} of the {max(wanted)} files "
-            f"{source.files}; fetch the others too"
+            f"{where} {len(names)} of the {total} files {source.files}, not the one with "
+            f"-{missing[0]:05}-of-{total:05}; fetch the others too"
         )
 
 

@@ -15,6 +15,7 @@ whose films are not there (those of NTU RGB+D may not be passed on) are named an
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -217,7 +218,7 @@ def _film(path: str, params: Params) -> str:
     """The file of a film, fetched where it has to be."""
     of = BENCHMARKS["film"]
     if params.data_dir is not None:
-        file = local(params.data_dir) / of.folder / path
+        file = local(Path(params.data_dir, of.folder, path))
         if not file.is_file():
             raise RedlibError(f"{file} is not there")
         return str(file)

@@ -21,10 +21,16 @@ cocodataset.org's 13 GB for its 82,783 training images.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pandas as pd
 
 from redlib.params import NOTEBOOKS, Params, local
+
+QUESTIONS = "v2_OpenEnded_mscoco_val2014_questions.json"
+ANNOTATIONS = "v2_mscoco_val2014_annotations.json"
+KARPATHY = "dataset_coco.json"
+"""Files of the folder form, by the names that their makers gave them."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,8 @@ class Source:
         disk: gigabytes more that `datasets` takes for its own uncompressed copy.
         per_image: gigabytes of each image that is used, where images are fetched one by one.
         revision: branch of the repository, where it is not the main one.
+        published: what its makers' own form consists of, where that is read too: files, and with a
+            slash behind it the folder of the images.
     """
 
     name: str
@@ -50,11 +58,18 @@ class Source:
     disk: float
     per_image: float = 0.0
     revision: str | None = None
+    published: tuple[str, ...] = ()
 
     @property
     def folder(self) -> str:
         """The folder below `data_dir` that holds a copy of the repository."""
         return self.ids[0].split("/")[1]
+
+    @staticmethod
+    def beside(folder: Path) -> tuple[Path, ...]:
+        """Where a folder of images may lie: in the data set's `folder`, or beside it for several
+        sets."""
+        return folder, folder / "images", folder.parent
 
 
 # The organisation lmms-lab was renamed in July 2026; whoever has a copy has it under either name.
@@ -65,6 +80,7 @@ VQAV2 = Source(
     files="data/validation-*",
     gigabytes=6.9,
     disk=33.9,
+    published=(QUESTIONS, ANNOTATIONS, "val2014/"),
 )
 
 # This repository holds captions and the address of each image, not the images.
@@ -76,18 +92,28 @@ COCO = Source(
     gigabytes=0.017,
     disk=0.05,
     per_image=13 / 82_783,
+    published=(KARPATHY, "train2014/"),
 )
-
 
 CAPTION_TOKENS = 8
 """Fewest text positions that a caption of COCO is counted for."""
 
 
+def needed(params: Params, notebooks: Sequence[str]) -> dict[Source, int]:
+    """The sets of photographs behind these notebooks, each with the number of its images that are
+    fetched one by one: VQAv2 behind 01 to 05, COCO behind 01 (captions), 05 and all that need its
+    codebook."""
+    asked = set(notebooks)
+    images = captioned(params) if "01" in asked else 0
+    images += params.codebook_images if asked & {"05", "06", "07", "08"} else 0
+    found = {VQAV2: 0} if asked & {"01", "02", "03", "04", "05"} else {}
+    return found | ({COCO: images} if images else {})
+
+
 def fetches(params: Params, *, notebooks: Sequence[str] = tuple(NOTEBOOKS)) -> pd.DataFrame:
     """What a run would fetch, at most: nothing of it where it is cached already.
 
-    notebooks: numbers of those that run. VQAv2 is behind 01 to 05, COCO behind 01 (captions), 05
-    and all that need its codebook.
+    notebooks: numbers of those that run, see `needed`.
 
     Returns name, id, split, gigabytes, source, one row per data set: source is "Hugging Face hub",
     or the folder that `data_dir` names and from which nothing is fetched; and disk, gigabytes more
@@ -96,18 +122,13 @@ def fetches(params: Params, *, notebooks: Sequence[str] = tuple(NOTEBOOKS)) -> p
     columns = ["name", "id", "split", "gigabytes", "source", "disk"]
     if params.data != "real":
         return pd.DataFrame(columns=columns)
-    asked = set(notebooks)
-    images = captioned(params) if "01" in asked else 0
-    images += params.codebook_images if asked & {"05", "06", "07", "08"} else 0
-    needed = [(VQAV2, 0)] if asked & {"01", "02", "03", "04", "05"} else []
-    needed += [(COCO, images)] if images else []
     rows = []
-    for source, images in needed:
+    for source, images in needed(params, notebooks).items():
         size, place, disk = source.gigabytes, "Hugging Face hub", source.disk
         size += images * source.per_image
         if params.data_dir is not None:
             size, place = 0.0, f"folder {params.data_dir}"
-            copied = (local(params.data_dir) / source.folder / "data").is_dir()
+            copied = local(Path(params.data_dir, source.folder, "data")).is_dir()
             disk = disk if copied else 0.0
         rows.append((source.name, source.ids[0], source.split, round(size, 3), place, disk))
     return pd.DataFrame(rows, columns=columns)

@@ -179,6 +179,52 @@ def test_mantis_finds_its_options_in_both_wordings(root):
         assert kinds == {"multi-choice", "short-answer"}
 
 
+def copied(root, folder, name, **columns):
+    """A copy of a benchmark in `folder`, with other values in some columns: what a function makes
+    of those that it has."""
+    of = benchmarks.BENCHMARKS[name]
+    old = load_dataset(str(root / of.folder), data_files={of.split: of.files}, split=of.split)
+    features = old.features
+    for column, change in columns.items():
+        new = change(old.with_format("arrow")[:].column(column).to_pylist())
+        old = old.remove_columns([column]).add_column(column, new, feature=features[column])
+    path = folder / of.folder / of.files.replace("*", "0.parquet")
+    path.parent.mkdir(parents=True)
+    old.to_parquet(path)
+    return real(folder)
+
+
+def each(value):
+    """One value for all rows."""
+    return lambda held: [value] * len(held)
+
+
+@pytest.mark.parametrize(
+    ("options", "gold", "right", "wrong"),
+    [
+        (  # "RED." ends in the letter D and a full stop
+            ["The car is blue", "The car is green", "The car is white", "The car is red."],
+            "D",
+            ["D", "(D)", "D. The car is red.", "The answer is D"],
+            ["A", "(C)", "The car is red"],
+        ),
+        (["They are in a cafeteria.", "They are in a park"], "B", ["B", "(B)"], ["A", "(A)"]),
+        # "first": F is no option's letter, and then all that was said is compared
+        (["A. first", "B: two", "(C) third", "D) fourth"], "D", ["D", "d."], ["C", "fourth one"]),
+        (["(A) it is", "(B) no: it\n(C) is not"], "B", ["B", "no: it (C) is not"], ["C", "no: it"]),
+    ],
+)
+def test_every_option_of_mantis_is_on_offer(root, tmp_path, options, gold, right, wrong):
+    params = copied(
+        root, tmp_path, "mantis", options=each(options), answer=each(f"({gold})"),
+        question_type=each("multi-choice"),
+    )  # fmt: skip
+    (asked,) = several.shots("mantis", 1, params)[0].asked
+    for said in right + wrong:
+        judged = is_correct("mantis-eval", said, asked.gold, question=asked.options)
+        assert judged == (said in right), said
+
+
 def test_muir_shows_all_images_in_order(root):
     shots = several.shots("muir", 3, real(root))
     assert len(shots) == 3 and shots[0].asked[0].chance == 0.25
@@ -358,16 +404,10 @@ def test_a_missing_column_is_one_line(root, tmp_path, name):
     ],
 )
 def test_values_that_make_no_question(root, tmp_path, name, column, value, words):
-    of = benchmarks.BENCHMARKS[name]
-    old = load_dataset(str(root / of.folder), data_files={of.split: of.files}, split=of.split)
-    values = [value] * len(old)
-    new = old.remove_columns([column]).add_column(column, values, feature=old.features[column])
-    path = tmp_path / of.folder / of.files.replace("*", "0.parquet")
-    path.parent.mkdir(parents=True)
-    new.to_parquet(path)
+    params = copied(root, tmp_path, name, **{column: each(value)})
     with pytest.raises(RedlibError, match=words) as caught:
-        several.shots(name, 20, real(tmp_path)) if name in benchmarks.SEVERAL else single.ask(
-            name, 1, real(tmp_path)
+        several.shots(name, 20, params) if name in benchmarks.SEVERAL else single.ask(
+            name, 1, params
         )
     assert "\n" not in str(caught.value)
 

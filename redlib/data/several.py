@@ -12,6 +12,7 @@ question is drawn, from the hub's branch `video` or from the folder MVBench of `
 whose films are not there (those of NTU RGB+D may not be passed on) are named and left out.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import zip_longest
@@ -151,12 +152,26 @@ def _mantis(item: dict[str, Any], params: Params, where: str) -> Asked:
     options = _options(item["options"], "options", where) if kind == "multi-choice" else []
     question = written(item["question"], "question", where)
     text = prompts.mantis(question, options, params.prompts)
-    listed = "\n".join(prompts.mantis_options(options))
+    listed = _listed(options)
     if not options:
         return Asked(kind, text, written(item["answer"], "answer", where), 0.0, listed)
     said = written(item["answer"], "answer", where)
     gold = next((each for each in said if each.isalpha()), said)  # "(A)", as the metric reads it
     return Asked(kind, text, letter(gold, len(options), where), 1 / len(options), listed)
+
+
+def _listed(options: list[str]) -> str:
+    """Options as the judge finds them, a line each, whatever letters the prompt shows.
+
+    The prompt takes "The car is red." for an option that has its letter D, as Mantis' template
+    does; for lmms-eval's rule their number alone says which letters are on offer.
+    """
+    lines = []
+    for n, text in enumerate(options):
+        own = chr(65 + n)
+        bare = re.sub(rf"^\s*(?:\({own}\)|{own}[.:)])\s*", "", text)
+        lines.append(f"({own}) " + bare.replace("\n", " "))
+    return "\n".join(lines)
 
 
 def _muir(item: dict[str, Any], params: Params, where: str) -> Asked:

@@ -390,6 +390,7 @@ def test_a_missing_column_is_one_line(root, tmp_path, name):
         ("image-dc", "question", None, "'question' must hold a text"),
         ("mantis", "question", None, "'question' must hold a text"),
         ("mantis", "question_type", None, "'question_type' must hold a text"),
+        ("mantis", "question_type", "choice", "multi-choice or short-answer; got 'choice'"),
         ("mantis", "options", None, "0 options"),
         ("mantis", "options", [None, "b"], "'options' must hold a text"),
         ("mantis", "answer", None, "'answer' must.*; got None"),

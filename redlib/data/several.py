@@ -149,6 +149,10 @@ def _sets(name: str, params: Params, part: str) -> Iterator[Shots]:
 
 def _mantis(item: dict[str, Any], params: Params, where: str) -> Asked:
     kind = written(item["question_type"], "question_type", where)
+    if kind not in ("multi-choice", "short-answer"):
+        raise RedlibError(
+            f"{where}: 'question_type' must be multi-choice or short-answer; got {kind!r}"
+        )
     options = _options(item["options"], "options", where) if kind == "multi-choice" else []
     question = written(item["question"], "question", where)
     text = prompts.mantis(question, options, params.prompts)

@@ -413,6 +413,22 @@ def test_values_that_make_no_question(root, tmp_path, name, column, value, words
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "column"),
+    [("mantis", "id"), ("muir", "idx"), ("image-dc", "question_id"), ("nocaps", "image_id"),
+     ("flickr", "img_id")],
+)  # fmt: skip
+def test_two_rows_of_one_name(root, tmp_path, name, column):
+    params = copied(root, tmp_path, name, **{column: lambda held: [*held[:4], held[1], *held[5:]]})
+    own = {"mantis": "mantis_eval_1"}.get(name, "1")
+    words = f"{benchmarks.BENCHMARKS[name].name}: rows 1 and 4 have the same '{column}', '{own}'; "
+    with pytest.raises(RedlibError, match=words) as caught:
+        several.shots(name, 1, params) if name in benchmarks.SEVERAL else single.ask(
+            name, 1, params
+        )
+    assert "\n" not in str(caught.value)
+
+
 def mantis_answered(root, folder, *, lettered, spoken):
     """A copy of Mantis in `folder` with these answers, to questions with options and without."""
     of = benchmarks.BENCHMARKS["mantis"]

@@ -25,7 +25,7 @@ from redlib.data import prompts
 from redlib.data.benchmarks import BENCHMARKS, SEVERAL
 from redlib.data.photo import Photo, readable, rows, told
 from redlib.data.reading import Skipped, row, table
-from redlib.data.values import letter, written
+from redlib.data.values import letter, names, written
 from redlib.errors import RedlibError
 from redlib.params import Params, local
 
@@ -131,17 +131,17 @@ def _order(name: str, size: int, params: Params, part: str) -> list[int]:
 
 def _sets(name: str, params: Params, part: str) -> Iterator[Shots]:
     of = BENCHMARKS[name]
-    column = "images" if name == "mantis" else "image_list"
+    column, own = ("images", "id") if name == "mantis" else ("image_list", "idx")
     found = table(of, params.data_dir, columns=of.columns)
     images = found.select_columns([column])
     plain = rows(found, [c for c in of.columns if c != column])
+    ids = names(plain, own, of.name)
     for at in _order(name, len(plain), params, part):
         count = len(row(images, at)[column] or ())
         if count < 2:
             raise RedlibError(f"{of.name}: row {at} has {count} images; two or more are needed")
-        where, own = f"{of.name}, row {at}", "id" if name == "mantis" else "idx"
-        key = f"{name}/{written(plain[at][own], own, where)}"
-        asked = (_mantis if name == "mantis" else _muir)(plain[at], params, where)
+        key = f"{name}/{ids[at]}"
+        asked = (_mantis if name == "mantis" else _muir)(plain[at], params, f"{of.name}, row {at}")
         placed = asked._replace(text=_placed(asked.text, count))
         photos = (Photo(f"{key} ({n + 1})", images, at, column, n) for n in range(count))
         yield Shots(key, (placed,), tuple(photos))

@@ -27,7 +27,7 @@ from redlib.data import prompts
 from redlib.data.benchmarks import BENCHMARKS
 from redlib.data.photo import Photo, readable, rows, told
 from redlib.data.reading import Skipped, table
-from redlib.data.values import letter, texts, there, whole, written
+from redlib.data.values import letter, names, texts, there, whole, written
 from redlib.errors import RedlibError
 from redlib.params import Params, family
 from redlib.tabletop.questions import Question
@@ -212,22 +212,21 @@ def _realworldqa(plain: list[dict[str, Any]], params: Params) -> Iterator[Unit]:
 
 def _captions(task: str, key: str, told: str) -> Callable[[list, Params], Iterator[Unit]]:
     def read(plain: list[dict[str, Any]], params: Params) -> Iterator[Unit]:
-        for at, row in enumerate(plain):
-            where = f"{task}, row {at}"
+        for at, name in enumerate(names(plain, key, BENCHMARKS[task].name)):
+            row, where = plain[at], f"{task}, row {at}"
             references = tuple(text for text in texts(row[told], told, where) if text.strip())
             if not references:
                 raise RedlibError(f"{where}: {told!r} has no caption")
             asked = _question(task, prompts.caption(params.prompts), references[0])
-            yield Unit(at, written(row[key], key, where), (asked,), references)
+            yield Unit(at, name, (asked,), references)
 
     return read
 
 
 def _image_dc(plain: list[dict[str, Any]], params: Params) -> Iterator[Unit]:
-    for at, row in enumerate(plain):
-        where = f"Image-DC, row {at}"
-        asked = _question("detail", written(row["question"], "question", where), "")
-        yield Unit(at, written(row["question_id"], "question_id", where), (asked,))
+    for at, name in enumerate(names(plain, "question_id", "Image-DC")):
+        question = written(plain[at]["question"], "question", f"Image-DC, row {at}")
+        yield Unit(at, name, (_question("detail", question, ""),))
 
 
 _READ: dict[str, Callable[[list[dict[str, Any]], Params], Iterator[Unit]]] = {

@@ -429,6 +429,100 @@ def test_two_rows_of_one_name(root, tmp_path, name, column):
     assert "\n" not in str(caught.value)
 
 
+def plain_mme(root, ids, colours):
+    """MME of plain pictures: a row for each id and colour, with two pairs, of two categories."""
+    columns = {
+        "question_id": ids,
+        "image": [miniature.stored(Pillow.new("RGB", (8, 8), colour)) for colour in colours],
+        "question": [f"Is it {colour}? Please answer yes or no." for colour in colours],
+        "answer": ["Yes", "No"] * 2,
+        "category": ["color", "color", "artwork", "artwork"],
+    }
+    features = dict.fromkeys(columns, Value("string")) | {"image": Image()}
+    miniature.write(root, "MME", columns, features, "data/test-*")
+    return real(root)
+
+
+def test_one_id_in_two_categories_of_mme_is_two_pictures(tmp_path):
+    ids = ["0001.png"] * 4
+    photos, asked = single.ask("mme", 9, plain_mme(tmp_path, ids, ["red", "red", "blue", "blue"]))
+    colours = {one.id: one.image.getpixel((0, 0)) for one in photos}
+    assert colours == {"mme/color/0001.png": (255, 0, 0), "mme/artwork/0001.png": (0, 0, 255)}
+    assert sorted((q.text.split("?")[0], q.image) for q in asked) == [
+        ("Is it blue", "mme/artwork/0001.png"), ("Is it blue", "mme/artwork/0001.png"),
+        ("Is it red", "mme/color/0001.png"), ("Is it red", "mme/color/0001.png"),
+    ]  # fmt: skip
+
+
+def test_a_pair_of_mme_is_about_one_picture(tmp_path):
+    ids = ["color/1.png", "color/1.png", "artwork/1.png", "artwork/1.png"]
+    params = plain_mme(tmp_path, ids, ["red", "red", "blue", "green"])
+    with pytest.raises(RedlibError, match="MME: rows 2 and 3 are about 'artwork/1.png' and have"):
+        single.ask("mme", 9, params)
+
+
+@pytest.mark.parametrize("name", ["pope", "seed", "mmbench"])
+def test_rows_of_one_name_are_about_one_picture(root, tmp_path, name):
+    """Told of the rows that are asked; the pictures of others are not read."""
+    (first, *_), _ = single.ask(name, 1, real(root))
+    photos, _ = single.ask(name, 10_000, real(root))
+    rows = _rows_of(root, name, photos, but=first)
+    other = miniature.stored(Pillow.new("RGB", (8, 8), "red"))
+    params = copied(
+        root, tmp_path, name,
+        image=lambda held: [
+            held[at] if at != rows[1] else [other] if name == "seed" else other
+            for at in range(len(held))
+        ],
+    )  # fmt: skip
+    assert [one.id for one in single.ask(name, 1, params)[0]] == [first.id]
+    with pytest.raises(RedlibError, match="have different pictures") as caught:
+        single.ask(name, 10_000, params)
+    said = str(caught.value)
+    told = [int(n) for n in said.split("rows ")[1].split(" are")[0].split(" and ")]
+    assert rows[1] in told and set(told) <= set(rows) and "\n" not in said
+
+
+def _rows_of(root, name, photos, *, but):
+    """Numbers of the rows of a picture that several are about."""
+    of = benchmarks.BENCHMARKS[name]
+    found = reading.table(of, str(root), columns=of.columns)
+    field = {"pope": "image_source", "seed": "data_id", "mmbench": "index"}[name]
+    called = [
+        str(value % 1_000_000 if name == "mmbench" else value[0] if name == "seed" else value)
+        for value in reading.column(found, field)
+    ]
+    for one in photos:
+        rows = [at for at, own in enumerate(called) if f"{name}/{own}" == one.id]
+        if one.id != but.id and len(rows) > 1:
+            return rows
+    raise AssertionError("no picture has several rows")
+
+
+def test_one_picture_may_be_stored_in_two_forms_or_once(root, tmp_path):
+    """As another file with the same pixels, or not again for further rotations."""
+
+    def change(held):
+        first, second, third, *rest = held
+        file = io.BytesIO()
+        Pillow.open(io.BytesIO(second["bytes"])).save(file, "BMP")
+        assert file.getvalue() != first["bytes"]
+        return [first, {"bytes": file.getvalue(), "path": None}, None, *rest]
+
+    asked = single.ask("mmbench", 10_000, copied(root, tmp_path, "mmbench", image=change))[1]
+    assert asked == single.ask("mmbench", 10_000, real(root))[1]
+
+
+@pytest.mark.parametrize("column", ["question", "B"])
+def test_rotations_of_mmbench_are_of_one_question(root, tmp_path, column):
+    params = copied(
+        root, tmp_path, "mmbench", **{column: lambda held: [*held[:2], "another", *held[3:]]}
+    )
+    words = "MMBench: rows 0 and 2 have the same 'index' up to millions, 241, and are no rotations"
+    with pytest.raises(RedlibError, match=words):
+        single.ask("mmbench", 1, params)
+
+
 def mantis_answered(root, folder, *, lettered, spoken):
     """A copy of Mantis in `folder` with these answers, to questions with options and without."""
     of = benchmarks.BENCHMARKS["mantis"]

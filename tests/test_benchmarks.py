@@ -4,7 +4,10 @@ in either wording, what can be wrong with a file, and the official metrics on wh
 import io
 import json
 import pickle
+import sys
+from functools import partial
 
+import av
 import miniature
 import numpy as np
 import pandas as pd
@@ -265,6 +268,67 @@ def test_films_take_their_subtasks_in_turn(root, capsys):
     assert len(frames) == 16 and frames[0].size == (32, 32)
     assert np.abs(np.array(greys, int) - 10 * np.array(numbers)).max() <= 6
     assert several.middles(2, 16) == [0] * 9 + [1] * 7 and len(several.frames(_short(root))) == 5
+
+
+def gone(film):
+    film.unlink()
+
+
+def damaged(film):
+    film.write_bytes(b"no film")
+
+
+@pytest.mark.parametrize("spoil", [gone, damaged])
+@pytest.mark.parametrize("drawn", [0, 1])
+def test_a_film_that_is_missing_or_damaged_is_left_out_alone(tmp_path, capsys, spoil, drawn):
+    """Be it the first that is drawn of its subtask or the last."""
+    folder = miniature.mvbench(tmp_path)
+    before = several.shots("film", 99, real(tmp_path))
+    (lost,) = [s for s in before if s.asked[0].kind == "state_change"][drawn::2]
+    spoil(folder / "perception" / "videos" / lost.film.rpartition("/")[2])
+    capsys.readouterr()
+    after = several.shots("film", 99, real(tmp_path))
+    assert {s.id for s in after} == {s.id for s in before} - {lost.id} and len(after) == 37
+    told = capsys.readouterr().out
+    assert f"MVBench: 1 of 38 pictures cannot be read: {lost.id} (" in told
+    assert "without its subtask state_change" not in told and lost.film in told
+    assert "without its subtask fine_grained_pose, since" in told and "none of its films" in told
+
+
+def test_over_one_per_cent_of_films_stops_the_run(tmp_path):
+    folder = miniature.mvbench(tmp_path)
+    for task in ("action_antonym", "action_count"):
+        (folder / several.FOLDERS[task] / f"{task}_0.mp4").unlink()
+        (folder / several.FOLDERS[task] / f"{task}_1.mp4").write_bytes(b"no film")
+    with pytest.raises(RedlibError, match="MVBench: . of .* over 1% means a damaged copy"):
+        several.shots("film", 99, real(tmp_path))
+
+
+def test_of_the_hub_the_first_film_tells_whether_a_subtask_has_any(tmp_path, capsys, monkeypatch):
+    """And where all are missing, not all are asked for."""
+    miniature.mvbench(tmp_path, each=40)
+    asked = []
+
+    def hub(path, params):
+        asked.append(path)
+        if "vlnqa" in path or len(asked) > 100:
+            raise reading.Unreadable(f"{path} cannot be fetched (RemoteEntryNotFoundError)")
+        return str(tmp_path / "MVBench" / path)
+
+    monkeypatch.setattr(several, "_film", hub)
+    below = partial(reading.table, data_dir=str(tmp_path))
+    monkeypatch.setattr(several, "table", lambda of, _, columns: below(of, columns=columns))
+    monkeypatch.setattr(several, "_playable", lambda *_: True)
+    params = Params(data="real")
+    found = several.shots("film", 60, params)
+    assert len(found) == 60 and "egocentric_navigation" not in {s.asked[0].kind for s in found}
+    told = capsys.readouterr().out
+    assert "without its subtask egocentric_navigation, since the first film drawn of it" in told
+    assert "vlnqa/egocentric_navigation_" in told and len([p for p in asked if "vlnqa" in p]) == 1
+    asked.clear()
+    with pytest.raises(RedlibError, match="MVBench: .* pictures cannot be read: .* over 1%"):
+        several.shots("film", 300, params)
+    assert len(asked) < 140, "a lost connection was asked for every film"
 
 
 def _short(root):
@@ -578,6 +642,25 @@ def test_a_film_that_is_none(tmp_path):
     (tmp_path / "a.mp4").write_bytes(b"no film")
     with pytest.raises(RedlibError, match=r"a\.mp4: no film"):
         several.frames(str(tmp_path / "a.mp4"))
+
+
+@pytest.mark.parametrize(
+    "error", [av.error.DecoderNotFoundError, av.error.UndefinedError, av.error.EOFError, KeyError]
+)
+def test_what_pyav_raises_is_one_line(tmp_path, monkeypatch, error):
+    def fails(film):
+        raise error(1, "a reason") if issubclass(error, av.FFmpegError) else error("a reason")
+
+    monkeypatch.setattr(av, "open", fails)
+    words = rf"a\.mp4: no film that can be decoded \({error.__name__}\); fetch it again"
+    with pytest.raises(RedlibError, match=words):
+        several.frames(str(tmp_path / "a.mp4"))
+
+
+def test_without_pyav_no_film_is_taken_for_damaged(root, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(RedlibError, match=r"films need the package av; run: pip install"):
+        several.shots("film", 1, real(root))
 
 
 def test_no_folder_for_a_benchmark(tmp_path):

@@ -12,7 +12,7 @@ import miniature
 import numpy as np
 import pandas as pd
 import pytest
-from datasets import Dataset, Features, Image, List, Value, load_dataset
+from datasets import ClassLabel, Dataset, Features, Image, List, Value, load_dataset
 from PIL import Image as Pillow
 
 from redlib.bench import is_correct, mme, pope
@@ -475,6 +475,23 @@ def test_values_that_make_no_question(root, tmp_path, name, column, value, words
             name, 1, params
         )
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("label", [-1, None])
+def test_a_class_that_is_no_label_is_nothing(tmp_path, label):
+    question = {"category": "random", "image_source": "1", "question": "Is it?"}
+    columns = {name: [value] * 2 for name, value in question.items()} | {
+        "answer": [1, label], "image": [miniature.stored(Pillow.new("RGB", (8, 8)))] * 2,
+    }  # fmt: skip
+    features = dict.fromkeys(columns, Value("string")) | {
+        "answer": ClassLabel(names=["no", "yes"]), "image": Image(),
+    }  # fmt: skip
+    miniature.write(tmp_path, "POPE", columns, features, "data/test-*")
+    with pytest.raises(RedlibError, match="POPE, row 1: 'answer' must be yes or no; got None"):
+        single.ask("pope", 9, real(tmp_path))
+    found = reading.table(benchmarks.BENCHMARKS["pope"], str(tmp_path), columns=("answer",))
+    assert [reading.row(found, at)["answer"] for at in (0, 1)] == ["yes", None]
+    assert photo.rows(found, ["answer"]) == [{"answer": "yes"}, {"answer": None}]
 
 
 @pytest.mark.parametrize(

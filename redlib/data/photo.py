@@ -85,13 +85,14 @@ def told(skipped: Skipped) -> None:
 
 
 def rows(found: Any, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Some columns of a table, a row each; a class by its name."""
+    """Some columns of a table, a row each; a class by its name, None for -1, which is no label."""
     from datasets import ClassLabel
 
     each = []
     for name in names:
         feature, values = found.features[name], column(found, name)
         if isinstance(feature, ClassLabel):
-            values = [value if value is None else feature.int2str(value) for value in values]
+            named = dict(enumerate(feature.names))
+            values = [named.get(value) for value in values]
         each.append(values)
     return [dict(zip(names, values, strict=True)) for values in zip(*each, strict=True)]

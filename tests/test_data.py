@@ -218,6 +218,10 @@ def _no_annotations(folder):
     (folder / "VQAv2" / photographs.ANNOTATIONS).unlink()
 
 
+def _no_answers(folder):
+    (folder / "VQAv2" / photographs.ANNOTATIONS).write_text('{"annotations": []}')
+
+
 def _no_pictures(folder):
     (folder / "VQAv2" / "val2014").rename(folder / "VQAv2" / "pictures")
 
@@ -233,6 +237,8 @@ def _no_pictures(folder):
         (_each(*ASKED, image_id=5.7), "row 0: 'image_id' must hold a whole number; got 5.7"),
         (_each(*ASKED, question_id=[1]), "row 0: 'question_id' must hold a whole number"),
         (_each(*ANSWERED, question_id=[1]), "row 0: 'question_id' must hold a whole number"),
+        (_each(*ANSWERED, question_id=7), "annotations.json: answers none of the questions of v2_"),
+        (_no_answers, "annotations.json: answers none of the questions of v2_Open"),
         (_no_annotations, "annotations.json: no such file"),
         (_no_pictures, "data_dir: no folder 'val2014' with the images of VQAv2 validation"),
     ],
@@ -272,6 +278,7 @@ def test_files_of_a_folder_that_hold_no_records(tmp_path, make, text, words):
         ({"filename": None}, "image 42: 'filename' must hold a text; got None"),
         ({"filepath": None}, "image 42: 'filepath' must hold a text"),
         ({"sentences": None}, "image 42: 'sentences' has no caption"),
+        ({"sentences": [{"raw": ""}, {"raw": " \n"}]}, "image 42: 'sentences' has no caption"),
         ({"cocoid": None}, "row 0: 'cocoid' must hold a whole number"),
     ],
 )
@@ -280,6 +287,13 @@ def test_values_that_make_no_picture_of_coco(tmp_path, change, words):
     _each(*LISTED, split="train", **change)(tmp_path)
     with pytest.raises(RedlibError, match=f"COCO Karpathy train, {words}"):
         photographs.coco(str(tmp_path)).read(42)
+
+
+def test_captions_that_say_nothing_are_none(tmp_path):
+    photos.coco_folder(tmp_path, MANY)
+    said = [{"raw": ""}, {"raw": " "}, {"raw": "a cup ."}, {"raw": "\t"}]
+    _each(*LISTED, split="train", sentences=said)(tmp_path)
+    assert photographs.coco(str(tmp_path)).read(42).captions == ("a cup .",)
 
 
 def test_a_name_that_no_file_can_have_is_a_damaged_picture(tmp_path):

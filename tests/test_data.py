@@ -390,6 +390,34 @@ def test_too_small_a_data_set_names_the_parameter(tmp_path):
             Images(real(tmp_path, study_images=25)).take(role, 25, start=start)
 
 
+def test_training_and_calibration_share_no_image(tmp_path):
+    photos.coco_folder(tmp_path, dict(list(MANY.items())[:12]))
+    few = {"codebook_images": 7, "n_calibration": 5}
+    album = Images(real(tmp_path, **few))
+    training = {one.id for one in album.take("training", 7)}
+    calibration = {one.id for one in album.take("calibration", 5)}
+    assert len(training) == 7 and len(calibration) == 5 and not training & calibration
+    words = (
+        "n_calibration: 6 and codebook_images: 7 need 6 and 7 images of COCO Karpathy train and "
+        "may share none; the data set has 12: ask for fewer"
+    )
+    with pytest.raises(RedlibError, match=words):  # whether or not this session draws the others
+        Images(real(tmp_path, **few | {"n_calibration": 6})).take("calibration", 6)
+    with pytest.raises(RedlibError, match="codebook_images: 7 and n_calibration: 5 need 8 and 5"):
+        album.take("training", 8)
+    assert (album.drawn["role"] == "training").sum() == 7, "what was refused is not noted as drawn"
+
+
+def test_reference_images_are_none_of_those_that_are_probed(tmp_path):
+    photos.vqav2(tmp_path, MANY)
+    album = Images(real(tmp_path, probe_scenes=4))
+    album.take("probed", 4, start=10)  # places 10 to 13 of 24, so that 10 are left at the end
+    assert len(album.take("reference", 10)) == 10
+    words = "data: a reference of fixed size and probe_scenes: 4 need 11 and 14 images of VQAv2"
+    with pytest.raises(RedlibError, match=words):
+        album.take("reference", 11)
+
+
 def _complains(folder, words):
     with pytest.raises(RedlibError) as caught:
         Images(real(folder)).take("study", 2)

@@ -4,12 +4,15 @@ in either wording, what can be wrong with a file, and the official metrics on wh
 import io
 import json
 import pickle
+import sys
+from functools import partial
 
+import av
 import miniature
 import numpy as np
 import pandas as pd
 import pytest
-from datasets import Dataset, Features, Image, List, Value, load_dataset
+from datasets import ClassLabel, Dataset, Features, Image, List, Value, load_dataset
 from PIL import Image as Pillow
 
 from redlib.bench import is_correct, mme, pope
@@ -179,6 +182,52 @@ def test_mantis_finds_its_options_in_both_wordings(root):
         assert kinds == {"multi-choice", "short-answer"}
 
 
+def copied(root, folder, name, **columns):
+    """A copy of a benchmark in `folder`, with other values in some columns: what a function makes
+    of those that it has."""
+    of = benchmarks.BENCHMARKS[name]
+    old = load_dataset(str(root / of.folder), data_files={of.split: of.files}, split=of.split)
+    features = old.features
+    for column, change in columns.items():
+        new = change(old.with_format("arrow")[:].column(column).to_pylist())
+        old = old.remove_columns([column]).add_column(column, new, feature=features[column])
+    path = folder / of.folder / of.files.replace("*", "0.parquet")
+    path.parent.mkdir(parents=True)
+    old.to_parquet(path)
+    return real(folder)
+
+
+def each(value):
+    """One value for all rows."""
+    return lambda held: [value] * len(held)
+
+
+@pytest.mark.parametrize(
+    ("options", "gold", "right", "wrong"),
+    [
+        (  # "RED." ends in the letter D and a full stop
+            ["The car is blue", "The car is green", "The car is white", "The car is red."],
+            "D",
+            ["D", "(D)", "D. The car is red.", "The answer is D"],
+            ["A", "(C)", "The car is red"],
+        ),
+        (["They are in a cafeteria.", "They are in a park"], "B", ["B", "(B)"], ["A", "(A)"]),
+        # "first": F is no option's letter, and then all that was said is compared
+        (["A. first", "B: two", "(C) third", "D) fourth"], "D", ["D", "d."], ["C", "fourth one"]),
+        (["(A) it is", "(B) no: it\n(C) is not"], "B", ["B", "no: it (C) is not"], ["C", "no: it"]),
+    ],
+)
+def test_every_option_of_mantis_is_on_offer(root, tmp_path, options, gold, right, wrong):
+    params = copied(
+        root, tmp_path, "mantis", options=each(options), answer=each(f"({gold})"),
+        question_type=each("multi-choice"),
+    )  # fmt: skip
+    (asked,) = several.shots("mantis", 1, params)[0].asked
+    for said in right + wrong:
+        judged = is_correct("mantis-eval", said, asked.gold, question=asked.options)
+        assert judged == (said in right), said
+
+
 def test_muir_shows_all_images_in_order(root):
     shots = several.shots("muir", 3, real(root))
     assert len(shots) == 3 and shots[0].asked[0].chance == 0.25
@@ -219,6 +268,67 @@ def test_films_take_their_subtasks_in_turn(root, capsys):
     assert len(frames) == 16 and frames[0].size == (32, 32)
     assert np.abs(np.array(greys, int) - 10 * np.array(numbers)).max() <= 6
     assert several.middles(2, 16) == [0] * 9 + [1] * 7 and len(several.frames(_short(root))) == 5
+
+
+def gone(film):
+    film.unlink()
+
+
+def damaged(film):
+    film.write_bytes(b"no film")
+
+
+@pytest.mark.parametrize("spoil", [gone, damaged])
+@pytest.mark.parametrize("drawn", [0, 1])
+def test_a_film_that_is_missing_or_damaged_is_left_out_alone(tmp_path, capsys, spoil, drawn):
+    """Be it the first that is drawn of its subtask or the last."""
+    folder = miniature.mvbench(tmp_path)
+    before = several.shots("film", 99, real(tmp_path))
+    (lost,) = [s for s in before if s.asked[0].kind == "state_change"][drawn::2]
+    spoil(folder / "perception" / "videos" / lost.film.rpartition("/")[2])
+    capsys.readouterr()
+    after = several.shots("film", 99, real(tmp_path))
+    assert {s.id for s in after} == {s.id for s in before} - {lost.id} and len(after) == 37
+    told = capsys.readouterr().out
+    assert f"MVBench: 1 of 38 pictures cannot be read: {lost.id} (" in told
+    assert "without its subtask state_change" not in told and lost.film in told
+    assert "without its subtask fine_grained_pose, since" in told and "none of its films" in told
+
+
+def test_over_one_per_cent_of_films_stops_the_run(tmp_path):
+    folder = miniature.mvbench(tmp_path)
+    for task in ("action_antonym", "action_count"):
+        (folder / several.FOLDERS[task] / f"{task}_0.mp4").unlink()
+        (folder / several.FOLDERS[task] / f"{task}_1.mp4").write_bytes(b"no film")
+    with pytest.raises(RedlibError, match="MVBench: . of .* over 1% means a damaged copy"):
+        several.shots("film", 99, real(tmp_path))
+
+
+def test_of_the_hub_the_first_film_tells_whether_a_subtask_has_any(tmp_path, capsys, monkeypatch):
+    """And where all are missing, not all are asked for."""
+    miniature.mvbench(tmp_path, each=40)
+    asked = []
+
+    def hub(path, params):
+        asked.append(path)
+        if "vlnqa" in path or len(asked) > 100:
+            raise reading.Unreadable(f"{path} cannot be fetched (RemoteEntryNotFoundError)")
+        return str(tmp_path / "MVBench" / path)
+
+    monkeypatch.setattr(several, "_film", hub)
+    below = partial(reading.table, data_dir=str(tmp_path))
+    monkeypatch.setattr(several, "table", lambda of, _, columns: below(of, columns=columns))
+    monkeypatch.setattr(several, "_playable", lambda *_: True)
+    params = Params(data="real")
+    found = several.shots("film", 60, params)
+    assert len(found) == 60 and "egocentric_navigation" not in {s.asked[0].kind for s in found}
+    told = capsys.readouterr().out
+    assert "without its subtask egocentric_navigation, since the first film drawn of it" in told
+    assert "vlnqa/egocentric_navigation_" in told and len([p for p in asked if "vlnqa" in p]) == 1
+    asked.clear()
+    with pytest.raises(RedlibError, match="MVBench: .* pictures cannot be read: .* over 1%"):
+        several.shots("film", 300, params)
+    assert len(asked) < 140, "a lost connection was asked for every film"
 
 
 def _short(root):
@@ -344,6 +454,7 @@ def test_a_missing_column_is_one_line(root, tmp_path, name):
         ("image-dc", "question", None, "'question' must hold a text"),
         ("mantis", "question", None, "'question' must hold a text"),
         ("mantis", "question_type", None, "'question_type' must hold a text"),
+        ("mantis", "question_type", "choice", "multi-choice or short-answer; got 'choice'"),
         ("mantis", "options", None, "0 options"),
         ("mantis", "options", [None, "b"], "'options' must hold a text"),
         ("mantis", "answer", None, "'answer' must.*; got None"),
@@ -358,18 +469,139 @@ def test_a_missing_column_is_one_line(root, tmp_path, name):
     ],
 )
 def test_values_that_make_no_question(root, tmp_path, name, column, value, words):
-    of = benchmarks.BENCHMARKS[name]
-    old = load_dataset(str(root / of.folder), data_files={of.split: of.files}, split=of.split)
-    values = [value] * len(old)
-    new = old.remove_columns([column]).add_column(column, values, feature=old.features[column])
-    path = tmp_path / of.folder / of.files.replace("*", "0.parquet")
-    path.parent.mkdir(parents=True)
-    new.to_parquet(path)
+    params = copied(root, tmp_path, name, **{column: each(value)})
     with pytest.raises(RedlibError, match=words) as caught:
-        several.shots(name, 20, real(tmp_path)) if name in benchmarks.SEVERAL else single.ask(
-            name, 1, real(tmp_path)
+        several.shots(name, 20, params) if name in benchmarks.SEVERAL else single.ask(
+            name, 1, params
         )
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("label", [-1, None])
+def test_a_class_that_is_no_label_is_nothing(tmp_path, label):
+    question = {"category": "random", "image_source": "1", "question": "Is it?"}
+    columns = {name: [value] * 2 for name, value in question.items()} | {
+        "answer": [1, label], "image": [miniature.stored(Pillow.new("RGB", (8, 8)))] * 2,
+    }  # fmt: skip
+    features = dict.fromkeys(columns, Value("string")) | {
+        "answer": ClassLabel(names=["no", "yes"]), "image": Image(),
+    }  # fmt: skip
+    miniature.write(tmp_path, "POPE", columns, features, "data/test-*")
+    with pytest.raises(RedlibError, match="POPE, row 1: 'answer' must be yes or no; got None"):
+        single.ask("pope", 9, real(tmp_path))
+    found = reading.table(benchmarks.BENCHMARKS["pope"], str(tmp_path), columns=("answer",))
+    assert [reading.row(found, at)["answer"] for at in (0, 1)] == ["yes", None]
+    assert photo.rows(found, ["answer"]) == [{"answer": "yes"}, {"answer": None}]
+
+
+@pytest.mark.parametrize(
+    ("name", "column"),
+    [("mantis", "id"), ("muir", "idx"), ("image-dc", "question_id"), ("nocaps", "image_id"),
+     ("flickr", "img_id")],
+)  # fmt: skip
+def test_two_rows_of_one_name(root, tmp_path, name, column):
+    params = copied(root, tmp_path, name, **{column: lambda held: [*held[:4], held[1], *held[5:]]})
+    own = {"mantis": "mantis_eval_1"}.get(name, "1")
+    words = f"{benchmarks.BENCHMARKS[name].name}: rows 1 and 4 have the same '{column}', '{own}'; "
+    with pytest.raises(RedlibError, match=words) as caught:
+        several.shots(name, 1, params) if name in benchmarks.SEVERAL else single.ask(
+            name, 1, params
+        )
+    assert "\n" not in str(caught.value)
+
+
+def plain_mme(root, ids, colours):
+    """MME of plain pictures: a row for each id and colour, with two pairs, of two categories."""
+    columns = {
+        "question_id": ids,
+        "image": [miniature.stored(Pillow.new("RGB", (8, 8), colour)) for colour in colours],
+        "question": [f"Is it {colour}? Please answer yes or no." for colour in colours],
+        "answer": ["Yes", "No"] * 2,
+        "category": ["color", "color", "artwork", "artwork"],
+    }
+    features = dict.fromkeys(columns, Value("string")) | {"image": Image()}
+    miniature.write(root, "MME", columns, features, "data/test-*")
+    return real(root)
+
+
+def test_one_id_in_two_categories_of_mme_is_two_pictures(tmp_path):
+    ids = ["0001.png"] * 4
+    photos, asked = single.ask("mme", 9, plain_mme(tmp_path, ids, ["red", "red", "blue", "blue"]))
+    colours = {one.id: one.image.getpixel((0, 0)) for one in photos}
+    assert colours == {"mme/color/0001.png": (255, 0, 0), "mme/artwork/0001.png": (0, 0, 255)}
+    assert sorted((q.text.split("?")[0], q.image) for q in asked) == [
+        ("Is it blue", "mme/artwork/0001.png"), ("Is it blue", "mme/artwork/0001.png"),
+        ("Is it red", "mme/color/0001.png"), ("Is it red", "mme/color/0001.png"),
+    ]  # fmt: skip
+
+
+def test_a_pair_of_mme_is_about_one_picture(tmp_path):
+    ids = ["color/1.png", "color/1.png", "artwork/1.png", "artwork/1.png"]
+    params = plain_mme(tmp_path, ids, ["red", "red", "blue", "green"])
+    with pytest.raises(RedlibError, match="MME: rows 2 and 3 are about 'artwork/1.png' and have"):
+        single.ask("mme", 9, params)
+
+
+@pytest.mark.parametrize("name", ["pope", "seed", "mmbench"])
+def test_rows_of_one_name_are_about_one_picture(root, tmp_path, name):
+    """Told of the rows that are asked; the pictures of others are not read."""
+    (first, *_), _ = single.ask(name, 1, real(root))
+    photos, _ = single.ask(name, 10_000, real(root))
+    rows = _rows_of(root, name, photos, but=first)
+    other = miniature.stored(Pillow.new("RGB", (8, 8), "red"))
+    params = copied(
+        root, tmp_path, name,
+        image=lambda held: [
+            held[at] if at != rows[1] else [other] if name == "seed" else other
+            for at in range(len(held))
+        ],
+    )  # fmt: skip
+    assert [one.id for one in single.ask(name, 1, params)[0]] == [first.id]
+    with pytest.raises(RedlibError, match="have different pictures") as caught:
+        single.ask(name, 10_000, params)
+    said = str(caught.value)
+    told = [int(n) for n in said.split("rows ")[1].split(" are")[0].split(" and ")]
+    assert rows[1] in told and set(told) <= set(rows) and "\n" not in said
+
+
+def _rows_of(root, name, photos, *, but):
+    """Numbers of the rows of a picture that several are about."""
+    of = benchmarks.BENCHMARKS[name]
+    found = reading.table(of, str(root), columns=of.columns)
+    field = {"pope": "image_source", "seed": "data_id", "mmbench": "index"}[name]
+    called = [
+        str(value % 1_000_000 if name == "mmbench" else value[0] if name == "seed" else value)
+        for value in reading.column(found, field)
+    ]
+    for one in photos:
+        rows = [at for at, own in enumerate(called) if f"{name}/{own}" == one.id]
+        if one.id != but.id and len(rows) > 1:
+            return rows
+    raise AssertionError("no picture has several rows")
+
+
+def test_one_picture_may_be_stored_in_two_forms_or_once(root, tmp_path):
+    """As another file with the same pixels, or not again for further rotations."""
+
+    def change(held):
+        first, second, third, *rest = held
+        file = io.BytesIO()
+        Pillow.open(io.BytesIO(second["bytes"])).save(file, "BMP")
+        assert file.getvalue() != first["bytes"]
+        return [first, {"bytes": file.getvalue(), "path": None}, None, *rest]
+
+    asked = single.ask("mmbench", 10_000, copied(root, tmp_path, "mmbench", image=change))[1]
+    assert asked == single.ask("mmbench", 10_000, real(root))[1]
+
+
+@pytest.mark.parametrize("column", ["question", "B"])
+def test_rotations_of_mmbench_are_of_one_question(root, tmp_path, column):
+    params = copied(
+        root, tmp_path, "mmbench", **{column: lambda held: [*held[:2], "another", *held[3:]]}
+    )
+    words = "MMBench: rows 0 and 2 have the same 'index' up to millions, 241, and are no rotations"
+    with pytest.raises(RedlibError, match=words):
+        single.ask("mmbench", 1, params)
 
 
 def mantis_answered(root, folder, *, lettered, spoken):
@@ -427,6 +659,25 @@ def test_a_film_that_is_none(tmp_path):
     (tmp_path / "a.mp4").write_bytes(b"no film")
     with pytest.raises(RedlibError, match=r"a\.mp4: no film"):
         several.frames(str(tmp_path / "a.mp4"))
+
+
+@pytest.mark.parametrize(
+    "error", [av.error.DecoderNotFoundError, av.error.UndefinedError, av.error.EOFError, KeyError]
+)
+def test_what_pyav_raises_is_one_line(tmp_path, monkeypatch, error):
+    def fails(film):
+        raise error(1, "a reason") if issubclass(error, av.FFmpegError) else error("a reason")
+
+    monkeypatch.setattr(av, "open", fails)
+    words = rf"a\.mp4: no film that can be decoded \({error.__name__}\); fetch it again"
+    with pytest.raises(RedlibError, match=words):
+        several.frames(str(tmp_path / "a.mp4"))
+
+
+def test_without_pyav_no_film_is_taken_for_damaged(root, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(RedlibError, match=r"films need the package av; run: pip install"):
+        several.shots("film", 1, real(root))
 
 
 def test_no_folder_for_a_benchmark(tmp_path):

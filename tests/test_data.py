@@ -222,6 +222,10 @@ def _no_annotations(folder):
     (folder / "VQAv2" / photographs.ANNOTATIONS).unlink()
 
 
+def _no_answers(folder):
+    (folder / "VQAv2" / photographs.ANNOTATIONS).write_text('{"annotations": []}')
+
+
 def _no_pictures(folder):
     (folder / "VQAv2" / "val2014").rename(folder / "VQAv2" / "pictures")
 
@@ -237,6 +241,8 @@ def _no_pictures(folder):
         (_each(*ASKED, image_id=5.7), "row 0: 'image_id' must hold a whole number; got 5.7"),
         (_each(*ASKED, question_id=[1]), "row 0: 'question_id' must hold a whole number"),
         (_each(*ANSWERED, question_id=[1]), "row 0: 'question_id' must hold a whole number"),
+        (_each(*ANSWERED, question_id=7), "annotations.json: answers none of the questions of v2_"),
+        (_no_answers, "annotations.json: answers none of the questions of v2_Open"),
         (_no_annotations, "annotations.json: no such file"),
         (_no_pictures, "data_dir: no folder 'val2014' with the images of VQAv2 validation"),
     ],
@@ -276,6 +282,7 @@ def test_files_of_a_folder_that_hold_no_records(tmp_path, make, text, words):
         ({"filename": None}, "image 42: 'filename' must hold a text; got None"),
         ({"filepath": None}, "image 42: 'filepath' must hold a text"),
         ({"sentences": None}, "image 42: 'sentences' has no caption"),
+        ({"sentences": [{"raw": ""}, {"raw": " \n"}]}, "image 42: 'sentences' has no caption"),
         ({"cocoid": None}, "row 0: 'cocoid' must hold a whole number"),
     ],
 )
@@ -284,6 +291,13 @@ def test_values_that_make_no_picture_of_coco(tmp_path, change, words):
     _each(*LISTED, split="train", **change)(tmp_path)
     with pytest.raises(RedlibError, match=f"COCO Karpathy train, {words}"):
         photographs.coco(str(tmp_path)).read(42)
+
+
+def test_captions_that_say_nothing_are_none(tmp_path):
+    photos.coco_folder(tmp_path, MANY)
+    said = [{"raw": ""}, {"raw": " "}, {"raw": "a cup ."}, {"raw": "\t"}]
+    _each(*LISTED, split="train", sentences=said)(tmp_path)
+    assert photographs.coco(str(tmp_path)).read(42).captions == ("a cup .",)
 
 
 def test_a_name_that_no_file_can_have_is_a_damaged_picture(tmp_path):
@@ -528,6 +542,34 @@ def test_too_small_a_data_set_names_the_parameter(tmp_path):
     ):
         with pytest.raises(RedlibError, match=words):
             Images(real(tmp_path, study_images=25)).take(role, 25, start=start)
+
+
+def test_training_and_calibration_share_no_image(tmp_path):
+    photos.coco_folder(tmp_path, dict(list(MANY.items())[:12]))
+    few = {"codebook_images": 7, "n_calibration": 5}
+    album = Images(real(tmp_path, **few))
+    training = {one.id for one in album.take("training", 7)}
+    calibration = {one.id for one in album.take("calibration", 5)}
+    assert len(training) == 7 and len(calibration) == 5 and not training & calibration
+    words = (
+        "n_calibration: 6 and codebook_images: 7 need 6 and 7 images of COCO Karpathy train and "
+        "may share none; the data set has 12: ask for fewer"
+    )
+    with pytest.raises(RedlibError, match=words):  # whether or not this session draws the others
+        Images(real(tmp_path, **few | {"n_calibration": 6})).take("calibration", 6)
+    with pytest.raises(RedlibError, match="codebook_images: 7 and n_calibration: 5 need 8 and 5"):
+        album.take("training", 8)
+    assert (album.drawn["role"] == "training").sum() == 7, "what was refused is not noted as drawn"
+
+
+def test_reference_images_are_none_of_those_that_are_probed(tmp_path):
+    photos.vqav2(tmp_path, MANY)
+    album = Images(real(tmp_path, probe_scenes=4))
+    album.take("probed", 4, start=10)  # places 10 to 13 of 24, so that 10 are left at the end
+    assert len(album.take("reference", 10)) == 10
+    words = "data: a reference of fixed size and probe_scenes: 4 need 11 and 14 images of VQAv2"
+    with pytest.raises(RedlibError, match=words):
+        album.take("reference", 11)
 
 
 def _complains(folder, words):

@@ -11,9 +11,10 @@ import pytest
 from redlib import RedlibError
 from redlib.bench import RULE_OF, RULES, coco, evaluate, is_correct, mmbench, mme, mvbench, pope
 from redlib.bench import evaluation as loop
-from redlib.bench.letters import options_in, realworldqa
+from redlib.bench.letters import mmbench_options, options_in, realworldqa
 from redlib.bench.pope_mme import yes_no
 from redlib.bench.several import mantis
+from redlib.data import prompts
 
 # llava: strip; up to the first "."; commas out; cut at spaces; a word No/no/not -> no, else yes.
 # lmms-eval: strip, lower; exactly yes or no. mme: strip, lower, "." out; yes, no, y, n; else yes,
@@ -171,6 +172,47 @@ def test_options_are_lines_lettered_from_a_on():
     }  # fmt: skip
     assert options_in("Q: How many?\nA: ") == options_in("A. Dumas wrote it.") == {}
     assert options_in("B. dog\nC. cat") == options_in("") == {}
+
+
+def _asked(hint, question, *options):
+    """As lmms-eval's task puts an MMBench question."""
+    shown = "".join(f"{'ABCDE'[n]}. {text}\n" for n, text in enumerate(options))
+    front = f"{hint} " if hint else ""
+    return (
+        f"{front}{question} There are several options:\n{shown}\n"
+        "Answer with the option's letter from the given choices directly."
+    )
+
+
+CAT_AND_DOG = {"A": "cat", "B": "dog"}
+POEM = {"A": "a line\n\nand another", "B": "dog"}
+
+
+@pytest.mark.parametrize(
+    ("question", "expected"),
+    [
+        (_asked("", "Which?", "cat", "dog"), CAT_AND_DOG),
+        (_asked("Read.\nA. no option\nB. nor this", "Which?", "cat", "dog"), CAT_AND_DOG),
+        (_asked("", "Which?\nA: look here", "cat", "dog"), CAT_AND_DOG),
+        (_asked("There are several options:\nA. so", "Which?", "cat", "dog"), CAT_AND_DOG),
+        (_asked("", "Which?", "a line\n\nand another", "dog"), POEM),
+        (_asked("", "Which?", "dog", "a line\nA. other"), {"A": "dog", "B": "a line\nA. other"}),
+        (_asked("", "Which?", "cat", "None", "a"), {"A": "cat", "B": "None", "C": "a"}),
+        (_asked("", "Which?", "cat", "dog").partition("\n\n")[0], CAT_AND_DOG),
+        (QUESTION, {"A": "cat", "B": "dog", "C": "a bird", "D": "none"}),
+    ],
+)
+def test_options_of_mmbench_stand_behind_their_announcement(question, expected):
+    assert mmbench_options(question) == expected
+
+
+def test_mmbench_reads_the_text_of_an_option_behind_what_looks_like_one():
+    asked = prompts.mmbench("Which?", "Read.\nA. no\nB. nor", {"A": "cat", "B": "dog\nor not"})
+    for said in ("dog\nor not", "It says: DOG\nOR NOT", "B", "(B)"):
+        assert is_correct("mmbench", said, "B", question=asked), said
+    for said in ("cat", "nor", "dog", "A"):
+        assert not is_correct("mmbench", said, "B", question=asked), said
+    assert not is_correct("mmbench", "no", "A", question=asked)
 
 
 def test_every_task_has_the_rule_of_its_benchmark_and_every_rule_a_source():

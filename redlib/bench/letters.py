@@ -55,6 +55,26 @@ def options_in(question: str) -> dict[str, str]:
     return found if len(found) > 1 else {}
 
 
+def mmbench_options(question: str) -> dict[str, str]:
+    """The options of an MMBench question as `data.prompts.mmbench` puts it, letter to text; without
+    its announcement as `options_in`.
+
+    They stand between the announcement and the instruction, so that a lettered line of the hint or
+    the question is none, and what follows an option's line, up to the next letter, belongs to it.
+    """
+    *_, behind = re.split(r" There are several options:\n(?=A\. )", question)
+    if behind == question:
+        return options_in(question)
+    found: dict[str, str] = {}
+    for line in re.sub(r"\n\n[^\n]*\Z", "", behind).split("\n"):
+        own = chr(ord("A") + len(found))
+        if line.startswith(f"{own}. "):
+            found[own] = line.removeprefix(f"{own}. ")
+        else:
+            found[max(found)] += f"\n{line}"
+    return {own: text.strip() for own, text in found.items()}
+
+
 def choice_letter(
     answer: str, *, letters: str = "ABCD", rule: LetterRule = "delimited"
 ) -> str | None:
@@ -123,7 +143,7 @@ def mmbench_letter(answer: str, question: str) -> str | None:
     around it, in several forms. Then the one option whose text the answer contains. Then
     `extracted_letter`.
     """
-    words, options = answer.split(), options_in(question)
+    words, options = answer.split(), mmbench_options(question)
     around = [("", after) for after in (".", ",", ":", ")", ").")]
     around += [("(", ")"), ("(", ").")]
     around += [(":", after) for after in ("", ",", ".", ")", ").")]

@@ -84,8 +84,8 @@ class Images:
     def take(self, role: str, n: int, *, start: int = 0) -> list[Scene | Picture]:
         """`n` images of a role, from the one at place `start` of its order on.
 
-        Raises RedlibError, one line: a data set that is missing, damaged or too small, or of which
-        more than one picture in a hundred cannot be read.
+        Raises RedlibError, one line: a data set that is missing, damaged or too small, also for two
+        roles that share no image, or of which over one picture in a hundred cannot be read.
         """
         of = ROLES[role]
         if not self.real:
@@ -109,15 +109,14 @@ class Images:
             rows.append((role, *about, place, number, why))
         skipped.check()
         if len(found) < n:
-            knob, remedy = "data: a reference of fixed size", "give it whole"
-            if of.knob:
-                knob, remedy = f"{of.knob}: {getattr(self.params, of.knob)}", "ask for fewer"
+            remedy = "ask for fewer" if of.knob else "give it whole"
             place = f" from place {start} on" if start else ""
             lost = f", {len(skipped.reasons)} unreadable" if skipped.reasons else ""
             raise RedlibError(
-                f"{knob} needs {n} images of {photos.name}{place}; the data set has "
+                f"{self._wish(role)} needs {n} images of {photos.name}{place}; the data set has "
                 f"{len(order)}{lost}: {remedy}"
             )
+        self._check_apart(role, start + len(rows), photos)
         if skipped.reasons:
             print(f"{photos.name}: {skipped}")
         new = pd.DataFrame([*self.drawn.itertuples(index=False), *rows], columns=list(_COLUMNS))
@@ -139,6 +138,30 @@ class Images:
         `reading.revision`."""
         known = {of.name: of for of in (VQAV2, COCO, *BENCHMARKS.values())}
         return {name: revision(known[name], self.params.data_dir) for name in dict.fromkeys(names)}
+
+    def _wish(self, role: str) -> str:
+        """The parameter that says how many images a role has, with its value."""
+        knob = ROLES[role].knob
+        fixed = "data: a reference of fixed size"
+        return f"{knob}: {getattr(self.params, knob)}" if knob else fixed
+
+    def _check_apart(self, role: str, places: int, photos: Photographs) -> None:
+        """Raises RedlibError if the first `places` of a role's order are also of the role that is
+        drawn from its other end: all that were drawn of that, and all that it will have."""
+        behind = ROLES[role].behind
+        other = behind or next((name for name, of in ROLES.items() if of.behind == role), "")
+        if not other:
+            return
+        drawn = self.drawn.loc[self.drawn["role"] == other, "place"]
+        taken = int(drawn.max()) + 1 if len(drawn) else 0
+        if behind:  # what another session may have drawn, or will
+            taken = max(taken, getattr(self.params, ROLES[other].knob))
+        if places + taken > len(photos.numbers):
+            raise RedlibError(
+                f"{self._wish(role)} and {self._wish(other)} need {places} and {taken} images of "
+                f"{photos.name} and may share none; the data set has {len(photos.numbers)}: ask "
+                "for fewer"
+            )
 
     def _order(self, role: str, photos: Photographs) -> list[int]:
         if role not in self._orders:

@@ -15,7 +15,7 @@ from typing import Any
 
 from PIL import Image
 
-from redlib.data.reading import Skipped, Unreadable, column, decode, row
+from redlib.data.reading import Skipped, Unreadable, column, decode, encoded, row
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,14 +37,19 @@ class Photo:
     references: tuple[str, ...] = ()
 
     @property
-    def image(self) -> Image.Image:
-        """In RGB, upright. Raises `reading.Unreadable`."""
+    def data(self) -> bytes:
+        """The file's bytes. Raises `reading.Unreadable`."""
         stored = row(self.table.select_columns([self.column]), self.row)[self.column]
         if isinstance(stored, list):
             if len(stored) <= self.place:
                 raise Unreadable(f"{self.id}: the row has {len(stored)} images")
             stored = stored[self.place]
-        return decode(stored, self.id)
+        return encoded(stored, self.id)
+
+    @property
+    def image(self) -> Image.Image:
+        """In RGB, upright. Raises `reading.Unreadable`."""
+        return decode(self.data, self.id)
 
 
 def readable(photos: Sequence[Photo], skipped: Skipped) -> bool:
@@ -60,6 +65,18 @@ def readable(photos: Sequence[Photo], skipped: Skipped) -> bool:
     return good
 
 
+def alike(one: Photo, other: Photo) -> bool:
+    """Whether `other` may be the picture that `one` is: the same file, the same pixels in another
+    form of file, or nothing that can be read and belie it."""
+    try:
+        if one.data == other.data:
+            return True
+        first, second = one.image, other.image
+        return first.size == second.size and first.tobytes() == second.tobytes()
+    except Unreadable:
+        return True
+
+
 def told(skipped: Skipped) -> None:
     """Name the photographs that were left out. Raises RedlibError if there were too many."""
     skipped.check()
@@ -68,13 +85,14 @@ def told(skipped: Skipped) -> None:
 
 
 def rows(found: Any, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Some columns of a table, a row each; a class by its name."""
+    """Some columns of a table, a row each; a class by its name, None for -1, which is no label."""
     from datasets import ClassLabel
 
     each = []
     for name in names:
         feature, values = found.features[name], column(found, name)
         if isinstance(feature, ClassLabel):
-            values = [value if value is None else feature.int2str(value) for value in values]
+            named = dict(enumerate(feature.names))
+            values = [named.get(value) for value in values]
         each.append(values)
     return [dict(zip(names, values, strict=True)) for values in zip(*each, strict=True)]

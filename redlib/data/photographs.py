@@ -112,6 +112,11 @@ def vqav2(data_dir: str | None, *, seed: int) -> Photographs:
         numbered = _numbers((one["question_id"] for one in answered), "question_id", VQAV2)
         about = dict(zip(numbered, answered, strict=True))
         images, ids = (_numbers((one[key] for one in questions), key, VQAV2) for key in needed[:2])
+        if about.keys().isdisjoint(ids):  # answers are optional, but a file is there to hold some
+            raise RedlibError(
+                f"{folder / ANNOTATIONS}: answers none of the questions of {QUESTIONS}; fetch the "
+                "annotations of the validation split"
+            )
 
         def entry(at: int) -> tuple[dict[str, Any], Any]:
             name = f"COCO_val2014_{images[at]:012d}.jpg"
@@ -186,7 +191,7 @@ def coco(data_dir: str | None) -> Photographs:
             path = _image_file(folder, below, file, COCO)
         else:
             path = _fetched(written(one["url"], "url", where))
-        captions = texts(one["sentences"], "raw", where)
+        captions = tuple(c for c in texts(one["sentences"], "raw", where) if c.strip())
         if not captions:
             raise RedlibError(f"{where}: 'sentences' has no caption")
         return _picture(name, encoded(path, name), captions=captions)

@@ -129,13 +129,13 @@ def revision(source: Source, data_dir: str | None) -> str:
 
 def row(found: Any, number: int) -> dict[str, Any]:
     """One row of a `table`, as it is stored, pictures as {"bytes": ..., "path": ...}; but a class
-    by its name, since its number says nothing outside the file."""
+    by its name, since its number says nothing outside the file, and None for -1, no label."""
     from datasets import ClassLabel
 
     stored = found[number].to_pylist()[0]
     for name, feature in found.features.items():
-        if isinstance(feature, ClassLabel) and stored[name] is not None:
-            stored[name] = feature.int2str(stored[name])
+        if isinstance(feature, ClassLabel):
+            stored[name] = dict(enumerate(feature.names)).get(stored[name])
     return stored
 
 

@@ -9,10 +9,13 @@ more images or fewer gets them before it, in order, with their numbers in those 
 
 MVBench is twenty subtasks with a file of questions each, taken in turn. A film is fetched when its
 question is drawn, from the hub's branch `video` or from the folder MVBench of `data_dir`. Subtasks
-whose films are not there (those of NTU RGB+D may not be passed on) are named and left out.
+whose films are not there (those of NTU RGB+D may not be passed on) are named and left out; a single
+film that is missing or damaged is treated as a damaged picture.
 """
 
+import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
@@ -24,8 +27,8 @@ from PIL import Image
 from redlib.data import prompts
 from redlib.data.benchmarks import BENCHMARKS, SEVERAL
 from redlib.data.photo import Photo, readable, rows, told
-from redlib.data.reading import Skipped, row, table
-from redlib.data.values import letter, written
+from redlib.data.reading import MOST_UNREADABLE, Skipped, Unreadable, row, table
+from redlib.data.values import letter, names, written
 from redlib.errors import RedlibError
 from redlib.params import Params, local
 
@@ -103,18 +106,19 @@ def shots(name: str, limit: int, params: Params, *, part: str = "test") -> list[
     name: "mantis", "muir" or "film". part: "test", or "calibration", whose items no test asks.
 
     Raises:
-        RedlibError: as `reading.table`; over 1 % of the images are damaged; a value that makes no
-            question; nothing to ask.
+        RedlibError: as `reading.table`; over 1 % of the images or films are damaged or missing; a
+            value that makes no question; nothing to ask.
     """
     if name not in SEVERAL:
         raise RedlibError(f"a set of several images is one of {', '.join(SEVERAL)}; got {name!r}")
-    drawn = _films(params, part) if name == "film" else _sets(name, params, part)
     skipped = Skipped(BENCHMARKS[name].name)
+    films = name == "film"
+    drawn = _films(params, part, limit, skipped) if films else _sets(name, params, part)
     found: list[Shots] = []
     for one in drawn:
         if len(found) == limit:
             break
-        if readable(one.photos, skipped):
+        if _playable(one, skipped) if films else readable(one.photos, skipped):
             found.append(one)
     told(skipped)
     if not found:
@@ -131,17 +135,17 @@ def _order(name: str, size: int, params: Params, part: str) -> list[int]:
 
 def _sets(name: str, params: Params, part: str) -> Iterator[Shots]:
     of = BENCHMARKS[name]
-    column = "images" if name == "mantis" else "image_list"
+    column, own = ("images", "id") if name == "mantis" else ("image_list", "idx")
     found = table(of, params.data_dir, columns=of.columns)
     images = found.select_columns([column])
     plain = rows(found, [c for c in of.columns if c != column])
+    ids = names(plain, own, of.name)
     for at in _order(name, len(plain), params, part):
         count = len(row(images, at)[column] or ())
         if count < 2:
             raise RedlibError(f"{of.name}: row {at} has {count} images; two or more are needed")
-        where, own = f"{of.name}, row {at}", "id" if name == "mantis" else "idx"
-        key = f"{name}/{written(plain[at][own], own, where)}"
-        asked = (_mantis if name == "mantis" else _muir)(plain[at], params, where)
+        key = f"{name}/{ids[at]}"
+        asked = (_mantis if name == "mantis" else _muir)(plain[at], params, f"{of.name}, row {at}")
         placed = asked._replace(text=_placed(asked.text, count))
         photos = (Photo(f"{key} ({n + 1})", images, at, column, n) for n in range(count))
         yield Shots(key, (placed,), tuple(photos))
@@ -149,15 +153,33 @@ def _sets(name: str, params: Params, part: str) -> Iterator[Shots]:
 
 def _mantis(item: dict[str, Any], params: Params, where: str) -> Asked:
     kind = written(item["question_type"], "question_type", where)
+    if kind not in ("multi-choice", "short-answer"):
+        raise RedlibError(
+            f"{where}: 'question_type' must be multi-choice or short-answer; got {kind!r}"
+        )
     options = _options(item["options"], "options", where) if kind == "multi-choice" else []
     question = written(item["question"], "question", where)
     text = prompts.mantis(question, options, params.prompts)
-    listed = "\n".join(prompts.mantis_options(options))
+    listed = _listed(options)
     if not options:
         return Asked(kind, text, written(item["answer"], "answer", where), 0.0, listed)
     said = written(item["answer"], "answer", where)
     gold = next((each for each in said if each.isalpha()), said)  # "(A)", as the metric reads it
     return Asked(kind, text, letter(gold, len(options), where), 1 / len(options), listed)
+
+
+def _listed(options: list[str]) -> str:
+    """Options as the judge finds them, a line each, whatever letters the prompt shows.
+
+    The prompt takes "The car is red." for an option that has its letter D, as Mantis' template
+    does; for lmms-eval's rule their number alone says which letters are on offer.
+    """
+    lines = []
+    for n, text in enumerate(options):
+        own = chr(65 + n)
+        bare = re.sub(rf"^\s*(?:\({own}\)|{own}[.:)])\s*", "", text)
+        lines.append(f"({own}) " + bare.replace("\n", " "))
+    return "\n".join(lines)
 
 
 def _muir(item: dict[str, Any], params: Params, where: str) -> Asked:
@@ -182,21 +204,26 @@ def _placed(text: str, images: int) -> str:
     return first + "".join(f"(image {n}){part}" for n, part in enumerate(others, start=1))
 
 
-def _films(params: Params, part: str) -> Iterator[Shots]:
+def _films(params: Params, part: str, limit: int, skipped: Skipped) -> Iterator[Shots]:
     of = BENCHMARKS["film"]
     reels = []
     for task in FOLDERS:
         own = replace(of, files=of.files.format(task))
         plain = rows(table(own, params.data_dir, columns=of.columns), of.columns)
-        reels.append(_reel(task, plain, _order(f"film {task}", len(plain), params, part), params))
+        order = _order(f"film {task}", len(plain), params, part)
+        reels.append(_reel(task, plain, order, params, skipped))
     for turn in zip_longest(*reels):
         yield from (one for one in turn if one is not None)
+        lost = len(skipped.reasons)
+        if lost > max(1, MOST_UNREADABLE * (limit + lost)):
+            return  # too many, whatever follows; without a connection each would cost its time
 
 
 def _reel(
-    task: str, plain: list[dict[str, Any]], order: list[int], params: Params
-) -> Iterator[Shots]:
-    for at in order:
+    task: str, plain: list[dict[str, Any]], order: list[int], params: Params, skipped: Skipped
+) -> Iterator[Shots | None]:
+    """The questions of a subtask, None for one whose film is missing."""
+    for place, at in enumerate(order):
         item, where = plain[at], f"MVBench, {task}, row {at}"
         options = _options(item["candidates"], "candidates", where)
         question = written(item["question"], "question", where)
@@ -204,23 +231,42 @@ def _reel(
         if answer not in options:
             raise RedlibError(f"{where}: 'answer' is no candidate; got {answer!r}")
         name = written(item["video"], "video", where)
+        id = f"film/{task}/{at}"
         try:
             film = _film(f"{FOLDERS[task]}/{name}", params)
-        except RedlibError as error:
-            print(f"MVBench: without its subtask {task}, since {error}")
-            return
+        except Unreadable as error:
+            absent = _absent(task, plain, params, error) if place == 0 else ""
+            if absent:
+                print(f"MVBench: without its subtask {task}, since {absent}")
+                return
+            skipped.add(id, str(error))
+            yield None
+            continue
         gold = chr(65 + options.index(answer))
         text = prompts.mvbench(question, options, params.prompts)
-        yield Shots(f"film/{task}/{at}", (Asked(task, text, gold, 1 / len(options)),), film=film)
+        yield Shots(id, (Asked(task, text, gold, 1 / len(options)),), film=film)
+
+
+def _absent(task: str, plain: list[dict[str, Any]], params: Params, why: Unreadable) -> str:
+    """Why a subtask whose first film is missing has none at all; "" where another one is there.
+
+    Of a folder that can be seen. The hub would have to be asked for every film, so that there the
+    first one tells.
+    """
+    if params.data_dir is None:
+        return f"the first film drawn of it is missing: {why}"
+    folder = local(params.data_dir) / BENCHMARKS["film"].folder / FOLDERS[task]
+    any_there = any((folder / str(item["video"])).is_file() for item in plain)
+    return "" if any_there else f"{folder} has none of its films"
 
 
 def _film(path: str, params: Params) -> str:
-    """The file of a film, fetched where it has to be."""
+    """The file of a film, fetched where it has to be. Raises Unreadable where it is missing."""
     of = BENCHMARKS["film"]
     if params.data_dir is not None:
         file = local(Path(params.data_dir, of.folder, path))
         if not file.is_file():
-            raise RedlibError(f"{file} is not there")
+            raise Unreadable(f"{file} is not there")
         return str(file)
     from datasets import config  # either of HF_DATASETS_OFFLINE and HF_HUB_OFFLINE
     from huggingface_hub import hf_hub_download
@@ -232,7 +278,7 @@ def _film(path: str, params: Params) -> str:
             local_files_only=config.HF_HUB_OFFLINE,
         )  # fmt: skip
     except (HfHubHTTPError, LocalEntryNotFoundError) as error:
-        raise RedlibError(f"{path} cannot be fetched ({type(error).__name__})") from None
+        raise Unreadable(f"{path} cannot be fetched ({type(error).__name__})") from None
 
 
 def frames(film: str, number: int = FRAMES) -> list[Image.Image]:
@@ -242,21 +288,46 @@ def frames(film: str, number: int = FRAMES) -> list[Image.Image]:
         RedlibError: PyAV is not installed; the file is no film that it can decode.
     """
     try:
+        with _opened(film) as container:  # a film as pictures would fill the memory: count first
+            length = container.streams.video[0].frames or sum(1 for _ in container.decode(video=0))
+        wanted = set(middles(length, number))
+        with _opened(film) as container:
+            numbered = enumerate(container.decode(video=0))
+            shown = [frame.to_image() for at, frame in numbered if at in wanted]
+    except Unreadable as error:
+        raise RedlibError(f"{error}; fetch it again") from None
+    if not shown:
+        raise RedlibError(f"{film}: a film without frames")
+    return shown
+
+
+def _playable(one: Shots, skipped: Skipped) -> bool:
+    """Whether the first frame of a film can be decoded; `skipped` keeps the count."""
+    try:
+        with _opened(one.film) as container:
+            if next(container.decode(video=0), None) is None:
+                raise Unreadable(f"{one.film}: a film without frames")
+    except Unreadable as error:
+        skipped.add(one.id, str(error))
+        return False
+    skipped.read += 1
+    return True
+
+
+@contextmanager
+def _opened(film: str) -> Iterator[Any]:
+    """A film as PyAV's container. Raises Unreadable for what cannot be opened, or decoded within,
+    and RedlibError if PyAV is not installed."""
+    try:
         import av
     except ModuleNotFoundError:
         raise RedlibError("films need the package av; run: pip install 'redlib[video]'") from None
     try:
-        with av.open(film) as container:  # a film as pictures would fill the memory: count first
-            length = container.streams.video[0].frames or sum(1 for _ in container.decode(video=0))
-        wanted = set(middles(length, number))
         with av.open(film) as container:
-            numbered = enumerate(container.decode(video=0))
-            shown = [frame.to_image() for at, frame in numbered if at in wanted]
-    except (OSError, ValueError, IndexError) as error:
-        raise RedlibError(f"{film}: no film that can be decoded ({type(error).__name__})") from None
-    if not shown:
-        raise RedlibError(f"{film}: a film without frames")
-    return shown
+            yield container
+    except (av.error.FFmpegError, OSError, ValueError, LookupError) as error:
+        why = f"no film that can be decoded ({type(error).__name__})"
+        raise Unreadable(f"{film}: {why}") from None
 
 
 def middles(length: int, number: int) -> list[int]:

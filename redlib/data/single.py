@@ -25,9 +25,9 @@ import numpy as np
 from redlib.bench.pope_mme import MME_COGNITION, POPE_SUBSETS
 from redlib.data import prompts
 from redlib.data.benchmarks import BENCHMARKS
-from redlib.data.photo import Photo, readable, rows, told
+from redlib.data.photo import Photo, alike, readable, rows, told
 from redlib.data.reading import Skipped, table
-from redlib.data.values import letter, texts, there, whole, written
+from redlib.data.values import letter, names, texts, there, whole, written
 from redlib.errors import RedlibError
 from redlib.params import Params, family
 from redlib.tabletop.questions import Question
@@ -41,13 +41,13 @@ class Unit:
     """What is asked about one image and counts once.
 
     Attributes:
-        row: of the image.
+        rows: in which it is asked; its image is that of the first.
         key: name of the image within its benchmark.
         asked: its questions, all of one task; their `image` is filled in later.
         references: captions of the image.
     """
 
-    row: int
+    rows: tuple[int, ...]
     key: str
     asked: tuple[Question, ...]
     references: tuple[str, ...] = ()
@@ -63,7 +63,7 @@ def ask(
 
     Raises:
         RedlibError: as `reading.table`; over 1 % of the images are damaged; a value that makes no
-            question; nothing to ask.
+            question; two rows with one name and two pictures; nothing to ask.
     """
     of = BENCHMARKS[name]
     found = table(of, params.data_dir, columns=of.columns)
@@ -77,9 +77,15 @@ def ask(
     skipped, photos = Skipped(of.name), {}
 
     def usable(unit: Unit) -> bool:
-        if unit.key not in photos:
-            photo = Photo(f"{name}/{unit.key}", found, unit.row, "image", 0, unit.references)
-            photos[unit.key] = photo if readable([photo], skipped) else None
+        for at in unit.rows:  # pictures are large, so only those of rows that are asked are read
+            photo = Photo(f"{name}/{unit.key}", found, at, "image", 0, unit.references)
+            if unit.key not in photos:
+                photos[unit.key] = photo if readable([photo], skipped) else None
+            elif photos[unit.key] is not None and not alike(photos[unit.key], photo):
+                raise RedlibError(
+                    f"{of.name}: rows {photos[unit.key].row} and {at} are about {unit.key!r} and "
+                    "have different pictures; a name stands for one: fetch the data set again"
+                )
         return photos[unit.key] is not None
 
     chosen: list[Unit] = []
@@ -104,13 +110,14 @@ def take(
     taken = 0
     for turn in zip_longest(*turns):
         for unit in turn:
-            if unit is None or not usable(unit):
+            if unit is None:
                 continue
             size = 1 if unit.asked[0].task == "mmbench" else len(unit.asked)
             if taken and taken + size > limit:
                 return chosen
-            chosen.append(unit)
-            taken += size
+            if usable(unit):
+                chosen.append(unit)
+                taken += size
     return chosen
 
 
@@ -138,7 +145,7 @@ def _pope(plain: list[dict[str, Any]], params: Params) -> Iterator[Unit]:
         question = written(row["question"], "question", where)
         text = prompts.yes_no(question, params.prompts, family(params.model))
         asked = _question(task, text, _yes_or_no(row["answer"], where), options=2)
-        yield Unit(at, written(row["image_source"], "image_source", where), (asked,))
+        yield Unit((at,), written(row["image_source"], "image_source", where), (asked,))
 
 
 def _mme(plain: list[dict[str, Any]], params: Params) -> Iterator[Unit]:
@@ -158,7 +165,8 @@ def _mme(plain: list[dict[str, Any]], params: Params) -> Iterator[Unit]:
             question = written(plain[at]["question"], "question", where)
             text, answer = prompts.mme(question, params.prompts), plain[at]["answer"]
             asked.append(_question("mme", text, _yes_or_no(answer, where), category, options=2))
-        yield Unit(both[0], key, tuple(asked))
+        own = key if key.startswith(f"{category}/") else f"{category}/{key}"
+        yield Unit(tuple(both), own, tuple(asked))
 
 
 def _yes_or_no(value: Any, where: str) -> str:
@@ -174,7 +182,7 @@ def _mmbench(plain: list[dict[str, Any]], params: Params) -> Iterator[Unit]:
         number = whole(row["index"], "index", f"MMBench, row {at}")
         rotations.setdefault(number % MILLION, []).append(at)
     for number, all_of in rotations.items():
-        asked = []
+        asked, shown = [], []
         for at in all_of:
             row, where = plain[at], f"MMBench, row {at}"
             held = [option for option in "ABCDE" if there(row.get(option))]
@@ -184,7 +192,13 @@ def _mmbench(plain: list[dict[str, Any]], params: Params) -> Iterator[Unit]:
             text = prompts.mmbench(question, there(row["hint"]), options)
             answer = letter(row["answer"], len(options), where)
             asked.append(_question("mmbench", text, answer, str(number), len(options)))
-        yield Unit(all_of[0], str(number), tuple(asked))
+            shown.append((question, sorted(options.values())))
+            if shown[-1] != shown[0]:
+                raise RedlibError(
+                    f"MMBench: rows {all_of[0]} and {at} have the same 'index' up to millions, "
+                    f"{number}, and are no rotations of one question: fetch the data set again"
+                )
+        yield Unit(tuple(all_of), str(number), tuple(asked))
 
 
 def _seed(plain: list[dict[str, Any]], params: Params) -> Iterator[Unit]:
@@ -198,7 +212,7 @@ def _seed(plain: list[dict[str, Any]], params: Params) -> Iterator[Unit]:
         kind = str(row.get("question_type_id", ""))
         asked = _question("seed", text, letter(row["answer"], 4, where), kind, 4)
         key = row["data_id"][:1] if isinstance(row["data_id"], list) else [row["data_id"]]
-        yield Unit(at, written(*key or [None], "data_id", where), (asked,))
+        yield Unit((at,), written(*key or [None], "data_id", where), (asked,))
 
 
 def _realworldqa(plain: list[dict[str, Any]], params: Params) -> Iterator[Unit]:
@@ -207,27 +221,26 @@ def _realworldqa(plain: list[dict[str, Any]], params: Params) -> Iterator[Unit]:
         question = written(row["question"], "question", where)
         answer = written(row["answer"], "answer", where)
         asked = _question("realworldqa", question, answer.strip())
-        yield Unit(at, str(at), (asked,))
+        yield Unit((at,), str(at), (asked,))
 
 
 def _captions(task: str, key: str, told: str) -> Callable[[list, Params], Iterator[Unit]]:
     def read(plain: list[dict[str, Any]], params: Params) -> Iterator[Unit]:
-        for at, row in enumerate(plain):
-            where = f"{task}, row {at}"
+        for at, name in enumerate(names(plain, key, BENCHMARKS[task].name)):
+            row, where = plain[at], f"{task}, row {at}"
             references = tuple(text for text in texts(row[told], told, where) if text.strip())
             if not references:
                 raise RedlibError(f"{where}: {told!r} has no caption")
             asked = _question(task, prompts.caption(params.prompts), references[0])
-            yield Unit(at, written(row[key], key, where), (asked,), references)
+            yield Unit((at,), name, (asked,), references)
 
     return read
 
 
 def _image_dc(plain: list[dict[str, Any]], params: Params) -> Iterator[Unit]:
-    for at, row in enumerate(plain):
-        where = f"Image-DC, row {at}"
-        asked = _question("detail", written(row["question"], "question", where), "")
-        yield Unit(at, written(row["question_id"], "question_id", where), (asked,))
+    for at, name in enumerate(names(plain, "question_id", "Image-DC")):
+        question = written(plain[at]["question"], "question", f"Image-DC, row {at}")
+        yield Unit((at,), name, (_question("detail", question, ""),))
 
 
 _READ: dict[str, Callable[[list[dict[str, Any]], Params], Iterator[Unit]]] = {

@@ -7,6 +7,7 @@ what is asked is read here, where a value that makes no question ends the run an
     # RedlibError: POPE, row 3: 'question' must hold a text; got None
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from redlib.errors import RedlibError
@@ -46,6 +47,24 @@ def whole(value: Any, field: str, where: str) -> int:
     except (TypeError, ValueError, OverflowError):  # the last for infinity
         pass
     raise RedlibError(f"{where}: {field!r} must hold a whole number; got {value!r}")
+
+
+def names(plain: Sequence[Mapping[str, Any]], field: str, name: str) -> list[str]:
+    """What the rows of the data set `name` are called in `field`.
+
+    Raises RedlibError for no text, and if two rows are called alike: answers are kept by that name,
+    and those to the one would be lost, or told of the other's picture.
+    """
+    found: dict[str, int] = {}
+    for at, row in enumerate(plain):
+        own = written(row[field], field, f"{name}, row {at}")
+        if own in found:
+            raise RedlibError(
+                f"{name}: rows {found[own]} and {at} have the same {field!r}, {own!r}; every row "
+                "needs its own: fetch the data set again"
+            )
+        found[own] = at
+    return list(found)
 
 
 def texts(value: Any, field: str, where: str) -> tuple[str, ...]:

@@ -209,6 +209,28 @@ def test_two_clicks_from_a_number_to_a_question_under_every_rule(
     quiet(browser)
 
 
+@pytest.mark.parametrize(("name", "notebook"), [("ablation-table", "05"), ("controls-table", "08")])
+def test_a_codebooks_number_leads_to_its_answers(browser, figures, name, notebook):
+    folder = figures / RUNS[0]
+    visit(browser, folder / "index.html")
+    item = browser.find_element("xpath", f"//article[h4[contains(@id, '{name}')]]")
+    item.find_element("xpath", ".//summary[contains(., 'row by row')]").send_keys(Keys.ENTER)
+    numbers = item.find_elements("css selector", "td a")
+    assert len(numbers) == len(pd.read_csv(folder / f"{name}.csv"))
+    numbers[0].send_keys(Keys.ENTER)
+    rows = "#shown tbody tr"
+    WebDriverWait(browser, 20).until(lambda _: browser.find_elements("css selector", rows))
+    url, fragment = urldefrag(browser.current_url)
+    assert url.endswith(f"/{notebook}.answers.html")
+    rule = unquote(fragment).split("/")[0]
+    right = pd.read_csv(folder / f"{notebook}.right.csv")
+    right["task"] = right["task"].str.replace(r"^pope-.*", "pope", regex=True)
+    expected = 100 * right.groupby("task")[rule].mean().mean()
+    told = browser.find_element("id", "shown").text
+    assert f"{rule}: mean {expected:.1f}." in told and "(unpruned) reach" in told
+    quiet(browser)
+
+
 def test_the_number_above_the_answers_is_their_mean(browser, figures):
     """Of the five tasks, each the mean over its questions, computed from the file by hand."""
     folder = figures / RUNS[0]

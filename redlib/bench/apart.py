@@ -58,10 +58,11 @@ def answers_apart(
         prompt, rows = _read(vlm, prompts, [choice.rows for choice in whole])
         kept: list[Kept] = [choice.kept for _ in prompts for choice in whole]
         inside.expect(list(looked) * len(prompts), prompt, budget, kept)
-        said = vlm.model.generate(
-            inputs_embeds=rows, attention_mask=prompt.mask, max_new_tokens=max_new_tokens,
-            do_sample=False,
-        )  # fmt: skip
+        with inside.reading():
+            said = vlm.model.generate(
+                inputs_embeds=rows, attention_mask=prompt.mask, max_new_tokens=max_new_tokens,
+                do_sample=False,
+            )  # fmt: skip
         told = Told([], [])
         for number, line in enumerate(said.tolist()):
             end = next((at for at, word in enumerate(line) if word in ends), len(line))

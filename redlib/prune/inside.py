@@ -188,7 +188,7 @@ class Inside:
     def expect(
         self, seen: Sequence[Seen], prompt: Prompt, budget: Budget, last: list[Kept]
     ) -> None:
-        """Say what the next call reads.
+        """Say what the stock model reads next, while `reading`.
 
         Args:
             seen: its views.

@@ -53,7 +53,10 @@ _SHARES = (
     "The tables divide each task by what all visual tokens (unpruned) reach, and average the five."
 )
 REMARKS: dict[str, dict[str, str]] = {
-    "05": {"mean": _SHARES},
+    "05": {
+        "mean": "A rule is named by the criterion that its codebook was made without; nothing has "
+        f"them all. {_SHARES}"
+    },
     "06": {
         "mme": "The tables count MME by its categories, and a right answer once more if its pair "
         "is right too, so their MME and their mean are others.",

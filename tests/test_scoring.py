@@ -269,7 +269,10 @@ def test_rows_of_table_3_open_to_the_answers_of_their_codebook(tmp_path):
     worth = found.right["tau_prob@64"].astype(int)
     assert worth.tolist() == rows[rows["method"] == "tau_prob"]["correct"].astype(int).tolist()
     page = redlib.answers.write(tmp_path, "05", run="x").read_text()
-    assert "divide each task by what all visual tokens" in page and "MME by its" not in page
+    assert (
+        "nothing has them all. The tables divide each task by what all visual tokens" in page
+        and "MME by its" not in page
+    )
 
 
 def test_the_ledger_decides_its_claims_by_these_tables(answers, tmp_path):

@@ -145,6 +145,11 @@ class Readings:
     skipped: Tensor
     tokens: int
 
+    @property
+    def top1(self) -> Tensor:
+        """(n,) probability of the first of `ids`, over the whole vocabulary."""
+        return (self.logits[:, 0] - self.log_sum).exp()
+
 
 def budget(vlm: VLM, batch: int | None = None) -> Budget:
     """What one forward may hold on the model's device; `batch` limits its rows further.

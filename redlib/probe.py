@@ -75,7 +75,7 @@ def single(
             "patch": patches,
             "word": [vlm.word(token) for token in ids[:, 0].tolist()],
             "token_id": ids[:, 0].cpu().numpy(),
-            "top1": (best[:, 0] - said.log_sum).exp().cpu().numpy(),
+            "top1": said.top1.cpu().numpy(),
             "top1_head": best[:, :top].softmax(dim=1)[:, 0].cpu().numpy(),
             "logit": best[:, 0].cpu().numpy(),
             "margin": (best[:, 0] - best[:, 1]).cpu().numpy(),

@@ -321,7 +321,7 @@ def _compare(
         single = step(vlm, shown)[0]
         apart = [_apart(alone, place, single)]
         right.append([float(single.softmax(-1).max())])
-        found.append([float((alone.logits[place, 0] - alone.log_sum[place]).exp())])
+        found.append([float(alone.top1[place])])
         both = {"region": (step(vlm, window), ablated), "global": (seen, whole)}
         for level, ((intact, fed), rows) in both.items():
             changed = stock(vlm, torch.cat([rows, fed]))

@@ -182,7 +182,7 @@ class Inside:
 
     def forget(self) -> None:
         """No visual tokens in what comes next."""
-        self._expected: list[Candidates] | None = None
+        self._expected: list[Candidates] = []
         self._cuts: list[Cut] = []
 
     def expect(

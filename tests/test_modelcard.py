@@ -83,6 +83,26 @@ def test_chance_is_the_best_answer_without_looking():
     assert found["rwqa"] == pytest.approx((1 / 3 + 1 / 2 + 2) / 5)
 
 
+def test_the_rule_on_difficulty_is_about_the_five_tasks_alone():
+    """Of two pictures, the answers of the second are lost with few tokens, in two tasks of five."""
+    tasks = [*evaluation.FIVE, "colour"]
+    asked = [Question(task, image, "", "b", options=2) for image in "xy" for task in tasks]
+    said = pd.DataFrame({"family": [q.task for q in asked], "image": [q.image for q in asked]})
+    lost = (said["image"] == "y") & said["family"].isin(["seed", "rwqa", "colour"])
+    of = {"all": said.assign(correct=True), "64 random": said.assign(correct=~lost),
+          "none": said.assign(correct=said["image"] == "x")}  # fmt: skip
+    rows = pd.DataFrame(evaluation._difficulty(of, asked, 0)).set_index("metric")
+    assert set(rows["n"]) == {10}
+    drop = rows.loc["points lost with 64 random tokens (rule: 5 to 25)"]
+    # A draw holds the second picture never, once or twice.
+    assert drop["value"] == pytest.approx(100 * 2 / 5 / 2) and drop["holds"] == "yes"
+    assert (drop["low"], drop["high"]) == pytest.approx((0, 40))
+    above = rows.loc["points above chance with no token (rule: at most 5)"]
+    assert above["value"] == pytest.approx(0) and above["holds"] == "yes"
+    assert (above["low"], above["high"]) == pytest.approx((-50, 50))
+    assert rows.loc["five-task mean by chance", "value"] == 0.5
+
+
 def test_a_count_is_within_one():
     rows = [("two", "three", True), ("Two.", "one", True), ("five", "three", False),
             ("cup", "one", False), ("seven", "seven", True)]  # fmt: skip
@@ -132,7 +152,7 @@ def test_a_quick_run_is_held_against_the_card(folder, table, capsys, monkeypatch
     monkeypatch.setattr(evaluation, "measure", lambda name, quick: table)
     card.write("tiny-llava-1.5", folder, table)
     assert card.apart(table, folder) == []
-    moved = table.assign(value=table["value"] + 9, low=table["low"] + 9, high=table["high"] + 9)
+    moved = table.assign(**{key: table[key] + 900 for key in ("value", "low", "high")})
     lines = card.apart(moved, folder)
     assert len(lines) == table["low"].notna().sum()
     assert all(line.startswith("apart from the card: ") for line in lines)

@@ -21,6 +21,7 @@ greedy answers, official answer parsing. Six parts:
 import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -130,9 +131,8 @@ def measure(name: str, *, quick: bool = False, device: str = "auto", seed: int =
         ]
         if keep is keep_all:
             rows += _more(said, level, seed)
-        shared = said[said["image"].isin(few)]
-        paired[label] = shared.groupby("family")["correct"].mean()[list(FIVE)].mean()
-    rows += _difficulty(paired, [q for q in asked if q.image in few])
+        paired[label] = said[said["image"].isin(few)].reset_index(drop=True)
+    rows += _difficulty(paired, [q for q in asked if q.image in few], seed)
     rows += _said(vlm, pools["square"][: SAID[n]], tokens, SAID_MORE[n], seed)
     rows += _probe(vlm, PROBED[n], DIVERGED[n], seed)
     kind, bars = vlm.model.config.model_type, BARS
@@ -291,25 +291,34 @@ def chance(asked: Sequence[Question]) -> dict[str, float]:
     return found
 
 
-def _difficulty(paired: dict[str, float], asked: Sequence[Question]) -> list[dict]:
+def _difficulty(said: dict[str, pd.DataFrame], asked: Sequence[Question], seed: int) -> list[dict]:
     """The rule on difficulty, over the five tasks, in points of accuracy, on the same scenes.
 
     Without looking an answer right in all rotations is rarer than one in four, so that blind
     answers may well lie below chance; only above it would they give the world away.
     """
-    full, few, none = (paired[label] for label in ("all", "64 random", "none"))
     guessed = chance(asked)
     base = np.mean([guessed[task] for task in FIVE])
-    drop, above, n = 100 * (full - few), 100 * (none - base), len(asked)
+    five = {label: part[part["family"].isin(FIVE)] for label, part in said.items()}
+    full, few, none = (five[label]["correct"] for label in ("all", "64 random", "none"))
+    where = {"clusters": five["all"]["image"], "strata": five["all"]["family"], "seed": seed}
+    drop = _points(difference(full, few, **where))
+    blind = interval(none, **where)
+    above = _points(interval(none - base, **where))
     return [
-        _stated("five-task mean, all tokens, on the scenes of the next four rows", full, n),
-        _stated("points lost with 64 random tokens (rule: 5 to 25)", drop, n,
-                "yes" if 5 <= drop <= 25 else "no"),
-        _stated("five-task mean, none tokens", none, n),
-        _stated("five-task mean by chance", base, n),
-        _stated("points above chance with no token (rule: at most 5)", above, n,
-                "yes" if above <= 5 else "no"),
+        _row("five-task mean, all tokens, on the scenes of the next four rows",
+             interval(full, **where)),
+        _row("points lost with 64 random tokens (rule: 5 to 25)", drop,
+             "yes" if 5 <= drop.mean <= 25 else "no"),
+        _row("five-task mean, none tokens", blind),
+        _stated("five-task mean by chance", base, blind.n),
+        _row("points above chance with no token (rule: at most 5)", above,
+             "yes" if above.mean <= 5 else "no"),
     ]  # fmt: skip
+
+
+def _points(share: Interval) -> Interval:
+    return replace(share, mean=100 * share.mean, low=100 * share.low, high=100 * share.high)
 
 
 def _said(

@@ -61,7 +61,7 @@ test: $(READY)
 test-real: export HF_HUB_OFFLINE = 1
 test-real: $(READY)
 	@$(VENV)/bin/python -m pytest tests/real_runs.py tests/photographs_run.py \
-	  tests/benchmarks_run.py -p no:cacheprovider
+	  tests/benchmarks_run.py tests/training_run.py -p no:cacheprovider
 
 test-page: $(READY)
 	@$(VENV)/bin/python tests/page.py

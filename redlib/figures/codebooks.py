@@ -88,10 +88,11 @@ def construction(
             )
         )  # fmt: skip
     _sheet(bottom, built, views, grid, columns=16, rows=lines)
+    number = len(built.codebook)
     bottom.suptitle(
         f"candidates of {built.candidates['image'].nunique()} images: {len(built.candidates)};  in "
-        f"clusters of more than {built.criteria.tau_in:g}: the {len(built.codebook)} prototypes of "
-        f"the codebook, {min(64, len(built.codebook))} of them below",
+        f"clusters of more than {built.criteria.tau_in:g}: the {number} prototypes of "
+        f"the codebook, {'all' if number <= 64 else 64} of them below",
         fontsize=10.5, fontweight="bold",
     )  # fmt: skip
     return figure

@@ -301,9 +301,11 @@ def levels(table: pd.DataFrame) -> Figure:
             text = "-" if np.isnan(value) else f"{value:.2f}"
             shade = "white" if np.isfinite(value) and abs(value - 0.5) > 0.33 else "black"
             ax.text(column, row, text, ha="center", va="center", fontsize=9, color=shade)
-        ax.set_xticks(range(grid.shape[1]), grid.columns)
+        covered = part.groupby("level")["positives"].max().reindex(grid.columns)
+        labels = [f"{level}\n({n})" for level, n in covered.items()]
+        ax.set_xticks(range(grid.shape[1]), labels)
         ax.set_title(fill(title, 24))
-        ax.set_xlabel("objects in the scene")
+        ax.set_xlabel("objects in the scene\n(patches covered so)")
         ax.grid(False)
         ax.spines[:].set_visible(False)
     axes[0].set_yticks(range(len(names)), [SCORES[name] for name in names])
@@ -318,15 +320,13 @@ def levels_note(table: pd.DataFrame, *, model: str) -> dict:
         "title": "Does it hold for easy and crowded scenes alike?",
         "caption": (
             "The pooled area under the ROC curve per difficulty level, the number of objects in "
-            "the "
-            f"scene; intervals and numbers of patches in the CSV. Drawn with {model}; the paper "
-            "has "
-            "no such table."
+            f"the scene; intervals and numbers of patches in the CSV. Drawn with {model}; the "
+            "paper has no such table."
         ),
         "reading": (
             "Orange and brown: lower on covered patches; purple: higher; white: chance. A "
-            "finding that "
-            "holds in one column only is a finding about those scenes."
+            "finding that holds in one column only is a finding about those scenes, and a column "
+            "of few patches may be luck."
         ),
         "alt": f"Area of the top-1 probability for covered patches by number of objects, {told}.",
         "paper_item": "Findings 1 and 2",

@@ -199,19 +199,19 @@ def outline(
     text: str = "",
     width: float = 2,
 ) -> None:
-    """A frame around one patch, or around its 3 x 3 window (span 3), with a white rim."""
+    """A frame around one patch, or around its 3 x 3 window (span 3), with a white rim, and a text
+    in its middle: beside it, the text may stand in the frame of a neighbour."""
     row, col = grid.row_col(int(patch)) if span == 1 else grid.row_col(int(grid.window(patch)[0]))
     for line, tint in ((width + 2, "white"), (width, colour)):
         ax.add_patch(
             Rectangle((col, row), span, span, fill=False, edgecolor=tint, linewidth=line, zorder=5)
         )
     if text:
-        right = col + span + 0.4 if col < grid.width * 0.7 else col - 0.4
         ax.text(
-            right,
+            col + span / 2,
             row + span / 2,
             text,
-            ha="left" if col < grid.width * 0.7 else "right",
+            ha="center",
             va="center",
             fontsize=9.5,
             fontweight="bold",

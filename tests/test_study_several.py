@@ -77,7 +77,9 @@ def test_answers_about_several_images_stand_beside_the_others(tmp_path):
     rules = {("unpruned", 144): 0.9, ("ours", 144): 0.8}
     rows = answers_of(rules, np.random.default_rng(4))
     session = SimpleNamespace(figures=tmp_path, notebook="06")
-    assert pruning.open_cells(session, rows, SEEN) == ["06.answers.csv", "06.right.csv"]
+    second = SEEN[SEEN["method"] == "random"].assign(seed=1, answer="c")  # draw of Random
+    seen = pd.concat([SEEN, second], ignore_index=True)
+    assert pruning.open_cells(session, rows, seen) == ["06.answers.csv", "06.right.csv"]
     found = answers.read(tmp_path, "06")
     claim = printed.table("claims").set_index("id").loc["multi-image-ours"]
     where = answers.address([answers.rule("ours", 144)], ["multi-image"])
@@ -87,6 +89,8 @@ def test_answers_about_several_images_stand_beside_the_others(tmp_path):
     assert muir["ours@144"].tolist() == ["1", "1", "1", "0", "0", "0", "1", "0"]
     pope = found.right[found.right["task"].str.startswith("pope")]
     assert set(pope["random@144"]) == {""}  # asked of pairs and films alone
+    mantis = found.said[found.said["task"] == "mantis"]
+    assert set(mantis["random@144"]) == {"a"} and set(mantis["random@144#1"]) == {"c"}
     pruning.open_cells(session, rows, SEEN.iloc[:0])
     assert "mantis" not in set(answers.read(tmp_path, "06").said["task"])
 

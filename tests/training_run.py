@@ -1,6 +1,6 @@
 """One hundredth of every stage of tiny-llava-1.5's training, from nothing to the export.
 
-It takes some ninety seconds of two cores, as the whole takes a hundred times as long.
+It takes two minutes of two cores: the whole takes some hours.
 """
 
 import time

@@ -544,7 +544,8 @@ def probed(session: Session, scene: Scene | Photo) -> dict[str, list[torch.Tenso
 
 
 def open_cells(session: Session, answers: pd.DataFrame, together: pd.DataFrame) -> list[str]:
-    """Write every answer beside the figures (`scoring.leave`). Returns the names of the files.
+    """Write every answer, those of all draws, beside the figures (`scoring.leave`). Returns the
+    names of the files.
 
     together: answers about several images (`study.several.answer_samples`), a set being a task.
     """
@@ -552,7 +553,7 @@ def open_cells(session: Session, answers: pd.DataFrame, together: pd.DataFrame) 
         about = together.rename(columns={"set": "task"}).assign(setting="base")
         about["correct"] = about["correct"].fillna(0)  # empty, which MVBench leaves out of its mean
         answers = pd.concat([answers, about], ignore_index=True)
-    return scoring.leave(session, answers[answers["seed"] == 0])
+    return scoring.leave(session, answers)
 
 
 def joined(gaps: dict[int, pd.DataFrame]) -> pd.DataFrame:

@@ -336,8 +336,11 @@ function list(chosen, tasks) {
   const heads = ["No.", ...(several ? ["Task"] : []), "Image", "Question", "Right answer",
     ...columns.flatMap((name) => columns.length > 1 ? [name + " said", "worth"]
       : ["Said", "Worth"])];
-  const scores = columns.map((name) => name + ": " + known.map((task) => task + " "
-    + (100 * score(answers(name)[1], task)).toFixed(1)).join(", "));
+  const scored = (name, draws) => name + ": " + known.map((task) => task + " "
+    + (100 * mean(draws.map((draw) => score(answers(draw)[1], task)))).toFixed(1)).join(", ");
+  const scores = columns.map((name) => scored(name, [name])).concat(chosen.map((name) =>
+    [name, columnsOf(name)]).filter(([, draws]) => draws.length > 1).map(([name, draws]) =>
+      scored("the " + draws.length + " draws of " + name, draws)));
   const what = chosen.join(" beside ") + ", " + known.join(" and ");
   const count = kept.length + (kept.length === 1 ? " question" : " questions");
   const remarks = [...new Set(parts.flatMap((part) => data.remarks[part] ?? []))];

@@ -241,6 +241,11 @@ def test_the_number_above_the_answers_is_their_mean(browser, figures):
     visit(browser, folder / "06.answers.html", "#ours@64/mean")
     assert f"ours@64: mean {expected:.1f}." in browser.find_element("id", "shown").text
     assert len(browser.find_elements("css selector", "#shown tbody tr")) == len(five)
+    draws = [name for name in right if name.split("#")[0] == "random@64"]
+    expected = 100 * five.groupby("task")[draws].mean().mean().mean()
+    visit(browser, folder / "06.answers.html", "#random@64/mean")
+    told = f"the {len(draws)} draws of random@64: mean {expected:.1f}."
+    assert len(draws) == 3 and told in browser.find_element("id", "shown").text
 
 
 def test_the_answers_page_by_its_own_controls(browser, figures):
@@ -254,7 +259,8 @@ def test_the_answers_page_by_its_own_controls(browser, figures):
     browser.find_element("id", "wrong").click()
     wrong = browser.find_elements("css selector", "#shown tbody tr")
     assert 0 < len(wrong) < every
-    assert all(row.find_elements("tag name", "td")[-1].text != "right" for row in wrong)
+    # image, question, right answer, and what the first draw said and is worth
+    assert all(row.find_elements("tag name", "td")[4].text != "right" for row in wrong)
     walk(browser)
     visit(browser, page, "#nobody@3/seed")
     assert browser.find_element("id", "result").text == "Nothing here"

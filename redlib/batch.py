@@ -50,7 +50,7 @@ from redlib.errors import RedlibError
 from redlib.fingerprint import code_version
 from redlib.machine import calibration_seconds, cores
 from redlib.notebook import figures_folder, root, runs_folder
-from redlib.params import NOTEBOOKS, PLACES, Params, local
+from redlib.params import NOTEBOOKS, PLACES, Params, is_hub_id, local
 from redlib.scale import Workers
 from redlib.store import Missing, read_mapping, write_json, write_text, writing
 from redlib.study import comparison, ledger, printed
@@ -161,7 +161,7 @@ def run(
     for number in sorted({number for part in chosen.values() for number in part}):
         if not (folder / NOTEBOOKS[number]).is_file():
             raise RedlibError(f"{folder / NOTEBOOKS[number]}: no such notebook")
-    if any(one.data == "real" for one in runs):
+    if any(one.data == "real" or is_hub_id(one.model) for one in runs):
         for line in [*forecast.lines(runs, only or list(NOTEBOOKS)), ""]:
             say(line)
     first = LONGEST if jobs > 1 else ()

@@ -43,7 +43,9 @@ def table1(frame: pd.DataFrame, link: Link) -> str:
         "answers, where the run has kept them. The columns are these benchmarks, or with drawn "
         "scenes the tabletop tasks that stand in for them, each with its own score as notebook 06 "
         "has it. Five tasks: mean of the first five. n: questions. Random: mean of its draws ± "
-        "their deviation. Below the thicker line: methods that the paper's table has not."
+        "their standard deviation, of these draws alone. Below the thicker line: methods that the "
+        "paper's table has not, which were asked neither for captions nor with tiles. Where the "
+        "tower has no [cls] (LLaVA-OneVision), PruMerge ranks by the attention among patches."
     )
     heading = f"Table 1 of {'run ' + runs[0] if few else 'all models'}"
     return (

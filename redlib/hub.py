@@ -205,7 +205,10 @@ def _from_hub(name: str, revision: str | None, error: BaseException) -> str | No
                 "it, or log in with `hf auth login`"
             )
         if isinstance(found, errors.RevisionNotFoundError):
-            return f"revision: {revision!r} is no commit, branch or tag of model {name!r}"
+            return (
+                f"revision: {revision!r} is no commit, branch or tag of model {name!r}; without "
+                "a revision (null) the newest is taken"
+            )
         if isinstance(found, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
             asked = f" --revision {revision}" if revision else ""
             offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")

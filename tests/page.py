@@ -39,8 +39,9 @@ try:
 except ImportError:
     webdriver = None
 
-RUNS = [one.run_name for one in load_set(ROOT / "params" / "tiny.yaml")]
-PAGES = ["tiny", *RUNS]
+SETS = ("tiny", "tiny-full")
+RUNS, FULL = ([one.run_name for one in load_set(ROOT / "params" / f"{name}.yaml")] for name in SETS)
+PAGES = [*SETS, *RUNS, *FULL]
 
 # Everything that Tab must reach, and what it did reach, by the element itself.
 TABLE_LINKS = "[...document.querySelectorAll('table a, .scroll')]"
@@ -53,14 +54,15 @@ def figures(tmp_path_factory):
     for name in ("figures", "params"):
         shutil.copytree(ROOT / name, root / name)
     (root / "notebooks").mkdir()
-    for run in RUNS:
+    for run in (*RUNS, *FULL):
         folder = root / "figures" / run
         if not (folder / "06.answers.csv").exists():
             made_answers(folder)
     before = os.environ.get("REDLIB_ROOT")
     os.environ["REDLIB_ROOT"] = str(root)
     try:
-        batch.draw_pages(root / "params" / "tiny.yaml")
+        for name in SETS:
+            batch.draw_pages(root / "params" / f"{name}.yaml")
     finally:
         os.environ.pop("REDLIB_ROOT") if before is None else os.environ.update(REDLIB_ROOT=before)
     return root / "figures"

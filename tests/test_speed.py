@@ -31,6 +31,11 @@ def test_bounds_are_those_of_the_real_geometry(wide: VLM):
     }  # fmt: skip
 
 
+def test_a_process_does_not_count_what_its_parent_held():
+    held = np.ones(10**8)  # 0.8 GB, more than torch and redlib take to import
+    assert 1e7 < speed.isolated(speed.peak_memory) < held.nbytes < speed.peak_memory()
+
+
 def test_the_plans_meet_their_bars_on_the_real_grid(wide: VLM):
     rows = speed.planned(wide, random_image(1))
     assert [row["pass"] for row in rows] == ["yes"] * 3

@@ -153,8 +153,14 @@ def _tiles(given: Mapping[str, object], config: object) -> list[tuple[Tensor, tu
         )
         if tiled
         else 1
-        for size, tiled in zip(sizes, cut, strict=True)
+        for size, tiled in zip(sizes, cut, strict=False)
     ]
+    held, named = len(pixels), len(counts) if pixels.ndim == 5 else sum(counts)
+    if len(sizes) != len(cut) or held != named:
+        raise RedlibError(
+            f"image_sizes (of {len(sizes)} images) and pixel_values {tuple(pixels.shape)} do not "
+            "belong together: pass all that the processor made"
+        )
     if pixels.ndim == 5:  # padded to the image with most tiles
         parts = [tiles[:n] for tiles, n in zip(pixels, counts, strict=True)]
     else:

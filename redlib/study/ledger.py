@@ -151,8 +151,10 @@ def _answers(where: str) -> str:
     """The rules and tasks that the rows of a claim are about, as `answers.address` writes them."""
     asked = dict(_conditions(where))
     methods = [*asked.get("method", ()), *asked.get("against", ())]
+    if "left_out" in asked:  # criteria, each against all of them
+        methods = ["nothing", *asked["left_out"]]
     tokens = [*asked.get("tokens", ()), *asked.get("from", ())]
-    if not asked.get("method") or not tokens:
+    if not methods or not tokens:
         return ""
     (setting,) = asked.get("setting", ["base"])
     rules = [answers.rule(method, number, setting) for number in tokens for method in methods]

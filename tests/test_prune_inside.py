@@ -95,6 +95,33 @@ def test_forward_is_the_masked_form(made, layer, side):
         assert (mine[0] - expected[0]).abs().max() < 1e-5
 
 
+def test_the_masked_form_at_every_kind_of_budget(made):
+    """One token, two, all but one of the smallest image's, all of them."""
+    inputs, model = made.maker(TEXTS, IMAGES), made.model
+    with torch.no_grad(), redlib.pruned(model, "fastv", keep=1, per="image") as run:
+        model(**inputs)
+    least = min(kept.before for kept in run.last)
+    for keep in (1, 2, least - 1, least):
+        with torch.no_grad(), redlib.pruned(model, "fastv", keep=keep, per="image") as run:
+            logits = model(**inputs).logits
+        for row in (0, 1):
+            rows, owner = embeddings(model, inputs, row)
+            expected, kept = masked_form(model, rows, owner, len(rows), 2, keep=keep)
+            assert {image: run.last[image].kept.tolist() for image in kept} == kept
+            assert (logits[row, -1] - expected[-1]).abs().max() < 1e-5
+
+
+def test_of_equal_attention_the_earlier_token_stays(made):
+    inputs, model = made.maker(TEXTS, IMAGES), model_of(made.folder, torch.float64)
+    for weight in model.model.language_model.layers[1].self_attn.q_proj.parameters():
+        torch.nn.init.zeros_(weight)  # which ranks, and asks for nothing
+    with torch.no_grad(), redlib.pruned(model, "fastv", keep=3, per="image") as run:
+        model(**inputs)
+    for kept in run.last:
+        assert kept.scores.unique().numel() == 1
+        assert kept.kept.tolist() == [0, 1, 2]
+
+
 def test_generate_is_the_masked_form(made):
     """Greedy, with a cache, in a batch: every step against the masked form of the whole text."""
     inputs, model = made.maker(TEXTS, IMAGES), made.model

@@ -182,6 +182,14 @@ def test_random_models_have_the_real_shapes(monkeypatch):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_the_rows_of_pruning_on_a_gpu_are_tried_small():
+    rows = pruned.measure_gpu(small=True)
+    names = [name for name, *_ in pruned.REAL]
+    assert {name for name in names if any(r["metric"].startswith(name) for r in rows)} == set(names)
+    assert all(np.isfinite(r["value"]) and r["value"] > 0 for r in rows)
+    assert sum("FastV" in r["metric"] for r in rows) == 2  # of the base tile, at either batch
+
+
 def test_without_a_gpu_the_bench_says_so(capsys):
     assert main(["bench", "--gpu"]) == 2
     assert "finds no CUDA; --small tries the same" in capsys.readouterr().err

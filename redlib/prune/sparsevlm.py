@@ -25,7 +25,8 @@ all layers, (3 x 576 + 4 x 300 + 9 x 200 + 16 x 110) / 32 = 203, or 188 if a lay
 by what it hands on. `redlib.prune.Run.report` tells ours, by what a layer reads.
 
 The rows stand in raster order, recycled ones behind; what stays is numbered anew behind each cut,
-as in the paper's first version, and the answer with it. The clusters' k is ours; the code's random
+as in the paper's first version, and the answer with it. Attention is what the softmax gives, as in
+the paper, where the code takes the logits before it. The clusters' k is ours; the code's random
 noise, which tells points of equal density apart, is left out.
 """
 

@@ -200,13 +200,13 @@ class Session:
     def images(self, role: str, n: int, *, start: int = 0) -> list[Any]:
         """`n` images in a role of `redlib.data.images`, scenes or photographs.
 
-        Which photographs were drawn, and which of them could not be read, is written to
-        results/photographs-<role>.csv.
+        Which photographs were drawn, and which of them could not be read, is written beside the
+        figures, photographs-<role>.csv.
         """
         found = self.source.take(role, n, start=start)
         if self.source.real:
             drawn = self.source.drawn
-            with atomic(self.file(f"photographs-{role}.csv")) as temporary:
+            with atomic(self.figures / f"photographs-{role}.csv") as temporary:
                 drawn[drawn["role"] == role].to_csv(temporary, index=False, lineterminator="\n")
         return found
 

@@ -69,7 +69,7 @@ def test_claims_that_need_masks_say_so_and_the_others_are_told(finished):
 
 def test_the_drawn_photographs_are_written_and_the_damaged_one_named(finished):
     folder, first = finished
-    drawn = pd.read_csv(folder / "results" / "photographs-study.csv", keep_default_na=False)
+    drawn = pd.read_csv(folder / "figures" / "photographs-study.csv", keep_default_na=False)
     assert drawn["image"].tolist()[0] == first and len(drawn) == 3
     assert "cannot read" in drawn["skipped"][0] or "truncated" in drawn["skipped"][0]
     assert (drawn["skipped"][1:] == "").all()
@@ -80,5 +80,5 @@ def test_the_drawn_photographs_are_written_and_the_damaged_one_named(finished):
 def test_the_codebook_is_of_coco(finished):
     folder, _ = finished
     book = Codebook.load(folder / "codebook.safetensors")
-    drawn = pd.read_csv(folder / "results" / "photographs-training.csv")
+    drawn = pd.read_csv(folder / "figures" / "photographs-training.csv")
     assert len(book) > 0 and set(book.image) <= {f"coco-{n}" for n in drawn["image"]}

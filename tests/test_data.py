@@ -632,7 +632,7 @@ def test_a_table_of_other_photographs_is_not_taken_for_these(tmp_path, monkeypat
     assert len({json.dumps(key) for key in rows.values()}) == 3
     assert Session("04", Params()).of_images("study") == {}, "scenes keep their tables"
     session.images("study", 3)
-    written = session.file("photographs-study.csv").read_text().splitlines()
+    written = (session.figures / "photographs-study.csv").read_text().splitlines()
     assert len(written) == 4 and written[0] == ",".join(images._COLUMNS)
     assert all(",data_dir,folder VQAv2," in line for line in written[1:])
     session.asked = ["POPE"]  # as an evaluation notes what it asks

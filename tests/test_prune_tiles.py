@@ -369,3 +369,10 @@ def test_image_sizes_are_needed(made):
     del inputs["image_sizes"]
     with pytest.raises(RedlibError, match="image_sizes is missing beside pixel_values"):
         ours(made.model, inputs, keep=3)
+
+
+def test_image_sizes_are_those_of_the_pixels(made):
+    inputs = made.maker([TEXT, TEXT], [[picture(3)], [picture(4)]])
+    inputs["image_sizes"] = inputs["image_sizes"][:1]
+    with pytest.raises(RedlibError, match="image_sizes .of 1 images. and pixel_values .* together"):
+        ours(made.model, inputs, keep=3)

@@ -110,7 +110,9 @@ def test_pictures_load_and_nothing_complains(browser, figures, name):
           [...document.images].filter((image) => !image.naturalWidth).map((i) => i.src)]));"""
     )
     count, failed, empty = broken
-    assert count > 20 and failed == [] and empty == []
+    # a set's page shows some pictures of each of its runs, a run's page all of its own
+    least = len(list((figures / name).glob("*.png"))) or 30
+    assert count >= least and failed == [] and empty == []
     quiet(browser)
 
 
@@ -141,13 +143,15 @@ def test_every_link_leads_somewhere(browser, figures, name):
             assert unquote(fragment) in ids, link
         elif path.name.endswith(".answers.html") and fragment:
             answers.append((path, fragment))
-        else:
-            assert not fragment, link
+        else:  # the ledger's, to what another run has drawn
+            assert not fragment or f'id="{unquote(fragment)}"' in path.read_text("utf-8"), link
     assert len(answers) > 50
     for path in {path for path, _ in answers}:
         fragments = sorted(fragment for of, fragment in answers if of == path)
         visit(browser, path)
-        rows = browser.execute_async_script(FOLLOW, fragments)
+        rows = {}
+        for at in range(0, len(fragments), 10):  # a table may have thousands of rows
+            rows |= browser.execute_async_script(FOLLOW, fragments[at : at + 10])
         assert set(rows) == set(fragments)
         assert [fragment for fragment, count in rows.items() if not count] == []
         quiet(browser)

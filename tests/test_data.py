@@ -15,8 +15,8 @@ import pandas as pd
 import photos
 import pytest
 from datasets import ClassLabel, Features, List, Value
-from datasets.exceptions import DatasetGenerationError
 from matplotlib.figure import Figure
+from pyarrow import dataset, parquet
 
 from redlib.data import VQAV2, copies, fetches, images, photographs, reading
 from redlib.data.images import Images
@@ -438,19 +438,23 @@ def test_a_file_in_the_path_of_the_cache(tmp_path, monkeypatch):
     _complains(tmp_path, "file/below, cannot be written (Not a directory); make room there")
 
 
-@pytest.mark.parametrize("wrapped", [False, True])
+FILE_SYSTEM = (
+    (errno.ENOSPC, None, "cannot be written (No space left on device)"),
+    (errno.EACCES, "cache/x/y.lock", "cannot be written (Permission denied)"),
+    (errno.ENOENT, "cache", "cannot be written (No such file or directory)"),
+    (errno.EACCES, "", "cannot be written (Permission denied)"),
+    (errno.EACCES, "VQAv2/x.parquet", "VQAv2/x.parquet cannot be read (Permission denied)"),
+)
+
+
 @pytest.mark.parametrize(
-    ("number", "name", "words"),
+    ("number", "name", "words", "wrapped"),
     [
-        (errno.ENOSPC, None, "cannot be written (No space left on device)"),
-        (errno.EACCES, "cache/x/y.lock", "cannot be written (Permission denied)"),
-        (errno.ENOENT, "cache", "cannot be written (No such file or directory)"),
-        (errno.EACCES, "", "cannot be written (Permission denied)"),
-        (errno.EACCES, "VQAv2/x.parquet", "VQAv2/x.parquet cannot be read (Permission denied)"),
-        (None, None, "cannot be written (Not enough disk space"),
+        *((*case, wrapped) for case in FILE_SYSTEM for wrapped in (False, True)),
+        (None, None, "cannot be written (Not enough disk space", False),  # said by `datasets`
     ],
 )
-def test_errors_of_the_file_system(tmp_path, monkeypatch, wrapped, number, name, words):
+def test_errors_of_the_file_system(tmp_path, monkeypatch, number, name, words, wrapped):
     """Named is a file of the cache, a folder above it, one of the data set, or none."""
     photos.vqav2(tmp_path, MANY)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
@@ -458,12 +462,11 @@ def test_errors_of_the_file_system(tmp_path, monkeypatch, wrapped, number, name,
     def refuse(*_, **__):
         if number is None:
             raise OSError("Not enough disk space. Needed: 9 TB")
-        error = OSError(number, os.strerror(number), None if name is None else tmp_path / name)
-        if wrapped:
-            raise DatasetGenerationError("An error occurred") from error
-        raise error
+        raise OSError(number, os.strerror(number), None if name is None else tmp_path / name)
 
-    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    # Where a file's rows are read, `datasets` wraps what fails; where its columns are, it does not.
+    where = (dataset, "ParquetFileFormat") if wrapped else (parquet, "read_schema")
+    monkeypatch.setattr(*where, refuse)
     _complains(tmp_path, words)
 
 

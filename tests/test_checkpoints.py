@@ -176,7 +176,10 @@ def test_what_the_hub_refuses(asked):
     assert "'some/gated' is gated: accept its licence at https://huggingface.co/some/gated" in gated
     assert "`hf auth login`" in gated
     assert "the Hugging Face hub knows no such id, or it is private" in private
-    assert branch.startswith("revision: 'branch' is no commit, branch or tag of model 'some/model'")
+    assert branch == (
+        "revision: 'branch' is no commit, branch or tag of model 'some/model'; without a revision "
+        "(null) the newest is taken"
+    )
 
 
 def test_a_hub_out_of_reach(asked, monkeypatch):

@@ -3,13 +3,14 @@ behind the "#" of its address.
 
 Notebook 06 leaves two files beside its figures: `06.answers.csv`, what the model said to every
 question under every rule, and `06.right.csv`, what each answer is worth. So do 05, whose Table 3
-judges codebooks, and 08, which judges their controls. A number of Table 1 is a mean over a part of
-them, so a link to it names that part:
+judges codebooks, 08, which judges their controls, and 07, where descriptions and games are counted.
+A number of Table 1 is a mean over a part of them, so a link to it names that part:
 
     06.answers.html#ours@64/pope               the answers of Ours at 64 tokens to POPE's questions
     06.answers.html#ours@64,random@64/mean     two rules side by side, all five tasks
     06.answers.html#question/17                one question, every rule, and how to draw its scene
     05.answers.html#tau_prob@64/mean           those behind the row of Table 3 without tau_prob
+    07.answers.html#ours@144/plain-invented    descriptions, by what they invent
 
 A rule is `method@tokens`, with its setting in front where that is not the base one
 (`split:ours@64`); several draws of one rule end in `#1`, `#2` and are shown together. A task is one
@@ -35,7 +36,7 @@ from redlib.errors import RedlibError
 from redlib.store import read_csv, write_text, writing
 from redlib.webpage import document, text
 
-NOTEBOOKS = ("05", "06", "08")
+NOTEBOOKS = ("05", "06", "07", "08")
 """Those that leave answers."""
 
 KEYS = ("question", "task", "image", "text", "gold")
@@ -49,20 +50,39 @@ GROUPS: dict[str, tuple[str, ...]] = {
 """A task of the tables -> the tasks whose equally weighted mean it is. A task also stands for its
 own parts: "pope" for "pope-random" and the others of the file that begin so."""
 
+COUNTED = ("07",)
+"""Notebooks whose answers are worth a count of what is in them, not right or wrong."""
+
 _SHARES = (
     "The tables divide each task by what all visual tokens (unpruned) reach, and average the five."
 )
+_MME = (
+    "The tables count MME by its categories, and a right answer once more if its pair is right "
+    "too, so their MME and their mean are others."
+)
+_OMITTED = "An answer is worth the tuples of the scene that it owes, per tuple of the scene."
+_INVENTED = "An answer is worth the tuples it adds to those of the scene, per tuple of the scene."
 REMARKS: dict[str, dict[str, str]] = {
     "05": {
         "mean": "A rule is named by the criterion that its codebook was made without; nothing has "
-        f"them all. {_SHARES}"
+        f"them all. {_SHARES}",
+        "mme": _MME,
     },
     "06": {
-        "mme": "The tables count MME by its categories, and a right answer once more if its pair "
-        "is right too, so their MME and their mean are others.",
+        "mme": _MME,
         "film": "The tables count films by their subtasks, so that their number is another.",
     },
-    "08": {"mean": _SHARES},
+    "07": {
+        "plain-omitted": _OMITTED,
+        "text-rich-omitted": _OMITTED,
+        "plain-invented": _INVENTED,
+        "text-rich-invented": _INVENTED,
+        "game-found": "An answer is worth the planted differences that it names; the mean is of a "
+        "hundred pictures.",
+        "game-invented": "An answer is worth the differences it names that were not planted; the "
+        "mean is of a hundred pictures.",
+    },
+    "08": {"mean": _SHARES, "mme": _MME},
 }
 """By notebook and task: how a table's number comes from the mean worth that the page shows."""
 
@@ -137,9 +157,11 @@ def address(rules: Iterable[str], tasks: Iterable[str]) -> str:
 def of_row(row: Mapping[str, str]) -> str:
     """The address of the answers behind a row of a result table, "" where it names no rule.
 
-    Read are method (in Table 3 left_out), against (a second method), tokens, setting and task (or
-    set).
+    A row may hold it, in a column answers; else read are method (in Table 3 left_out), against (a
+    second method), tokens, setting and task (or set).
     """
+    if row.get("answers"):
+        return row["answers"]
     first = row.get("method") or row.get("left_out")
     if not first or not row.get("tokens"):
         return ""
@@ -232,6 +254,7 @@ def pack(found: Answers) -> dict[str, Any]:
             for task, remark in REMARKS[found.notebook].items()
             for part in (task, *found.parts(task))
         },
+        "counted": found.notebook in COUNTED,
         "rules": {name: [coded(said[name]), coded(right[name])] for name in found.rules},
     }
 
@@ -266,8 +289,8 @@ _BODY = """<a class="skip" href="#result">Skip to the answers</a>
 <p><span><label for="rule">Rule</label> <select id="rule"></select></span>
 <span><label for="beside">beside</label> <select id="beside"></select></span>
 <span><label for="task">Task</label> <select id="task"></select></span>
-<span><input type="checkbox" id="wrong"> <label for="wrong">only what is wrong under the first
-rule</label></span></p>
+<span id="filter"><input type="checkbox" id="wrong"> <label for="wrong">only what is wrong under
+the first rule</label></span></p>
 </form>
 <section aria-labelledby="result">
 <h2 id="result" tabindex="-1"></h2>
@@ -289,7 +312,8 @@ const columnsOf = (name) => Object.keys(data.rules).filter((c) => c.split("#")[0
 const answers = (name) => rules[name] ??= data.rules[name].map(column);
 const names = [...new Set(Object.keys(data.rules).map((name) => name.split("#")[0]))];
 const at = (id) => document.getElementById(id);
-const worth = (mark) => ({"1": "right", "0": "wrong", "": "not asked"})[mark] ?? mark;
+const marks = data.counted ? {"": "not asked"} : {"1": "right", "0": "wrong", "": "not asked"};
+const worth = (mark) => marks[mark] ?? mark;
 const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
 
 function make(tag, content, attributes = {}) {
@@ -407,6 +431,7 @@ for (const id of ["rule", "beside", "task"]) {
     location.hash = chosen.join(",") + "/" + at("task").value;
   });
 }
+at("filter").hidden = data.counted;
 at("wrong").addEventListener("change", show);
 at("choice").addEventListener("submit", (event) => event.preventDefault());
 let byLink = false;

@@ -7,8 +7,8 @@ links and no script, font or style from anywhere else; it can be opened from the
 served as it is (`redlib.webpage` has the style). Every picture has a text alternative that says
 what it shows. The page holds no date, so that the same run gives the same bytes.
 
-Where a run has kept its answers, a number of Table 1, and of every table with a method and its
-tokens, is a link to those that it counts (`redlib.answers`).
+Where a run has kept its answers, a number of Table 1, and of every figure or table with a method
+and its tokens, is a link to those that it counts (`redlib.answers`).
 """
 
 import io
@@ -43,7 +43,7 @@ _NOTE = (
 )  # fmt: skip
 _CLAIM = ("notebook", "statement", "holds", "evidence", "paper_item")
 
-# Longer tables are cut on the page; the CSV file has every row.
+# Longer tables are cut on the page, unless their rows lead to answers; the CSV file has every row.
 MAX_ROWS = 60
 
 
@@ -168,15 +168,18 @@ def table(
     source: str | Path | TextIO,
     *,
     caption: str,
-    max_rows: int = MAX_ROWS,
+    max_rows: int | None = MAX_ROWS,
     link: Callable[[Mapping[str, str]], str] = lambda row: "",
 ) -> str:
     """A CSV file as an HTML table: caption, column heads and row heads with scope, numbers right.
 
-    Every cell is shown as it stands in the file. link: from a row (column -> cell) to the address
-    behind its first measured number, or "". Raises RedlibError if the file is missing or damaged.
+    Every cell is shown as it stands in the file, but for a column `answers`, which only links read.
+    max_rows: longer tables are cut there; None: not. link: from a row (column -> cell) to the
+    address behind its first measured number, or "". Raises RedlibError if the file is missing or
+    damaged.
     """
-    frame = read_csv(source, dtype=str, keep_default_na=False)
+    whole = read_csv(source, dtype=str, keep_default_na=False)
+    frame = whole.drop(columns="answers", errors="ignore")
     numeric = [all(_is_number(value) for value in frame[name]) for name in frame.columns]
     css = [' class="number"' if flag else "" for flag in numeric]
     named = zip(frame.columns, css, strict=True)
@@ -185,16 +188,17 @@ def table(
         (k for k, name in enumerate(frame.columns) if k and numeric[k] and name not in _ASKED), 0
     )
     rows = []
-    for row in frame.head(max_rows).to_dict("records"):
-        first, *rest = [text(value) for value in row.values()]
+    shown = frame if max_rows is None else frame.head(max_rows)
+    for values, row in zip(shown.to_numpy(), whole.to_dict("records"), strict=False):
+        first, *rest = [text(value) for value in values]
         if measured and (target := link(row)):
             rest[measured - 1] = linked(rest[measured - 1], target)
         cells = "".join(f"<td{style}>{v}</td>" for v, style in zip(rest, css[1:], strict=True))
         rows.append(f'<tr><th scope="row"{css[0]}>{first}</th>{cells}</tr>')
-    more = len(frame) - max_rows
-    note = f" (first {max_rows} of {len(frame)} rows; all are in the CSV file)" if more > 0 else ""
+    more = len(frame) - len(shown)
+    cut = f" (first {len(shown)} of {len(frame)} rows; all are in the CSV file)" if more else ""
     return (
-        f"<table><caption>{text(caption)}{note}</caption>"
+        f"<table><caption>{text(caption)}{cut}</caption>"
         f"<thead><tr>{head}</tr></thead>\n<tbody>" + "\n".join(rows) + "</tbody></table>"
     )
 
@@ -286,24 +290,26 @@ def _item(note: Mapping[str, Any], run: str, folder: Path, links: "_Links") -> s
     link = f"{links.place(run)}{note['name']}"
     key = _id(run, note["name"])
     lines = [f'<article class="item" aria-labelledby="{key}"><h4 id="{key}">{_head(note)}</h4>']
+
+    def behind(row: Mapping[str, str]) -> str:
+        return links.to(run, answers.of_row(row), note["notebook"])
+
+    path = folder / f"{note['name']}.csv"
+    rows = read_csv(path, dtype=str, keep_default_na=False).to_dict("records")
+    opens = any(behind(row) for row in rows)
+    numbers = partial(table, path, link=behind, max_rows=None if opens else MAX_ROWS)
     if note["kind"] == "table":
-        numbers = partial(
-            table,
-            folder / f"{note['name']}.csv",
-            link=lambda row: links.to(run, answers.of_row(row), note["notebook"]),
-        )
         summary = f'<p class="summary">{text(note["alt"])}</p>'
         if "shown" in note:
             worded = table(io.StringIO(note["shown"]), caption=note["caption"])
-            under = region(key, numbers(caption="As in the CSV file"))
-            lines.append(f"{region(key, worded)}{summary}")
-            lines.append(f"<details><summary>Its numbers, row by row</summary>{under}</details>")
+            lines += [f"{region(key, worded)}{summary}", _fold(key, numbers)]
         else:
             lines.append(f"{region(key, numbers(caption=note['caption']))}{summary}")
     else:
         size = f'width="{note["width"]}" height="{note["height"]}"'
         lines.append(f'<figure><img src="{link}.png" alt="{text(note["alt"])}" {size}>')
         lines.append(f"<figcaption>{text(note['caption'])}</figcaption></figure>")
+        lines += [_fold(key, numbers)] if opens else []
     reading, title = text(note["reading"]), text(note["title"])
     lines.append(f'<p class="reading"><strong>How to read it.</strong> {reading}</p>')
     picture = "" if note["kind"] == "table" else f'<a href="{link}.png">Picture at full size</a> · '
@@ -313,6 +319,12 @@ def _item(note: Mapping[str, Any], run: str, folder: Path, links: "_Links") -> s
     lines.append(_pairs(note["versions"]))
     lines.append("</details></article>")
     return "\n".join(lines)
+
+
+def _fold(key: str, numbers: Callable[..., str]) -> str:
+    """What stands in the file of a figure or table, to be opened."""
+    under = region(key, numbers(caption="As in the CSV file"))
+    return f"<details><summary>Its numbers, row by row</summary>{under}</details>"
 
 
 def _claims(found: Iterable[Mapping[str, Any]], run: str) -> str:

@@ -9,7 +9,7 @@ import torch
 from test_study import Stage
 
 from redlib.codebook import Codebook, Criteria
-from redlib.study import ablation
+from redlib.study import ablation, judged
 from redlib.study.asking import FIVE, FIVE_TASKS
 from redlib.study.ledger import ledger
 
@@ -17,32 +17,43 @@ ROWS = ["nothing", "tau_prob", "tau_jsd", "tau_out", "tau_in", "images"]
 
 
 def answered(methods, *, images=12, seeds=2):
-    """Answers by lot; every image has a question of every task, some two."""
+    """Answers by lot; every image has a question of every task, some two. MME's are of two
+    categories, and two about one image are a pair."""
     rng = np.random.default_rng(5)
     rows = []
     for method, right in methods.items():
         for seed in range(seeds if method == "random" else 1):
             for image in range(images):
                 for task in FIVE_TASKS:
+                    group = f"category {image % 2}" if task == "mme" else ""
                     for question in range(1 + (image % 3 == 0)):
-                        rows.append((method, seed, f"test-{image}", task, question, right))
-    columns = ["method", "seed", "image", "task", "question", "right"]
+                        rows.append((method, seed, f"test-{image}", task, group, question, right))
+    columns = ["method", "seed", "image", "task", "group", "question", "right"]
     frame = pd.DataFrame(rows, columns=columns)
     return frame.assign(correct=rng.random(len(frame)) < frame["right"])
 
 
 def by_hand(rows):
-    """Mean over tasks of mean accuracy over mean unpruned accuracy, from a list of rows."""
+    """Mean over tasks of mean score over mean unpruned score, from a list of rows: a right answer
+    of MME counts one half, and one half more if all of its pair are right; its categories count
+    alike, as POPE's subsets do."""
     ratios = {}
     for method in {row["method"] for row in rows}:
         each = []
         for subsets in FIVE.values():
             sides = []
             for side in (method, "unpruned"):
-                means = []
-                for task in subsets:
-                    right = [r["correct"] for r in rows if (r["method"], r["task"]) == (side, task)]
-                    means.append(sum(right) / len(right))
+                strata = {}
+                here = [r for r in rows if r["method"] == side and r["task"] in subsets]
+                for r in here:
+                    worth = float(r["correct"])
+                    if r["task"] == "mme":
+                        pair = [
+                            q for q in here if (q["seed"], q["image"]) == (r["seed"], r["image"])
+                        ]
+                        worth = (worth + all(q["correct"] for q in pair)) / 2
+                    strata.setdefault((r["task"], r["group"]), []).append(worth)
+                means = [sum(each) / len(each) for each in strata.values()]
                 sides.append(sum(means) / len(means))
             each.append(sides[0] / sides[1])
         ratios[method] = sum(each) / 5
@@ -56,18 +67,22 @@ def answers():
 
 
 def test_shares_are_those_counted_by_hand(answers):
-    kept = ablation.shares(answers, resamples=4, seed=3)
+    kept = judged.judged(answers, resamples=40, seed=3)
     rows = answers.to_dict("records")
     literal = [by_hand(rows)]
     images = sorted({row["image"] for row in rows})
-    for weight in np.random.default_rng(3).multinomial(12, np.full(12, 1 / 12), size=4):
-        drawn = [r for name, n in zip(images, weight, strict=True) for _ in range(n)
-                 for r in rows if r["image"] == name]  # fmt: skip
+    for weight in np.random.default_rng(3).multinomial(12, np.full(12, 1 / 12), size=40):
+        # A picture drawn twice is two pictures, whose pairs are their own.
+        drawn = [r | {"image": f"{name} {k}"} for name, n in zip(images, weight, strict=True)
+                 for k in range(n) for r in rows if r["image"] == name]  # fmt: skip
         literal.append(by_hand(drawn))
     for method in literal[0]:
-        assert kept.drawn[method] == pytest.approx([each[method] for each in literal])
+        each = [found[method] for found in literal]
+        assert kept.share(method).mean == pytest.approx(each[0])
+        ends = np.quantile(each[1:], [0.025, 0.975])
+        assert [kept.share(method).low, kept.share(method).high] == pytest.approx(ends)
     assert kept.images == 12 and kept.questions == (12 + 4) * len(FIVE_TASKS)
-    found = ablation.gap(kept, "nothing", "tau_prob")
+    found = kept.gap("nothing", "tau_prob")
     differences = [each["nothing"] - each["tau_prob"] for each in literal]
     assert found.mean == pytest.approx(differences[0])
     ends = np.quantile(differences[1:], [0.025, 0.975])
@@ -76,7 +91,8 @@ def test_shares_are_those_counted_by_hand(answers):
 
 def test_nothing_right_is_no_share(answers):
     blind = answers.assign(correct=answers["correct"] & (answers["task"] != "mmb"))
-    assert np.isnan(ablation.share(ablation.shares(blind, resamples=5), "random").mean)
+    assert np.isnan(judged.judged(blind, resamples=5).share("random").mean)
+    assert np.isnan(judged.judged(answers, resamples=5).share("no such").mean)
 
 
 def _book(n):
@@ -87,8 +103,8 @@ def _book(n):
 def test_table_3_is_what_the_ledger_reads(answers, tmp_path):
     """Without tau_prob the drop is large; a set without prototype decides nothing."""
     books = {name: _book(n + 1) for n, name in enumerate(ROWS[:5])} | {"images": None}
-    kept = ablation.shares(answers, resamples=400)
-    frame = ablation.table3(kept, books, 10)
+    kept = judged.judged(answers, resamples=400)
+    frame = judged.table3(kept, books, 10)
     at = frame.set_index("left_out")
     assert list(at.index) == [*ROWS, "random"]
     assert at["prototypes"].tolist()[:6] == [1, 2, 3, 4, 5, 0]
@@ -99,7 +115,7 @@ def test_table_3_is_what_the_ledger_reads(answers, tmp_path):
     assert at.loc["tau_prob", "over_random"] == pytest.approx(
         at.loc["tau_prob", "share"] - at.loc["random", "share"]
     )
-    told = ablation.table3_told(frame)
+    told = judged.table3_told(frame)
     assert "With a fifth of the images: no prototype is left." in told
     assert "Without tau_prob (2 prototypes) it is" in told and "less than with all" in told
     note = '{"name": "ablation", "notebook": "05", "order": 1, "kind": "table", "title": "t", '

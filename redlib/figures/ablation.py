@@ -86,12 +86,13 @@ def ablation_note(frame: pd.DataFrame, *, model: str, tokens: int, told: str) ->
         "title": "What each criterion is worth",
         "caption": (
             f"Codebooks without one criterion, each keeping {tokens} tokens of a test image: the "
-            "mean over five tasks of the accuracy with these tokens over that with all tokens, and "
-            "what is lost against all criteria on the same questions. 95 % intervals from drawing "
-            f"images, {int(first['questions'])} questions about {int(first['images'])} test "
-            f"images. Codebooks come from {first['training_images']:.0f} training images, the row "
-            f"of 20 % from {last:.0f}, with tau_in in proportion; N counts prototypes. Made with "
-            f"{model}; the paper's rows (hollow) with LLaVA-Next-8B on five benchmarks."
+            "mean over five tasks of the score with these tokens over that with all, counted as in "
+            "Table 1, and what is lost against all criteria on the same questions. 95 % intervals "
+            f"from drawing images, {int(first['questions'])} questions about "
+            f"{int(first['images'])} test images. Codebooks come from "
+            f"{first['training_images']:.0f} training images, the row of 20 % from {last:.0f}, "
+            f"with tau_in in proportion; N counts prototypes. Made with {model}; the "
+            "paper's rows (hollow) with LLaVA-Next-8B on five benchmarks."
         ),
         "reading": (
             "A bar right of the dashed line: the criterion helps. A bar across it: these questions "

@@ -16,7 +16,7 @@ The first and the last depend on chance and are made with several seeds; their s
 
     books = control_codebooks(session, codebook, table)
     answers = judge(session, "books", books, draws=3, limit=24)
-    against(shares(pooled(answers)), books)          # Ours minus each, paired, with intervals
+    against(judged(pooled(answers)), books)          # Ours minus each, paired, with intervals
 """
 
 from collections.abc import Mapping
@@ -29,7 +29,8 @@ from torch import Tensor
 from redlib.codebook import Codebook
 from redlib.notebook import Session
 from redlib.study import LEAST_IMAGES, codebooks
-from redlib.study.ablation import RANDOM, Shares, gap, share
+from redlib.study.ablation import RANDOM
+from redlib.study.judged import Judged
 from redlib.study.verdict import Verdict
 
 OURS = "ours"
@@ -135,7 +136,7 @@ def pooled(answers: pd.DataFrame) -> pd.DataFrame:
     return answers.assign(method=parts[0], seed=numbers)
 
 
-def against(kept: Shares, books: Mapping[str, Codebook]) -> pd.DataFrame:
+def against(kept: Judged, books: Mapping[str, Codebook]) -> pd.DataFrame:
     """Ours against every control.
 
     Returns method, name, seeds, prototypes, share, share_low, share_high, ahead, low, high (share
@@ -143,10 +144,10 @@ def against(kept: Shares, books: Mapping[str, Codebook]) -> pd.DataFrame:
     """
     rows = []
     for method, name in NAMES.items():
-        if method not in kept.drawn:
+        if method not in kept.points:
             continue
         own = [book for key, book in books.items() if key.split()[0] == method]
-        mean, found = share(kept, method), gap(kept, OURS, method)
+        mean, found = kept.share(method), kept.gap(OURS, method)
         row = {
             "method": method,
             "name": name,

@@ -60,12 +60,14 @@ _INTERVAL = re.compile(r"\((?:95% interval )?([-+]?\d[\d.e+-]*%? to [-+]?\d[\d.e
 
 @dataclass(frozen=True)
 class _Found:
-    """What a run says: the verdict (None: open), the numbers and their interval as text."""
+    """What a run says: the verdict (None: open), the numbers and their interval as text, and the
+    address of the answers behind them where the table itself names it."""
 
     holds: bool | None
     measured: str
     interval: str
     run: str
+    answers: str = ""
 
 
 def ledger(runs: Mapping[str, str | Path]) -> pd.DataFrame:
@@ -74,8 +76,8 @@ def ledger(runs: Mapping[str, str | Path]) -> pd.DataFrame:
     runs: run name -> folder with its tables and notes, as `redlib.report.write` takes them.
     Returns one row per claim with COLUMNS, in the order of the paper's argument; `verdict` is one
     of VERDICTS, `run`, `measured` and `interval` are "" where nothing was measured; `answers` is
-    the address of the answers behind the numbers (`redlib.answers`), "" where a claim names no
-    rule.
+    the address of the answers behind the numbers (`redlib.answers`), "" where neither a claim
+    nor the table it reads names a rule.
     Raises RedlibError if a result table lacks a column that a claim reads.
     """
     folders = {name: Path(folder) for name, folder in runs.items()}
@@ -133,7 +135,7 @@ def _row(claim: Any, measured: list[_Found], texts: pd.DataFrame) -> dict[str, s
         "run": found.run if found else "",
         "notebook": claim.notebook,
         "table": claim.table,
-        "answers": _answers(claim.where),
+        "answers": (found.answers if found else "") or _answers(claim.where),
     }
 
 
@@ -168,13 +170,14 @@ def _recomputed(text: pd.Series) -> str:
 
 def _look(claim: Any, run: str, folder: Path) -> _Found | None:
     """What `run` says of the claim; None if it has not measured it."""
+    path = folder / f"{claim.table}.csv"
     if claim.statement:
         for noted in report.claims(folder):
             if (noted["notebook"], noted["statement"]) == (claim.notebook, claim.statement):
                 intervals = "; ".join(_INTERVAL.findall(noted["evidence"]))
-                return _Found(noted["holds"], noted["evidence"], intervals, run)
+                behind = _behind(claim, path)
+                return _Found(noted["holds"], noted["evidence"], intervals, run, behind)
         return None
-    path = folder / f"{claim.table}.csv"
     if not claim.rule or not path.is_file():
         return None
     frame = read_csv(path)
@@ -198,7 +201,18 @@ def _look(claim: Any, run: str, folder: Path) -> _Found | None:
         ends = _range([low.min(), high.max()], _numbers(claim.rule))
     else:
         ends = f"each within {_range([low.min(), high.max()])}"
-    return _Found(holds, measured, ends, run)
+    return _Found(holds, measured, ends, run, _behind(claim, path))
+
+
+def _behind(claim: Any, path: Path) -> str:
+    """The address of the answers behind the rows that a claim is about, "" where the table names
+    none."""
+    frame = read_csv(path) if path.is_file() else pd.DataFrame()
+    if "answers" not in frame:
+        return ""
+    named = [row.partition("/") for row in _chosen(frame, claim.where, path)["answers"]]
+    rules = dict.fromkeys(rule for these, _, _ in named for rule in these.split(","))
+    return answers.address(rules, dict.fromkeys(task for _, _, task in named))
 
 
 def _chosen(frame: pd.DataFrame, where: str, path: Path) -> pd.DataFrame:

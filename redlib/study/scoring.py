@@ -24,17 +24,17 @@ both sides answered, with intervals from resampling images:
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
 from redlib.answers import files
 from redlib.bench.intervals import Interval, interval, ratio
+from redlib.bench.looking import UNPRUNED
 from redlib.bench.pope_mme import POPE_SUBSETS, mme, pope
 from redlib.notebook import Session
 from redlib.store import atomic
-from redlib.study.ablation import UNPRUNED
 from redlib.study.asking import CAPTIONED, FIVE, REAL
 
 TASKS: dict[str, tuple[str, ...]] = {
@@ -92,8 +92,7 @@ def _told(
     """(task, what `measure` says) for every task whose columns all were asked, over the questions
     that all of `columns` answered; a column named twice is one."""
     part = table[list(dict.fromkeys(columns))].dropna()
-    about = part.index.to_frame(index=False)
-    about["column"], about["stratum"] = about["task"].map(_COLUMN), strata(about)
+    about = _about(part)
     part = part.reset_index(drop=True)
     found = []
     for task, of in TASKS.items():
@@ -103,8 +102,20 @@ def _told(
     return found
 
 
+def _about(table: pd.DataFrame | pd.Series) -> pd.DataFrame:
+    """What the rows of `wide` are: the names of their index, column (of a table) and stratum."""
+    about = table.index.to_frame(index=False)
+    return about.assign(column=about["task"].map(_COLUMN), stratum=strata(about))
+
+
+def ratio_of_tasks(first: pd.Series, second: pd.Series, draws: Mapping[str, int]) -> Interval:
+    """Mean over all tasks asked of `first` over `second`, two columns of `wide` (or differences of
+    columns)."""
+    return _ratio(first, second, _about(first), draws)
+
+
 def _ratio(
-    first: pd.Series, second: pd.Series | None, about: pd.DataFrame, draws: dict
+    first: pd.Series, second: pd.Series | None, about: pd.DataFrame, draws: Mapping[str, int]
 ) -> Interval:
     """Mean over tasks of `first` over `second`; None: of `first` itself, since over 1."""
     below = np.ones(len(first)) if second is None else second

@@ -28,7 +28,8 @@ from redlib.codebook import Codebook, Criteria, NoPrototype
 from redlib.notebook import MEASURING, Session
 from redlib.prune import keep_lowest, random_scores, redundancy
 from redlib.study import LEAST_IMAGES, codebooks
-from redlib.study.ablation import Shares, gap, kept_tokens, share
+from redlib.study.ablation import kept_tokens
+from redlib.study.judged import Judged
 from redlib.study.patches import sample, spearman
 from redlib.study.verdict import Verdict
 
@@ -74,7 +75,7 @@ def samples(
     return found
 
 
-def spread(kept: Shares, books: Mapping[str, Codebook | None], ours: str) -> pd.DataFrame:
+def spread(kept: Judged, books: Mapping[str, Codebook | None], ours: str) -> pd.DataFrame:
     """What the codebook of each sample keeps, after Ours.
 
     Returns sample, prototypes (0: none left), share, share_low, share_high, ahead, low, high (Ours
@@ -82,7 +83,7 @@ def spread(kept: Shares, books: Mapping[str, Codebook | None], ours: str) -> pd.
     """
     rows = []
     for name, book in books.items():
-        mean, found = share(kept, name), gap(kept, ours, name)
+        mean, found = kept.share(name), kept.gap(ours, name)
         row = {"sample": name, "prototypes": len(book) if book else 0}
         row |= {"share": mean.mean, "share_low": mean.low, "share_high": mean.high}
         if name != ours:

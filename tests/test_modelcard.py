@@ -33,7 +33,7 @@ def small():
         patch.setattr(evaluation, "LONGEST", 3)
         patch.setattr(evaluation, "RESAMPLES", 20)
         patch.setattr(evaluation, "evaluate", partial(evaluation.evaluate, max_new_tokens=3))
-        for name in ("PROBED", "DIVERGED", "SAID", "SAID_MORE", "FEW"):
+        for name in ("PROBED", "DIVERGED", "SAID", "SAID_MORE"):
             least = {"PROBED": 2, "DIVERGED": 2, "SAID": 8}.get(name, 3)
             patch.setattr(evaluation, name, getattr(evaluation, name) | {8: least})
         yield

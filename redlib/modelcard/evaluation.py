@@ -83,7 +83,6 @@ TILED = {FULL: 200, QUICK: 30}  # scenes that need tiles
 PAIRS = {FULL: 1000, QUICK: 80}  # questions about two images, of each schema
 GAMES = {FULL: 200, QUICK: 40}  # spot-the-difference pictures
 FILMS = {FULL: 150, QUICK: 16}  # with some seven questions each
-FEW = {FULL: 150, QUICK: 80}  # scenes of each kind on which the rule on difficulty is measured
 # Apart from the scenes that the notebooks show, and from each other.
 START = 2_000_000
 ALONE, WIDE, NEW, DENSE, LARGE, WORDED = (START + k * 100_000 for k in range(1, 7))
@@ -114,7 +113,6 @@ def measure(name: str, *, quick: bool = False, device: str = "auto", seed: int =
     pools = _pools(n)
     asked = _asked(pools, n, seed)
     level = {scene.id: scene.level for pool in pools.values() for scene in pool}
-    few = {scene.id for pool in pools.values() for scene in pool[: FEW[n]]}
     tokens = _tokens(vlm, [scene for pool in pools.values() for scene in pool])
     rows, paired = [], {}
 
@@ -122,8 +120,7 @@ def measure(name: str, *, quick: bool = False, device: str = "auto", seed: int =
         return keep_lowest(random_scores(len(t), [seed, *image.encode()]), 64)
 
     for label, keep in (("all", keep_all), ("64 random", random64), ("none", keep_none)):
-        part = asked if keep is keep_all else [q for q in asked if q.image in few]
-        said = evaluate(vlm, tokens, part, keep, method=label)
+        said = evaluate(vlm, tokens, asked, keep, method=label)
         said["family"] = said["task"].where(~said["task"].isin(POPE), "pope")
         rows += [
             _row(f"{family}, {label} tokens", _mean(group, seed))
@@ -131,8 +128,8 @@ def measure(name: str, *, quick: bool = False, device: str = "auto", seed: int =
         ]
         if keep is keep_all:
             rows += _more(said, level, seed)
-        paired[label] = said[said["image"].isin(few)].reset_index(drop=True)
-    rows += _difficulty(paired, [q for q in asked if q.image in few], seed)
+        paired[label] = said
+    rows += _difficulty(paired, asked, seed)
     rows += _said(vlm, pools["square"][: SAID[n]], tokens, SAID_MORE[n], seed)
     rows += _probe(vlm, PROBED[n], DIVERGED[n], seed)
     kind, bars = vlm.model.config.model_type, BARS
@@ -292,7 +289,7 @@ def chance(asked: Sequence[Question]) -> dict[str, float]:
 
 
 def _difficulty(said: dict[str, pd.DataFrame], asked: Sequence[Question], seed: int) -> list[dict]:
-    """The rule on difficulty, over the five tasks, in points of accuracy, on the same scenes.
+    """The rule on difficulty, over the five tasks, in points of accuracy, on the same questions.
 
     Without looking an answer right in all rotations is rarer than one in four, so that blind
     answers may well lie below chance; only above it would they give the world away.
@@ -306,8 +303,7 @@ def _difficulty(said: dict[str, pd.DataFrame], asked: Sequence[Question], seed: 
     blind = interval(none, **where)
     above = _points(interval(none - base, **where))
     return [
-        _row("five-task mean, all tokens, on the scenes of the next four rows",
-             interval(full, **where)),
+        _row("five-task mean, all tokens", interval(full, **where)),
         _row("points lost with 64 random tokens (rule: 5 to 25)", drop,
              "yes" if 5 <= drop.mean <= 25 else "no"),
         _row("five-task mean, none tokens", blind),

@@ -81,12 +81,44 @@ def test_what_only_norms_round_apart_is_told_from_what_is_wrong(wide: VLM, monke
     assert "forward" not in vars(norm), "norms are the stock ones again"
 
 
-def test_a_number_on_the_other_side_of_a_threshold_counts_unless_it_is_near():
+def test_a_number_on_the_other_side_of_a_threshold_is_found():
     right = np.array([[1.0, 4.0], [2.0, 3.0], [4.0, 2.0], [5.0, 1.0]])  # thresholds 3 and 2.5
     found = np.array([[1.0, 4.0], [3.1, 3.0], [4.0, 2.6], [5.0, 2.6]])
-    assert speed._other_side(found, right, 0.0) == (3, 0)
-    assert speed._other_side(found, right, 0.3) == (2, 1), "2 lies by a fifth of 2.5 below it"
-    assert speed._other_side(right, right, 0.0) == (0, 0)
+    assert speed._other_side(found, right) == [
+        (1, "top-1 probability", 2.0, 3.1, pytest.approx(1 / 3)),
+        (2, "JSD_region", 2.0, 2.6, pytest.approx(0.2)),
+        (3, "JSD_region", 1.0, 2.6, pytest.approx(0.6)),
+    ]
+    assert speed._other_side(right, right) == []
+
+
+def test_what_is_met_otherwise_in_float32_is_listed_and_counts_unless_it_is_near(
+    tiny_vlm: VLM, monkeypatch
+):
+    """Of 2 x 3 patches, one number moves past its threshold by a little, one by much."""
+    right = np.array([[1.0, 1.0, 1.0], [2.0, 2.0, 2.0], [3.0, 3.0, 3.0]])
+    sides = iter([right, right + 10])  # thresholds in the middle of 1, 2, 3, 11, 12, 13
+    monkeypatch.setattr(speed, "EXACT_IMAGES", 2)
+
+    def compared(vlm, image, chosen):
+        of = next(sides)
+        found = of.copy()
+        if of.min() > 10:
+            found[0, 0] = 5.0
+        return np.zeros((3, 5)), of, found
+
+    monkeypatch.setattr(speed, "_compare", compared)
+    monkeypatch.setattr(speed, "NEAR", {torch.float32: 0.6})
+    rows, _ = speed.exactness(tiny_vlm, 3, seed=0)
+    assert [row["value"] for row in rows[2:]] == [0, pytest.approx(4 / 7)]
+    assert rows[2]["metric"].endswith("but for those listed (6 patches of 2 images)")
+    patch = speed.spread(25, 3, 1)[0]
+    assert f"top-1 probability of patch {patch} of image 1, met otherwise" in rows[3]["metric"]
+    assert [row["pass"] for row in rows[2:]] == ["yes", "yes"]
+    sides = iter([right, right + 10])
+    monkeypatch.setattr(speed, "NEAR", {torch.float32: 1e-3})
+    rows, _ = speed.exactness(tiny_vlm, 3, seed=0)
+    assert [row["pass"] for row in rows[2:]] == ["no", "no"] and rows[2]["value"] == 1
 
 
 def _fault(monkeypatch, size: float) -> None:
@@ -148,12 +180,13 @@ def test_exactness_over_every_patch_is_a_table_of_its_own(tmp_path, tiny_vlm: VL
     monkeypatch.setattr(speed, "_rounding", lambda name, stocks: speed.row("rounding", 1.0, n=1))
     main(["bench", "--every-patch"])
     assert [path.name for path in (tmp_path / "figures" / "bench").iterdir()] == ["exactness.json"]
-    logits, divergences, criteria, _ = json.loads(
+    logits, divergences, criteria, *listed, _ = json.loads(
         (tmp_path / "figures/bench/exactness.json").read_text()
     )
     assert "(25 patches of 1 images)" in logits["metric"] and logits["n"] == 5 * 25
     assert logits["pass"] == "yes" and divergences["n"] == 2 * 25
     assert criteria["pass"] == "yes" and criteria["n"] == 3 * 25
+    assert all(row["value"] <= row["bar"] == 1e-3 for row in listed)
 
 
 def test_undecided_rows_of_two_workers_say_so(monkeypatch):

@@ -134,5 +134,5 @@ def points(row: pd.Series, mean: str, low: str, high: str, sign: str) -> str:
     """Shares as per cent with their interval; `sign` "+" shows that of a difference."""
     if np.isnan(row[mean]):
         return "-"
-    a, b, c = (f"{100 * row[name]:{sign}.1f}" for name in (mean, low, high))
+    a, b, c = (f"{100 * row[name]:{sign}z.1f}" for name in (mean, low, high))
     return f"{a} [{b}, {c}]"

@@ -139,7 +139,7 @@ def table3_told(frame: pd.DataFrame) -> str:
         )  # fmt: skip
         parts.append(
             f"{what} ({row['prototypes']:.0f} prototypes) it is {row['share']:.1%}, {found} "
-            f"({-100 * row['lost']:+.1f} points, {-100 * row['high']:+.1f} to "
-            f"{-100 * row['low']:+.1f})."
+            f"({-100 * row['lost']:+z.1f} points, {-100 * row['high']:+z.1f} to "
+            f"{-100 * row['low']:+z.1f})."
         )
     return " ".join(parts)

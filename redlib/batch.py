@@ -59,7 +59,7 @@ from redlib.study import comparison, ledger, printed
 BUILDS_ON: dict[str, tuple[str, ...]] = {
     "03": ("01",), "06": ("05",), "07": ("05",), "08": ("05",)
 }  # fmt: skip
-# Begun first, so that little is left to wait for at the end.
+# Begun first, in all runs, so that little is left to wait for at the end.
 LONGEST = ("05", "04", "06", "08", "01", "07")
 MOST_JOBS = 4  # each takes a gigabyte
 # glibc hands a large tensor's memory back when it is freed, and the system blanks every page of the
@@ -164,15 +164,15 @@ def run(
     if any(one.data == "real" or is_hub_id(one.model) for one in runs):
         for line in [*forecast.lines(runs, only or list(NOTEBOOKS)), ""]:
             say(line)
-    first = LONGEST if jobs > 1 else ()
     waiting = []
     for one in runs:
-        part = chosen[one.run_name]
-        order = [number for number in first if number in part]
-        for number in [*order, *(number for number in part if number not in first)]:
+        for number in chosen[one.run_name]:
             source = folder / NOTEBOOKS[number]
             label = f"{one.run_name}, {source.stem}" if len(runs) > 1 else source.stem
             waiting.append(_Job(one, number, source, label))
+    if jobs > 1:
+        rank = {number: k for k, number in enumerate(LONGEST)}
+        waiting.sort(key=lambda job: rank.get(job.number, len(rank)))
     with _heeding_termination():
         _run_all(waiting, jobs, threads, force, say)
     rows = [row for one in runs for row in _rows(one)]

@@ -182,6 +182,33 @@ def test_all_right_of_a_few_is_not_apart_from_nearly_all_right(tmp_path):
         assert len(card.apart(quick, tmp_path)) == lines
 
 
+def test_chance_is_told_from_a_change_of_one_number_in_seventy(tmp_path):
+    """200 questions against 1,000 of the same model, 70 numbers, 150 times: at least one is apart
+    in one run of twenty or fewer, while intervals of 95 % lie apart in every second. A model that
+    has lost 15 points in one of them is found out."""
+    rng = np.random.default_rng(7)
+    spread = {n: 1.96 * (0.8 * 0.2 / n) ** 0.5 for n in (200, 1000)}
+
+    def rows(n, means):
+        right = rng.binomial(n, means) / n
+        return pd.DataFrame(
+            {"metric": [f"m{k}" for k in range(70)], "value": right, "low": right - spread[n],
+             "high": right + spread[n], "n": n, "bar": None, "pass": ""}
+        )  # fmt: skip
+
+    alarms, naive, found, lost = 0, 0, 0, np.full(70, 0.8)
+    lost[3] -= 0.15
+    for _ in range(150):
+        card_, quick = rows(1000, np.full(70, 0.8)), rows(200, np.full(70, 0.8))
+        (tmp_path / card.MEASURED).write_text(card_.to_json(orient="records"))
+        alarms += bool(card.apart(quick, tmp_path))
+        naive += bool(((quick["low"] > card_["high"]) | (quick["high"] < card_["low"])).any())
+        found += any("m3 " in line for line in card.apart(rows(200, lost), tmp_path))
+    assert alarms <= 0.1 * 150, "one in twenty, give or take what 150 runs leave open"
+    assert naive > 0.3 * 150
+    assert found > 0.85 * 150
+
+
 def test_a_folder_without_a_card_is_named(tmp_path, table):
     with pytest.raises(RedlibError, match="evaluation.json"):
         card.apart(table, tmp_path)

@@ -10,6 +10,7 @@ weights, and `--quick` measures fewer questions and holds them against what is w
 import json
 import textwrap
 from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
 import pandas as pd
@@ -160,27 +161,36 @@ def measured(folder: Path) -> Path:
 
 
 def apart(table: pd.DataFrame, folder: Path) -> list[str]:
-    """One line for every metric whose interval lies apart from the card's.
+    """One line for every metric that is farther from the card's than chance explains.
 
-    Where all of n answers are right (or wrong), a bootstrap finds no spread; the rule of three says
-    that up to 3 / n of them may yet be otherwise.
+    Some seventy metrics are compared, so that in every second run some intervals of 95 % lie apart
+    though nothing has changed. A difference counts if it is larger than chance
+    makes any of them in one run of twenty (Bonferroni), by the halves of the two intervals that
+    face each other. Where all of n answers are right (or wrong), a bootstrap finds no spread; the
+    rule of three says that up to 3 / n of them may yet be otherwise.
 
     Raises:
         RedlibError: the folder holds no measured card.
     """
-    path = measured(folder)
-    held = pd.DataFrame(read_json(path)).set_index("metric")
+    held = pd.DataFrame(read_json(measured(folder))).dropna(subset=["low"]).set_index("metric")
+    rows = table.dropna(subset=["low"])
+    rows = rows[rows["metric"].isin(held.index)]
+    normal = NormalDist()
+    bound = normal.inv_cdf(1 - 0.05 / (2 * max(len(rows), 1))) / normal.inv_cdf(0.975)
     lines = []
-    for row in table.dropna(subset=["low"]).itertuples(index=False):
-        if row.metric in held.index:
-            of = held.loc[row.metric]
-            unseen = 3 / row.n if row.low == row.high else 0.0
-            if row.high + unseen < of["low"] or row.low - unseen > of["high"]:
-                lines.append(
-                    f"apart from the card: {row.metric} {row.value:.3f} ({row.low:.3f} to "
-                    f"{row.high:.3f}), the card says {of['value']:.3f} ({of['low']:.3f} to "
-                    f"{of['high']:.3f})"
-                )
+    for row in rows.itertuples(index=False):
+        of = held.loc[row.metric]
+        unseen = 3 / row.n if row.low == row.high else 0.0
+        if row.value < of["value"]:
+            halves = row.high - row.value + unseen, of["value"] - of["low"]
+        else:
+            halves = row.value - row.low + unseen, of["high"] - of["value"]
+        if abs(row.value - of["value"]) > bound * np.hypot(*halves):
+            lines.append(
+                f"apart from the card: {row.metric} {row.value:.3f} ({row.low:.3f} to "
+                f"{row.high:.3f}), the card says {of['value']:.3f} ({of['low']:.3f} to "
+                f"{of['high']:.3f})"
+            )
     return lines
 
 

@@ -151,7 +151,7 @@ def main(name: str, *, quick: bool = False, as_json: bool = False) -> int:
     it.
 
     Returns:
-        3 where an interval lies apart from the card's, else 1 where a bar is missed, else 0.
+        3 where a number lies apart from the card's, else 1 where a bar is missed, else 0.
     """
     folder = Path(hub.locate(name))
     if quick:

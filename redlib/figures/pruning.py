@@ -267,8 +267,9 @@ def curve_note(shares: pd.DataFrame, *, model: str, depth: int, size: int) -> di
         "caption": (
             "Mean over five tasks of the score with few visual tokens over that with all, each on "
             f"the same questions ({' or '.join(map(str, counts))} a point), with 95 % intervals "
-            f"from resampling images. {_inside(shares, depth, size)} Drawn with {model}; the "
-            "paper's Figure 9 shows LLaVA-1.5-7B."
+            f"from resampling images. {_inside(shares, depth, size)} Methods that the paper does "
+            f"not compare are in Table 1, at its budgets. Drawn with {model}; the paper's Figure 9 "
+            "shows LLaVA-1.5-7B."
         ),
         "reading": (
             "Higher is better at the same place on the axis; points are moved a little sideways. "

@@ -164,10 +164,10 @@ def apart(table: pd.DataFrame, folder: Path) -> list[str]:
     """One line for every metric that is farther from the card's than chance explains.
 
     Some seventy metrics are compared, so that in every second run some intervals of 95 % lie apart
-    though nothing has changed. A difference counts if it is larger than chance
-    makes any of them in one run of twenty (Bonferroni), by the halves of the two intervals that
-    face each other. Where all of n answers are right (or wrong), a bootstrap finds no spread; the
-    rule of three says that up to 3 / n of them may yet be otherwise.
+    though nothing has changed. A difference counts if it is larger than chance makes any of them in
+    one run of twenty (Bonferroni), by the halves of the two intervals that face each other. Where
+    all of n answers are right (or wrong), a bootstrap finds no spread; the rule of three says that
+    up to 3 / n of them may yet be otherwise.
 
     Raises:
         RedlibError: the folder holds no measured card.

@@ -125,6 +125,18 @@ FOLLOW = """const [fragments, done] = arguments, found = {};
 } done(found); })();"""
 """Goes to every fragment and counts the rows that are then shown."""
 
+EMPTY = """return arguments[0].filter((fragment) => {
+  const [rules, tasks] = decodeURIComponent(fragment).split("/").map((part) => part.split(","));
+  if (!rules.every((name) => columnsOf(name).length)) return true;
+  if (!tasks.every((task) => data.groups[task])) return true;
+  const parts = tasks.flatMap((task) => data.groups[task].flat());
+  const right = answers(columnsOf(rules[0])[0])[1];
+  return !keys.task.some((task, k) => parts.includes(task) && right[k] !== "");
+});"""
+"""The fragments that name no answer, by the data of the page."""
+
+FOLLOWED = 40  # fragments of each page of answers; to show all of them would take an hour
+
 
 @pytest.mark.parametrize("name", PAGES)
 def test_every_link_leads_somewhere(browser, figures, name):
@@ -149,10 +161,12 @@ def test_every_link_leads_somewhere(browser, figures, name):
     for path in {path for path, _ in answers}:
         fragments = sorted(fragment for of, fragment in answers if of == path)
         visit(browser, path)
+        assert browser.execute_script(EMPTY, fragments) == []
+        followed = fragments[:: -(-len(fragments) // FOLLOWED)]
         rows = {}
-        for at in range(0, len(fragments), 10):  # a table may have thousands of rows
-            rows |= browser.execute_async_script(FOLLOW, fragments[at : at + 10])
-        assert set(rows) == set(fragments)
+        for at in range(0, len(followed), 10):  # a table may have thousands of rows
+            rows |= browser.execute_async_script(FOLLOW, followed[at : at + 10])
+        assert set(rows) == set(followed)
         assert [fragment for fragment, count in rows.items() if not count] == []
         quiet(browser)
 
@@ -182,8 +196,8 @@ def walk(browser):
     )
     before = browser.execute_script("return window.wanted.size")
     assert before > 1
-    for _ in range(0, 2 * (focusable + 20), 20):  # twice: a busy browser may miss a key
-        webdriver.ActionChains(browser, duration=0).send_keys(Keys.TAB * 20).perform()
+    for _ in range(0, 2 * (focusable + 100), 100):  # twice: a busy browser may miss a key
+        webdriver.ActionChains(browser, duration=0).send_keys(Keys.TAB * 100).perform()
         if not browser.execute_script("return window.wanted.size"):
             break
     left = browser.execute_script("return [...window.wanted].map((e) => e.outerHTML.slice(0, 99))")
@@ -234,6 +248,36 @@ def test_a_codebooks_number_leads_to_its_answers(browser, figures, name, noteboo
     expected = 100 * right.groupby("task")[rule].mean().mean()
     told = browser.find_element("id", "shown").text
     assert f"{rule}: mean {expected:.1f}." in told and "(unpruned) reach" in told
+    quiet(browser)
+
+
+@pytest.mark.parametrize(("run", "name"), [
+    (RUNS[1], "captions-pruned"), (RUNS[2], "spot-the-difference"),
+])  # fmt: skip
+def test_a_count_of_a_figure_leads_to_what_was_said(browser, figures, run, name):
+    """From a row of Figures 13 and 14 to the descriptions or games that it counts; their mean is
+    the number of the row."""
+    frame = pd.read_csv(figures / run / f"{name}.csv")
+    visit(browser, figures / run / "index.html")
+    item = browser.find_element("xpath", f"//article[h4[contains(@id, '{name}')]]")
+    item.find_element("xpath", ".//summary[contains(., 'row by row')]").send_keys(Keys.ENTER)
+    numbers = item.find_elements("css selector", "td a")
+    assert len(numbers) == len(frame)
+    numbers[-1].send_keys(Keys.ENTER)
+    rows = "#shown tbody tr"
+    WebDriverWait(browser, 20).until(lambda _: browser.find_elements("css selector", rows))
+    url, fragment = urldefrag(browser.current_url)
+    last = frame.iloc[-1]
+    assert url.endswith("/07.answers.html") and unquote(fragment) == last["answers"]
+    assert len(browser.find_elements("css selector", rows)) == last["images"]
+    told = browser.find_element("id", "shown").text
+    task, (full, few) = last["answers"].split("/")[1], last["answers"].split("/")[0].split(",")
+    for rule, mean in ((full, last["full"]), (few, last["pruned"])):
+        assert f"{rule}: {task} {100 * mean:.1f}" in told
+    assert not browser.find_element("id", "wrong").is_displayed(), "nothing is right or wrong here"
+    browser.find_element("css selector", "#shown tbody th a").send_keys(Keys.ENTER)
+    title = browser.find_element("id", "result")
+    WebDriverWait(browser, 20).until(lambda _: title.text.startswith("Question "))
     quiet(browser)
 
 

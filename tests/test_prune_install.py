@@ -607,6 +607,16 @@ def test_bad_settings(small, how, words):
     assert "\n" not in str(error.value) and state(small.model) == was
 
 
+def test_a_count_may_be_numpys(small):
+    said = []
+    for keep in (3, np.int64(3), np.float32(3 / 25)):
+        torch.manual_seed(0)
+        with redlib.pruned(small.model, "random", keep=keep) as run, torch.no_grad():
+            said.append(small.model(**batch(small)).logits)
+        assert len(run.last[0].kept) == 3
+    assert torch.equal(said[0], said[1]) and torch.equal(said[0], said[2])
+
+
 def test_a_codebook_of_this_model_needs_no_word(small):
     model = model_of(small.folder)
     book = pruning.codebook(name=f"somewhere/{small.folder.name}")

@@ -68,9 +68,10 @@ def measure_gpu(*, small: bool, seed: int = 0) -> list[Row]:
         if name not in held:
             held = {name: random_model(name, device, small=small, seed=seed)}
         vlm, batch = held[name], min(batch, 2) if small else batch
-        found = prefill(vlm, batch, size, keep, bar=bar, seed=seed, pairs=1 if small else PAIRS)
-        if size == vlm.grid.size:
-            found.append(_fastv(vlm, batch, keep, pairs=1 if small else PAIRS))
+        pairs = 1 if small else PAIRS
+        found = prefill(vlm, batch, size, keep, bar=bar, seed=seed, pairs=pairs)
+        found.append(_held(vlm, batch, size, keep, seed=seed))
+        found.append(_fastv(vlm, batch, size, keep, pairs=pairs))
         rows += [one | {"metric": f"{name}: {one['metric']}"} for one in found]
     return rows
 
@@ -225,18 +226,26 @@ def _choose(visual: Tensor, codebook: Codebook, keep: int) -> Tensor:
     return torch.stack([image[keep_lowest(redundancy(image, codebook), keep)] for image in visual])
 
 
-def _fastv(vlm: VLM, batch: int, keep: int, *, pairs: int) -> Row:
-    """Time of a full prefill over FastV's, encoding included on both sides."""
+def _fastv(vlm: VLM, batch: int, size: int, keep: int, *, pairs: int) -> Row:
+    """Time of a full prefill over FastV's, encoding included on both sides. More visual tokens than
+    the grid has are those of an image in tiles, which newlines stand between."""
     longer, question = lengthened(vlm)
     before, after = longer.prompt(question)
-    place = before.new_full((vlm.grid.size,), vlm.model.config.image_token_id)
+    tiled = size > vlm.grid.size
+    side = 2 * vlm.model.config.vision_config.image_size if tiled else None
+    (scene,) = scenes("test", 1, width=side, height=side)
+    ((pixels, layout),) = vlm.views([scene.image], "unpadded" if tiled else "base")
+    pixels = pixels.to(vlm.device, vlm.dtype)
+    place = before.new_full((len(layout),), vlm.model.config.image_token_id)
     ids = torch.cat([before, place, after]).expand(batch, -1)
-    ((pixels, _),) = vlm.views([scenes("test", 1)[0].image])  # (1, 3, side, side)
-    pixels = pixels.expand(batch, -1, -1, -1).to(vlm.device, vlm.dtype)
+    shown = {"pixel_values": torch.cat([pixels] * batch)}
+    if tiled:
+        shown["pixel_values"] = torch.stack([pixels] * batch)
+        shown["image_sizes"] = torch.tensor([[side, side]] * batch, device=vlm.device)
 
     @torch.no_grad()
     def read() -> None:
-        vlm.model(input_ids=ids, pixel_values=pixels, use_cache=True, logits_to_keep=1)
+        vlm.model(input_ids=ids, **shown, use_cache=True, logits_to_keep=1)
 
     def inside() -> None:
         with redlib.pruned(vlm.model, "fastv", keep=keep):
@@ -245,7 +254,7 @@ def _fastv(vlm: VLM, batch: int, keep: int, *, pairs: int) -> Row:
     inside()  # warm up
     ratios = [slow / fast for slow, fast in turns("FastV", read, inside, pairs, vlm.device)]
     return row(
-        f"prefill with its images' encoding, batch {batch}, FastV {keep} of {vlm.grid.size} from "
+        f"prefill with its images' encoding, batch {batch}, FastV {keep} of {size} from "
         "layer 2 on: time of full over pruned",
         float(np.median(ratios)), low=min(ratios), high=max(ratios), n=pairs,
     )  # fmt: skip
@@ -254,11 +263,42 @@ def _fastv(vlm: VLM, batch: int, keep: int, *, pairs: int) -> Row:
 def _memory(name: str, *, seed: int) -> Row:
     """Memory that reading the batch adds to a process, pruned over full."""
     full, few = (isolated(_added, name, keep, seed) for keep in (None, KEEP))
+    return _lessened(f"batch {BATCH} adds to its process", few, full)
+
+
+def _held(vlm: VLM, batch: int, size: int, keep: int, *, seed: int) -> Row:
+    """Memory that reading the batch adds to the weights, pruned over full: at its peak on a GPU,
+    and of the process elsewhere."""
+    visual, codebook = _drawn(vlm, batch, size, seed)
+
+    def full() -> None:
+        _read(vlm, _rows(vlm, visual))
+
+    def few() -> None:
+        _read(vlm, _rows(vlm, _choose(visual, codebook, keep)))
+
+    measure = _peak_on_gpu if vlm.device.type == "cuda" else added_memory
+    return _lessened(
+        f"batch {batch}, {keep} of {size} visual tokens, adds", measure(few), measure(full)
+    )
+
+
+def _lessened(what: str, few: int, full: int) -> Row:
     return row(
-        f"memory that a prefill of batch {BATCH} adds to its process, pruned over full "
+        f"memory that a prefill of {what}, pruned over full "
         f"({few / 1e6:.0f} MB over {full / 1e6:.0f} MB)",
-        few / full, n=1,
+        few / full if full else math.nan, n=1,
     )  # fmt: skip
+
+
+def _peak_on_gpu(work: Callable[[], None]) -> int:
+    """The most bytes that tensors held during some work, beyond those before it."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    work()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
 
 
 def _added(name: str, keep: int | None, seed: int) -> int:

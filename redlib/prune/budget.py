@@ -12,6 +12,7 @@ codebook.
 
 import math
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -61,7 +62,7 @@ class Budget:
         """
         if self.keep is None:
             return None
-        if isinstance(self.keep, int):
+        if isinstance(self.keep, Integral):
             if self.keep > full:
                 raise RedlibError(
                     f"keep must be at most {full}, the visual tokens there are; got {self.keep!r}"
@@ -87,10 +88,10 @@ class Budget:
 
 
 def _number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _sensible(keep: object) -> bool:
     if not _number(keep):
         return False
-    return keep >= 1 if isinstance(keep, int) else 0 < keep <= 1
+    return keep >= 1 if isinstance(keep, Integral) else 0 < keep <= 1

@@ -13,6 +13,7 @@ a ranking, has `select(context, keep)` instead and returns a `Selection`.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -133,7 +134,7 @@ class Context:
         Raises:
             RedlibError: it is not a whole number in 1 .. L.
         """
-        if isinstance(keep, bool) or not isinstance(keep, int) or not 1 <= keep <= len(self):
+        if isinstance(keep, bool) or not isinstance(keep, Integral) or not 1 <= keep <= len(self):
             raise RedlibError(
                 f"keep must be a whole number in 1 .. {len(self)}, the visual tokens; got {keep!r}"
             )

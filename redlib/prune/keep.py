@@ -12,6 +12,7 @@ Both return a mask, so what stays keeps its order in the image.
 """
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Literal
 
 import numpy as np
@@ -42,7 +43,7 @@ def keep_lowest(scores: torch.Tensor, keep: int) -> torch.Tensor:
         RedlibError: `keep` is not a whole number in 1 .. L.
     """
     count = scores.shape[-1]
-    if isinstance(keep, bool) or not isinstance(keep, int) or not 1 <= keep <= count:
+    if isinstance(keep, bool) or not isinstance(keep, Integral) or not 1 <= keep <= count:
         raise RedlibError(
             f"keep must be a whole number in 1 .. {count}, the visual tokens; got {keep!r}"
         )

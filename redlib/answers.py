@@ -53,12 +53,12 @@ own parts: "pope" for "pope-random" and the others of the file that begin so."""
 COUNTED = ("07",)
 """Notebooks whose answers are worth a count of what is in them, not right or wrong."""
 
-_SHARES = (
-    "The tables divide each task by what all visual tokens (unpruned) reach, and average the five."
-)
 _MME = (
-    "The tables count MME by its categories, and a right answer once more if its pair is right "
-    "too, so their MME and their mean are others."
+    "The tables count MME by its categories, and a right answer once more if its pair is right too"
+)
+_SHARES = (
+    f"{_MME}; they divide each task by what all visual tokens (unpruned) reach, and average the "
+    "five."
 )
 _OMITTED = "An answer is worth the tuples of the scene that it owes, per tuple of the scene."
 _INVENTED = "An answer is worth the tuples it adds to those of the scene, per tuple of the scene."
@@ -66,10 +66,9 @@ REMARKS: dict[str, dict[str, str]] = {
     "05": {
         "mean": "A rule is named by the criterion that its codebook was made without; nothing has "
         f"them all. {_SHARES}",
-        "mme": _MME,
     },
     "06": {
-        "mme": _MME,
+        "mme": f"{_MME}, so their MME and their mean are others.",
         "film": "The tables count films by their subtasks, so that their number is another.",
     },
     "07": {
@@ -82,7 +81,7 @@ REMARKS: dict[str, dict[str, str]] = {
         "game-invented": "An answer is worth the differences it names that were not planted; the "
         "mean is of a hundred pictures.",
     },
-    "08": {"mean": _SHARES, "mme": _MME},
+    "08": {"mean": _SHARES},
 }
 """By notebook and task: how a table's number comes from the mean worth that the page shows."""
 

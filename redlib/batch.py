@@ -171,8 +171,7 @@ def run(
             label = f"{one.run_name}, {source.stem}" if len(runs) > 1 else source.stem
             waiting.append(_Job(one, number, source, label))
     if jobs > 1:
-        rank = {number: k for k, number in enumerate(LONGEST)}
-        waiting.sort(key=lambda job: rank.get(job.number, len(rank)))
+        waiting = _longest_first(waiting)
     with _heeding_termination():
         _run_all(waiting, jobs, threads, force, say)
     rows = [row for one in runs for row in _rows(one)]
@@ -395,6 +394,11 @@ def _heeding_termination() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _longest_first(waiting: list[_Job]) -> list[_Job]:
+    rank = {number: k for k, number in enumerate(LONGEST)}
+    return sorted(waiting, key=lambda job: rank.get(job.number, len(rank)))
 
 
 def _next(waiting: list[_Job], running: list[_Job]) -> _Job | None:

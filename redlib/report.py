@@ -7,8 +7,9 @@ links and no script, font or style from anywhere else; it can be opened from the
 served as it is (`redlib.webpage` has the style). Every picture has a text alternative that says
 what it shows. The page holds no date, so that the same run gives the same bytes.
 
-Where a run has kept its answers, a number of Table 1, and of every figure or table with a method
-and its tokens, is a link to those that it counts (`redlib.answers`).
+Where a run has kept its answers, a number of Table 1, and of every figure or table whose rows name
+a method and its tokens, or the answers themselves, is a link to those that it counts
+(`redlib.answers`).
 """
 
 import io

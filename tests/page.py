@@ -196,8 +196,8 @@ def walk(browser):
     )
     before = browser.execute_script("return window.wanted.size")
     assert before > 1
-    for _ in range(0, 2 * (focusable + 100), 100):  # twice: a busy browser may miss a key
-        webdriver.ActionChains(browser, duration=0).send_keys(Keys.TAB * 100).perform()
+    for _ in range(0, 2 * (focusable + 20), 20):  # twice: a busy browser may miss a key
+        webdriver.ActionChains(browser, duration=0).send_keys(Keys.TAB * 20).perform()
         if not browser.execute_script("return window.wanted.size"):
             break
     left = browser.execute_script("return [...window.wanted].map((e) => e.outerHTML.slice(0, 99))")

@@ -67,7 +67,7 @@ def answers():
 
 
 def test_shares_are_those_counted_by_hand(answers):
-    kept = judged.judged(answers, resamples=40, seed=3)
+    kept = judged.scored(answers, resamples=40, seed=3)
     rows = answers.to_dict("records")
     literal = [by_hand(rows)]
     images = sorted({row["image"] for row in rows})
@@ -91,8 +91,10 @@ def test_shares_are_those_counted_by_hand(answers):
 
 def test_nothing_right_is_no_share(answers):
     blind = answers.assign(correct=answers["correct"] & (answers["task"] != "mmb"))
-    assert np.isnan(judged.judged(blind, resamples=5).share("random").mean)
-    assert np.isnan(judged.judged(answers, resamples=5).share("no such").mean)
+    assert np.isnan(judged.scored(blind, resamples=5).share("random").mean)
+    assert np.isnan(judged.scored(answers, resamples=5).share("no such").mean)
+    without = answers[answers["task"] != "seed"]
+    assert np.isnan(judged.scored(without, resamples=5).share("random").mean)
 
 
 def _book(n):
@@ -103,7 +105,7 @@ def _book(n):
 def test_table_3_is_what_the_ledger_reads(answers, tmp_path):
     """Without tau_prob the drop is large; a set without prototype decides nothing."""
     books = {name: _book(n + 1) for n, name in enumerate(ROWS[:5])} | {"images": None}
-    kept = judged.judged(answers, resamples=400)
+    kept = judged.scored(answers, resamples=400)
     frame = judged.table3(kept, books, 10)
     at = frame.set_index("left_out")
     assert list(at.index) == [*ROWS, "random"]

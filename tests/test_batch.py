@@ -364,6 +364,15 @@ def test_notebooks_run_side_by_side_and_after_what_they_build_on(beside):
     assert five["end"] < six["start"]
 
 
+def test_the_longest_of_all_runs_begin_first():
+    jobs = [SimpleNamespace(run=run, number=number)
+            for run, numbers in (("a", ("01", "02", "05")), ("b", ("03", "04", "05")))
+            for number in numbers]  # fmt: skip
+    found = [(job.number, job.run) for job in batch._longest_first(jobs)]
+    assert found[:3] == [("05", "a"), ("05", "b"), ("04", "b")]
+    assert found[-2:] == [("02", "a"), ("03", "b")]
+
+
 def test_notebooks_keep_the_outputs_of_their_own_model(beside):
     assert (beside.folder / "figures" / "one" / "scores.csv").is_file()
     assert len(beside.sources) == 3

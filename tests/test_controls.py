@@ -89,8 +89,8 @@ def test_against_takes_the_seeds_together():
     right = {"unpruned": 0.9, "random": 0.5, "ours": 0.9, "norm": 0.4, "cls": 0.9, "top1": 0.8}
     right |= {"tokens 0": 0.2, "tokens 1": 0.9, "ground 0": 0.8, "ground 1": 0.8}
     answers = answered(right, images=24)
-    each = judged.judged(answers, resamples=300)
-    kept = judged.judged(controls.pooled(answers), resamples=300)
+    each = judged.scored(answers, resamples=300)
+    kept = judged.scored(controls.pooled(answers), resamples=300)
     frame = controls.against(kept, {}).set_index("method")
     both = [each.share(f"tokens {n}").mean for n in range(2)]
     assert frame.loc["tokens", "share"] == pytest.approx(sum(both) / 2)
@@ -102,10 +102,10 @@ def test_against_takes_the_seeds_together():
     assert "Lowest norm: " in told and "**not distinguishable from Ours**" in told
     assert controls.verdict(frame.reset_index()).holds is None
     worse = answered(right | {"ours": 0.3}, images=24)
-    frame = controls.against(judged.judged(controls.pooled(worse), resamples=300), {})
+    frame = controls.against(judged.scored(controls.pooled(worse), resamples=300), {})
     assert controls.verdict(frame).holds is False and "**above Ours**" in controls.told(frame)
     best = answered(dict.fromkeys(right, 0.1) | {"unpruned": 0.9, "ours": 0.9}, images=24)
-    frame = controls.against(judged.judged(controls.pooled(best), resamples=300), {})
+    frame = controls.against(judged.scored(controls.pooled(best), resamples=300), {})
     assert controls.verdict(frame).holds is True
 
 

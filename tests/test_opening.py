@@ -116,6 +116,8 @@ def test_rows_of_the_figures_lead_there_and_so_do_the_claims(tmp_path, table, ga
     assert named["captions-invented"] == "unpruned@576,ours@144/plain-invented"
     both = "unpruned@576,ours@280/text-rich-omitted,text-rich-invented"
     assert named["captions-text-rich"] == both and found.link(both).endswith(both)
+    changed.assign(answers="").to_csv(tmp_path / "captions-pruned.csv", index=False)
+    assert not ledger({"one": tmp_path}).set_index("id").loc["captions-text-rich", "answers"]
 
 
 def test_the_address_of_a_game_follows_the_statement(tmp_path, games):

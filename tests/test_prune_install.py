@@ -617,6 +617,17 @@ def test_a_count_may_be_numpys(small):
     assert torch.equal(said[0], said[1]) and torch.equal(said[0], said[2])
 
 
+def test_a_small_number_of_numpys_does_not_overflow(small):
+    """20 x 10 and so on lie beyond int8."""
+    for method in ("visionzip", "sparsevlm"):
+        kept = []
+        for keep in (20, np.int8(20)):
+            with redlib.pruned(small.model, method, keep=keep) as run, torch.no_grad():
+                small.model(**batch(small))
+            kept.append(run.last[0].kept.tolist())
+        assert kept[0] == kept[1], method
+
+
 def test_a_codebook_of_this_model_needs_no_word(small):
     model = model_of(small.folder)
     book = pruning.codebook(name=f"somewhere/{small.folder.name}")

@@ -270,8 +270,8 @@ def test_rows_of_table_3_open_to_the_answers_of_their_codebook(tmp_path):
     assert worth.tolist() == rows[rows["method"] == "tau_prob"]["correct"].astype(int).tolist()
     page = redlib.answers.write(tmp_path, "05", run="x").read_text()
     assert (
-        "nothing has them all. The tables divide each task by what all visual tokens" in page
-        and "The tables count MME by its categories" in page
+        "nothing has them all. The tables count MME by its categories" in page
+        and "they divide each task by what all visual tokens" in page
     )
 
 

@@ -232,7 +232,7 @@ def _fastv(vlm: VLM, batch: int, size: int, keep: int, *, pairs: int) -> Row:
     longer, question = lengthened(vlm)
     before, after = longer.prompt(question)
     tiled = size > vlm.grid.size
-    side = 2 * vlm.model.config.vision_config.image_size if tiled else None
+    side = (2 if tiled else 1) * vlm.model.config.vision_config.image_size
     (scene,) = scenes("test", 1, width=side, height=side)
     ((pixels, layout),) = vlm.views([scene.image], "unpadded" if tiled else "base")
     pixels = pixels.to(vlm.device, vlm.dtype)
@@ -248,7 +248,7 @@ def _fastv(vlm: VLM, batch: int, size: int, keep: int, *, pairs: int) -> Row:
         vlm.model(input_ids=ids, **shown, use_cache=True, logits_to_keep=1)
 
     def inside() -> None:
-        with redlib.pruned(vlm.model, "fastv", keep=keep):
+        with redlib.pruned(vlm.model, "fastv", keep=keep, per="image" if tiled else None):
             read()
 
     inside()  # warm up
@@ -332,4 +332,4 @@ def added_memory(work: Callable[[], None]) -> int:
     finally:
         done.set()
         watcher.join()
-    return max(most, default=before) - before
+    return max([before, *most]) - before

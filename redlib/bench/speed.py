@@ -369,7 +369,7 @@ def _other_side(found: np.ndarray, right: np.ndarray) -> list[_Other]:
     """
     middle = len(right) // 2
     threshold = np.sort(right, axis=0)[middle - 1 : middle + 1].mean(0)
-    share = np.abs(right - threshold) / threshold
+    share = np.abs(right - threshold) / np.maximum(threshold, np.finfo(float).tiny)
     return [
         _Other(int(n), CRITERIA[k], *(float(of[n, k]) for of in (right, found, share)))
         for n, k in np.argwhere((found < threshold) != (right < threshold))

@@ -62,7 +62,7 @@ def rows(
 
 
 def ablation(frame: pd.DataFrame) -> Figure:
-    """Table 3 as a figure; rows of `study.ablation.table3`."""
+    """Table 3 as a figure; rows of `study.judged.table3`."""
     labels = [
         ROWS[row.left_out] + ("" if np.isnan(row.prototypes) else f", N = {row.prototypes:.0f}")
         for row in frame.itertuples()
@@ -79,7 +79,7 @@ def ablation(frame: pd.DataFrame) -> Figure:
 
 
 def ablation_note(frame: pd.DataFrame, *, model: str, tokens: int, told: str) -> dict:
-    """Texts of the figure. told: `study.ablation.table3_told`."""
+    """Texts of the figure. told: `study.judged.table3_told`."""
     first = frame.iloc[0]
     last = frame.set_index("left_out").loc["images", "training_images"]
     return {

@@ -382,7 +382,7 @@ def token_map_note(rows: pd.DataFrame, *, low: float, model: str) -> dict:
         ),
         "alt": (
             f"{int(ringed.sum())} of {len(rows)} tokens are ringed; rank correlation of top-1 "
-            f"probability with [cls] similarity in this image {rho:+.2f}."
+            f"probability with [cls] similarity in this image {rho:+z.2f}."
         ),
         "paper_item": "Figure 7",
     }

@@ -406,8 +406,8 @@ def differences_note(tables: dict[int, pd.DataFrame], *, model: str, seeds: int)
     for tokens, table in tables.items():
         row = table[table["task"] == "mean"].iloc[0]
         told.append(
-            f"at {tokens} tokens {100 * row['difference']:+.1f} points "
-            f"({100 * row['low']:+.1f} to {100 * row['high']:+.1f})"
+            f"at {tokens} tokens {100 * row['difference']:+z.1f} points "
+            f"({100 * row['low']:+z.1f} to {100 * row['high']:+z.1f})"
         )
     return {
         "title": "Ours against Random, question by question",
@@ -588,7 +588,7 @@ def rivals_table(rivals: pd.DataFrame) -> pd.DataFrame:
         setting=part["setting"].map(_SETTINGS), method=part["method"].map(METHODS),
         against=part["against"].map(METHODS),
         task=part["task"].map({"mean": "five tasks", "captions": "captions"}),
-        shown=with_interval(part, "difference", digits="+.3f"),
+        shown=with_interval(part, "difference", digits="+z.3f"),
     )  # fmt: skip
     return _words(part, {"against": "Against", "shown": "Difference of scores"})
 

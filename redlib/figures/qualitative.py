@@ -331,7 +331,7 @@ def spotted_note(changed: pd.DataFrame, *, model: str) -> dict:
     planted, images, tokens = (changed[name].iloc[0] for name in ("planted", "images", "tokens"))
     told = "; ".join(
         f"{r.kind} {r.full:.3f} with all, {r.pruned:.3f} with {r.tokens:.0f} tokens, change "
-        f"{r.change:+.3f} ({r.low:+.3f} to {r.high:+.3f})"
+        f"{r.change:+z.3f} ({r.low:+z.3f} to {r.high:+z.3f})"
         for r in changed.itertuples()
     )
     return {
@@ -355,7 +355,7 @@ def spotted_note(changed: pd.DataFrame, *, model: str) -> dict:
 
 def _points(row: object) -> str:
     change, low, high = (100 * value for value in (row.change, row.low, row.high))
-    return f"{change:+.1f} points ({low:+.1f} to {high:+.1f})"
+    return f"{change:+z.1f} points ({low:+z.1f} to {high:+z.1f})"
 
 
 def _below(ax: Axes, text: str, *, line: int = 0, tint: str = "black") -> None:

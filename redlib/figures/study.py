@@ -77,8 +77,8 @@ def by_rank_note(curves: pd.DataFrame, correlations: pd.DataFrame, *, model: str
         for quantity in ("top1", "jsd_final"):
             row = _row(correlations, order, quantity, "mean curve")
             found.append(
-                f"{QUANTITIES[quantity]} against {ORDERS[order]} {row['rho']:+.2f} "
-                f"({row['low']:+.2f} to {row['high']:+.2f})"
+                f"{QUANTITIES[quantity]} against {ORDERS[order]} {row['rho']:+z.2f} "
+                f"({row['low']:+z.2f} to {row['high']:+z.2f})"
             )
     return {
         "title": "Outputs against intermediate states, patch by patch",
@@ -106,7 +106,7 @@ def correlations_table(correlations: pd.DataFrame) -> pd.DataFrame:
     frame = correlations.assign(
         order=correlations["order"].map(ORDERS),
         quantity=correlations["quantity"].map(QUANTITIES),
-        shown=with_interval(correlations, "rho", digits="+.2f"),
+        shown=with_interval(correlations, "rho", digits="+z.2f"),
     )
     heads = {
         "order": "Sorted by",
@@ -136,7 +136,7 @@ def correlations_note(correlations: pd.DataFrame, *, model: str, n: str) -> dict
             "the state says nothing about it. Negative: it says the opposite."
         ),
         "alt": (
-            f"The strongest correlation within an image is {strongest['rho']:+.2f}, of "
+            f"The strongest correlation within an image is {strongest['rho']:+z.2f}, of "
             f"{QUANTITIES[strongest['quantity']]} with {ORDERS[strongest['order']]}."
         ),
         "paper_item": "Figure 4",
@@ -149,7 +149,7 @@ def running_sum_note(correlations: pd.DataFrame, *, model: str, n: str) -> dict:
     for order in ("attention", "attention_running"):
         row = _row(correlations, order, "top1", "mean curve")
         jsd = _row(correlations, order, "jsd_final", "mean curve")
-        parts.append(f"by {ORDERS[order]}: top-1 {row['rho']:+.2f}, JSD {jsd['rho']:+.2f}")
+        parts.append(f"by {ORDERS[order]}: top-1 {row['rho']:+z.2f}, JSD {jsd['rho']:+z.2f}")
     return {
         "title": "Each image by its own attention, and by the running sum",
         "caption": (
@@ -389,7 +389,7 @@ def example_note(rows: pd.DataFrame, *, model: str) -> dict:
     )
     if not known:
         rho = rows[list(QUANTITIES)].corr(method="spearman")["top1"].drop("top1")
-        told = ", ".join(f"{QUANTITIES[name]} {value:+.2f}" for name, value in rho.items())
+        told = ", ".join(f"{QUANTITIES[name]} {value:+z.2f}" for name, value in rho.items())
         told = f"rank correlations with the top-1 probability: {told}"
     return {
         "title": "One scene of the study" if known else "One image of the study",

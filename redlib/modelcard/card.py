@@ -163,11 +163,12 @@ def measured(folder: Path) -> Path:
 def apart(table: pd.DataFrame, folder: Path) -> list[str]:
     """One line for every metric that is farther from the card's than chance explains.
 
-    Some seventy metrics are compared, so that in every second run some intervals of 95 % lie apart
-    though nothing has changed. A difference counts if it is larger than chance makes any of them in
-    one run of twenty (Bonferroni), by the halves of the two intervals that face each other. Where
-    all of n answers are right (or wrong), a bootstrap finds no spread; the rule of three says that
-    up to 3 / n of them may yet be otherwise.
+    Seventy metrics and more are compared: of two samples of one model, every second time some
+    intervals of 95 % lie apart. So a difference counts if it is larger than chance makes any of
+    them one time in twenty (Bonferroni), by the halves of the two intervals that face each other;
+    an accuracy has to change by ten points or so. (Some scenes are in both samples here, which
+    makes chance smaller than that.) Where all of n answers are right (or wrong), a bootstrap finds
+    no spread; the rule of three says that up to 3 / n of them may yet be otherwise.
 
     Raises:
         RedlibError: the folder holds no measured card.
@@ -180,11 +181,11 @@ def apart(table: pd.DataFrame, folder: Path) -> list[str]:
     lines = []
     for row in rows.itertuples(index=False):
         of = held.loc[row.metric]
-        unseen = 3 / row.n if row.low == row.high else 0.0
-        if row.value < of["value"]:
-            halves = row.high - row.value + unseen, of["value"] - of["low"]
-        else:
-            halves = row.value - row.low + unseen, of["high"] - of["value"]
+        below = row.value < of["value"]
+        lower, upper = (row._asdict(), of) if below else (of, row._asdict())
+        halves = [lower["high"] - lower["value"], upper["value"] - upper["low"]]
+        for k, side in enumerate((lower, upper)):
+            halves[k] += 3 / side["n"] if side["low"] == side["high"] else 0.0
         if abs(row.value - of["value"]) > bound * np.hypot(*halves):
             lines.append(
                 f"apart from the card: {row.metric} {row.value:.3f} ({row.low:.3f} to "

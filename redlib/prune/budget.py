@@ -67,8 +67,8 @@ class Budget:
                 raise RedlibError(
                     f"keep must be at most {full}, the visual tokens there are; got {self.keep!r}"
                 )
-            return min(self.keep, size)
-        return max(1, round(self.keep * size))
+            return min(int(self.keep), size)  # numpy's small ones would overflow
+        return max(1, round(float(self.keep) * size))
 
     def choose(self, scores: Tensor, full: int) -> Tensor:
         """(K,) int64 ascending: who stays by scores (L,), the highest first; of equal scores the

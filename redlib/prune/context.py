@@ -138,7 +138,7 @@ class Context:
             raise RedlibError(
                 f"keep must be a whole number in 1 .. {len(self)}, the visual tokens; got {keep!r}"
             )
-        return keep
+        return int(keep)
 
     def given(self, name: str) -> Tensor:
         """(L,) what the caller gave under this name.

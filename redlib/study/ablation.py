@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 
 from redlib.bench import evaluate, keep_all
+from redlib.bench.looking import UNPRUNED
 from redlib.codebook import Codebook
 from redlib.data import benchmarks, prompts
 from redlib.models import VLM
@@ -25,7 +26,7 @@ from redlib.stages import Built
 from redlib.study.asking import JUDGED, exam, identity
 from redlib.study.codebooks import SCORED_AT
 
-UNPRUNED, RANDOM, NOTHING = "unpruned", "random", "nothing"
+RANDOM, NOTHING = "random", "nothing"
 
 CODE = (
     "bench", "memory", "models", "pictures", "prune", "study/ablation", "study/asking",

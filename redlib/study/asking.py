@@ -2,9 +2,9 @@
 
 The paper judges a pruning method by the mean over five benchmarks of short answers; each has its
 own generator in the tabletop world: POPE (mean of its three subsets, as the paper reports it), MME
-(accuracy), MMBench (right in all four rotations), SEED and RealWorldQA (images of another shape).
-With `data: real` the benchmarks themselves are asked. Whoever evaluates takes both from here and
-need not know which:
+(`study.scoring` counts it by categories and pairs, calibration by accuracy), MMBench (right in all
+four rotations), SEED and RealWorldQA (images of another shape). With `data: real` the benchmarks
+themselves are asked. Whoever evaluates takes both from here and need not know which:
 
     images, questions = exam(params, params.n_questions)
 """

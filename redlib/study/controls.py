@@ -16,7 +16,7 @@ The first and the last depend on chance and are made with several seeds; their s
 
     books = control_codebooks(session, codebook, table)
     answers = judge(session, "books", books, draws=3, limit=24)
-    against(judged(pooled(answers)), books)          # Ours minus each, paired, with intervals
+    against(scored(pooled(answers)), books)          # Ours minus each, paired, with intervals
 """
 
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ from redlib.codebook import Codebook
 from redlib.notebook import Session
 from redlib.study import LEAST_IMAGES, codebooks
 from redlib.study.ablation import RANDOM
-from redlib.study.judged import Judged
+from redlib.study.judged import Scored
 from redlib.study.verdict import Verdict
 
 OURS = "ours"
@@ -136,7 +136,7 @@ def pooled(answers: pd.DataFrame) -> pd.DataFrame:
     return answers.assign(method=parts[0], seed=numbers)
 
 
-def against(kept: Judged, books: Mapping[str, Codebook]) -> pd.DataFrame:
+def against(judged: Scored, books: Mapping[str, Codebook]) -> pd.DataFrame:
     """Ours against every control.
 
     Returns method, name, seeds, prototypes, share, share_low, share_high, ahead, low, high (share
@@ -144,20 +144,20 @@ def against(kept: Judged, books: Mapping[str, Codebook]) -> pd.DataFrame:
     """
     rows = []
     for method, name in NAMES.items():
-        if method not in kept.points:
+        if method not in judged.points:
             continue
         own = [book for key, book in books.items() if key.split()[0] == method]
-        mean, found = kept.share(method), kept.gap(OURS, method)
+        mean, found = judged.share(method), judged.gap(OURS, method)
         row = {
             "method": method,
             "name": name,
-            "seeds": kept.seeds.get(method, 1),
+            "seeds": judged.seeds.get(method, 1),
             "prototypes": float(len(own[0])) if own else np.nan,
             "share": mean.mean, "share_low": mean.low, "share_high": mean.high,
         }  # fmt: skip
         if method != OURS:
             row |= {"ahead": found.mean, "low": found.low, "high": found.high}
-        rows.append(row | {"questions": kept.questions, "images": kept.images})
+        rows.append(row | {"questions": judged.questions, "images": judged.images})
     return pd.DataFrame(rows)
 
 
@@ -176,8 +176,8 @@ def told(frame: pd.DataFrame) -> str:
         )  # fmt: skip
         parts.append(
             f"{row['name'][0].upper()}{row['name'][1:]}: {row['share']:.1%}, {found} (Ours ahead "
-            f"by {100 * row['ahead']:+.1f} points, {100 * row['low']:+.1f} to "
-            f"{100 * row['high']:+.1f})."
+            f"by {100 * row['ahead']:+z.1f} points, {100 * row['low']:+z.1f} to "
+            f"{100 * row['high']:+z.1f})."
         )
     return " ".join(parts)
 
@@ -189,8 +189,8 @@ def verdict(frame: pd.DataFrame) -> Verdict:
     if rows["images"].min() >= LEAST_IMAGES:
         holds = True if (rows["low"] > 0).all() else False if (rows["high"] < 0).any() else None
     each = (
-        f"{NAMES[row.method]} {100 * row.ahead:+.1f} "
-        f"({100 * row.low:+.1f} to {100 * row.high:+.1f})"
+        f"{NAMES[row.method]} {100 * row.ahead:+z.1f} "
+        f"({100 * row.low:+z.1f} to {100 * row.high:+z.1f})"
         for row in rows.itertuples()
     )
     first = rows.iloc[0]

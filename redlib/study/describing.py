@@ -196,8 +196,8 @@ def verdicts(changed: pd.DataFrame | None) -> list[Verdict]:
             Verdict(
                 statement,
                 holds if row["images"] >= LEAST_IMAGES else None,
-                f"tuples {kind} per true tuple: {numbers}; change {100 * row['change']:+.1f} "
-                f"points (95% interval {100 * row['low']:+.1f} to {100 * row['high']:+.1f}), "
+                f"tuples {kind} per true tuple: {numbers}; change {100 * row['change']:+z.1f} "
+                f"points (95% interval {100 * row['low']:+z.1f} to {100 * row['high']:+z.1f}), "
                 f"{row['images']:.0f} images, {row['tokens']:.0f} tokens kept",
                 f"Figure {_FIGURE[sort]}",
             )

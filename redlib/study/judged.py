@@ -6,10 +6,10 @@ POPE by its subsets, MME by its categories and pairs. All codebooks answered the
 that the difference of two shares is a paired one: every draw of the bootstrap takes whole images
 and recomputes all scores, ratios and differences from them.
 
-    kept = judged(answers, resamples=2000, seed=0)      # rows of `ablation.judge`
-    kept.share("nothing")                               # with all criteria, and its interval
-    kept.gap("nothing", "tau_prob")                     # what is lost without the first of them
-    table3(kept, books, images=20)
+    judged = scored(answers, resamples=2000, seed=0)    # rows of `ablation.judge`
+    judged.share("nothing")                             # with all criteria, and its interval
+    judged.gap("nothing", "tau_prob")                   # what is lost without the first of them
+    table3(judged, books, images=20)
 """
 
 from collections.abc import Mapping
@@ -20,14 +20,15 @@ import pandas as pd
 
 from redlib import stages
 from redlib.bench import Interval
+from redlib.bench.looking import UNPRUNED
 from redlib.codebook import Codebook
 from redlib.study import LEAST_IMAGES, printed, scoring
-from redlib.study.ablation import NOTHING, RANDOM, UNPRUNED
+from redlib.study.ablation import NOTHING, RANDOM
 from redlib.study.asking import FIVE_TASKS, REAL
 
 
 @dataclass(frozen=True, eq=False)
-class Judged:
+class Scored:
     """Answers of several codebooks to the same questions.
 
     Attributes:
@@ -51,7 +52,7 @@ class Judged:
 
     def share(self, method: str) -> Interval:
         """The share of one method with its 95 % interval; NaN for a method that was not judged, and
-        where the unpruned model has nothing right in one of the tasks."""
+        where one of the tasks was not asked or the unpruned model has nothing right in it."""
         return self._share(self.points.get(method))
 
     def gap(self, first: str, second: str) -> Interval:
@@ -63,19 +64,19 @@ class Judged:
     def _share(self, points: pd.Series | None) -> Interval:
         if points is None:
             return Interval(np.nan, np.nan, np.nan, self.questions, self.images)
-        found = scoring.ratio_of_tasks(points, self.points[UNPRUNED], self.draws)
+        found = scoring.five_task_ratio(points, self.points[UNPRUNED], self.draws)
         return found if np.isfinite(found.mean) else self._share(None)
 
 
-def judged(answers: pd.DataFrame, *, resamples: int = 2000, seed: int = 0) -> Judged:
+def scored(answers: pd.DataFrame, *, resamples: int = 2000, seed: int = 0) -> Scored:
     """Rows of `ablation.judge` as the scores of the five tasks."""
     five = answers[answers["task"].replace(REAL).isin(FIVE_TASKS)]
     points = scoring.wide(five.assign(setting="base", tokens=0)).droplevel("tokens", axis=1)
     seeds = five.groupby("method")["seed"].nunique().to_dict()
-    return Judged(points, seeds, {"resamples": resamples, "seed": seed})
+    return Scored(points, seeds, {"resamples": resamples, "seed": seed})
 
 
-def table3(kept: Judged, books: Mapping[str, Codebook | None], images: int) -> pd.DataFrame:
+def table3(judged: Scored, books: Mapping[str, Codebook | None], images: int) -> pd.DataFrame:
     """Table 3: what each row keeps, loses against all criteria, and has over random.
 
     books: by what is left out (`ablated`). images: training images behind all rows but "images".
@@ -95,16 +96,16 @@ def table3(kept: Judged, books: Mapping[str, Codebook | None], images: int) -> p
             "training_images": {RANDOM: np.nan, "images": fewer}.get(name, images),
             "prototypes": np.nan if name == RANDOM else len(book) if book else 0,
         }
-        found = kept.share(name)
+        found = judged.share(name)
         row |= {"share": found.mean, "share_low": found.low, "share_high": found.high}
         if name != NOTHING:
-            found = kept.gap(NOTHING, name)
+            found = judged.gap(NOTHING, name)
             row |= {"lost": found.mean, "low": found.low, "high": found.high}
         if name != RANDOM:
-            found = kept.gap(name, RANDOM)
+            found = judged.gap(name, RANDOM)
             row |= {"over_random": found.mean}
             row |= {"over_random_low": found.low, "over_random_high": found.high}
-        row |= {"questions": kept.questions, "images": kept.images}
+        row |= {"questions": judged.questions, "images": judged.images}
         row["paper"] = theirs.loc[name, "value"]
         row["paper_prototypes"] = theirs.loc[name, "prototypes"]
         rows.append(row)

@@ -4,7 +4,8 @@ The claims are data (`paper/claims.csv`), each with the rule that decides it. Mo
 before there was a result; a `note` tells of a test that was added or changed when results were
 known. A claim is decided in one of two ways:
 
-    statement   a notebook has tested it and noted its verdict (`redlib.study.verdict`)
+    statement   a notebook has tested it and noted its verdict (`redlib.study.verdict`); rows named
+                beside it only lead to the answers
     rule        the interval in certain rows of a result table lies above, below or between bounds
 
 Several rows decide together: all must hold, and one that fails is enough to fail. A claim about
@@ -210,7 +211,10 @@ def _behind(claim: Any, path: Path) -> str:
     frame = read_csv(path) if path.is_file() else pd.DataFrame()
     if "answers" not in frame:
         return ""
-    named = [row.partition("/") for row in _chosen(frame, claim.where, path)["answers"]]
+    rows = _chosen(frame, claim.where, path)["answers"].dropna()
+    if rows.empty:
+        return ""
+    named = [row.partition("/") for row in rows]
     rules = dict.fromkeys(rule for these, _, _ in named for rule in these.split(","))
     return answers.address(rules, dict.fromkeys(task for _, _, task in named))
 

@@ -20,11 +20,10 @@ import pandas as pd
 from redlib.answers import address, rule
 from redlib.bench.looking import UNPRUNED
 from redlib.study import describing, spotting
+from redlib.study.controls import OURS
 from redlib.study.describing import DETAIL, FULL, SIDES, WORD
 from redlib.study.qualitative import SORTS, START, drawn
 from redlib.tabletop.pairs import SPOT_THE_DIFFERENCE, clause, composites
-
-OURS = "ours"
 
 
 def answers(table: pd.DataFrame, games: pd.DataFrame | None) -> pd.DataFrame:

@@ -607,8 +607,8 @@ def finding_verdict(
         statement,
         above(lead, 0.0),
         " against ".join(f"AUROC {row['auroc']:.3f}" for row in rows)
-        + f", ahead by {lead.mean:+.4f} (95% interval {lead.low:+.4f} to {lead.high:+.4f}), pooled "
-        f"over {rows[0]['positives']} covered and {rows[0]['negatives']} other patches; "
+        + f", ahead by {lead.mean:+z.4f} (95% interval {lead.low:+z.4f} to {lead.high:+z.4f}), "
+        f"pooled over {rows[0]['positives']} covered and {rows[0]['negatives']} other patches; "
         f"{lead.clusters} images",
         finding,
     )
@@ -625,7 +625,7 @@ def _one(frame: pd.DataFrame, **wanted: object) -> pd.Series:
 
 
 def _triple(row: pd.Series) -> str:
-    return f"{row['rho']:+.2f} ({row['low']:+.2f} to {row['high']:+.2f})"
+    return f"{row['rho']:+z.2f} ({row['low']:+z.2f} to {row['high']:+z.2f})"
 
 
 def _capital(text: str) -> str:

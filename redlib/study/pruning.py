@@ -637,7 +637,7 @@ def _means(summary: pd.DataFrame) -> pd.Series:
 def _points(row: pd.Series) -> str:
     """A difference of shares in percentage points with its interval."""
     mean, low, high = (100 * row[name] for name in ("difference", "low", "high"))
-    return f"{mean:+.1f} percentage points (95% interval {low:+.1f} to {high:+.1f})"
+    return f"{mean:+z.1f} percentage points (95% interval {low:+z.1f} to {high:+z.1f})"
 
 
 def realised(answers: pd.DataFrame, limits: pd.DataFrame) -> pd.DataFrame:

@@ -108,10 +108,13 @@ def _about(table: pd.DataFrame | pd.Series) -> pd.DataFrame:
     return about.assign(column=about["task"].map(_COLUMN), stratum=strata(about))
 
 
-def ratio_of_tasks(first: pd.Series, second: pd.Series, draws: Mapping[str, int]) -> Interval:
-    """Mean over all tasks asked of `first` over `second`, two columns of `wide` (or differences of
-    columns)."""
-    return _ratio(first, second, _about(first), draws)
+def five_task_ratio(first: pd.Series, second: pd.Series, draws: Mapping[str, int]) -> Interval:
+    """Mean over the five tasks of `first` over `second`, two columns of `wide` (or differences of
+    columns); NaN where a task was not asked."""
+    about = _about(first)
+    if set(about["column"]) != set(FIVE):
+        return Interval(np.nan, np.nan, np.nan, len(about), about["image"].nunique())
+    return _ratio(first, second, about, draws)
 
 
 def _ratio(

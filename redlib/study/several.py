@@ -405,7 +405,7 @@ def conclusion(answers: pd.DataFrame, *, resamples: int = 2000, seed: int = 0) -
 
 def _points(found: Interval) -> str:
     mean, low, high = (100 * value for value in (found.mean, found.low, found.high))
-    return f"{mean:+.1f} points (95% interval {low:+.1f} to {high:+.1f})"
+    return f"{mean:+z.1f} points (95% interval {low:+z.1f} to {high:+z.1f})"
 
 
 def _percent(row: pd.Series) -> str:

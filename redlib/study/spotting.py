@@ -189,10 +189,10 @@ def verdicts(changed: pd.DataFrame | None) -> list[Verdict]:
                 statement,
                 holds if decided else None,
                 f"{kind} per image: all tokens {row[FULL]:.2f}, {row['tokens']:.0f} tokens "
-                f"{row[PRUNED]:.2f} (planted {row['planted']:.2f}); change {row['change']:+.3f} "
-                f"(95% interval {row['low']:+.3f} to {row['high']:+.3f}), "
-                f"{row['images']:.0f} images; found with all tokens {row['above']:+.3f} "
-                f"({row['above_low']:+.3f} to {row['above_high']:+.3f}) from chance",
+                f"{row[PRUNED]:.2f} (planted {row['planted']:.2f}); change {row['change']:+z.3f} "
+                f"(95% interval {row['low']:+z.3f} to {row['high']:+z.3f}), "
+                f"{row['images']:.0f} images; found with all tokens {row['above']:+z.3f} "
+                f"({row['above_low']:+z.3f} to {row['above_high']:+z.3f}) from chance",
                 "Figure 14",
             )
         )

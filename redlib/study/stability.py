@@ -29,7 +29,7 @@ from redlib.notebook import MEASURING, Session
 from redlib.prune import keep_lowest, random_scores, redundancy
 from redlib.study import LEAST_IMAGES, codebooks
 from redlib.study.ablation import kept_tokens
-from redlib.study.judged import Judged
+from redlib.study.judged import Scored
 from redlib.study.patches import sample, spearman
 from redlib.study.verdict import Verdict
 
@@ -75,7 +75,7 @@ def samples(
     return found
 
 
-def spread(kept: Judged, books: Mapping[str, Codebook | None], ours: str) -> pd.DataFrame:
+def spread(judged: Scored, books: Mapping[str, Codebook | None], ours: str) -> pd.DataFrame:
     """What the codebook of each sample keeps, after Ours.
 
     Returns sample, prototypes (0: none left), share, share_low, share_high, ahead, low, high (Ours
@@ -83,12 +83,12 @@ def spread(kept: Judged, books: Mapping[str, Codebook | None], ours: str) -> pd.
     """
     rows = []
     for name, book in books.items():
-        mean, found = kept.share(name), kept.gap(ours, name)
+        mean, found = judged.share(name), judged.gap(ours, name)
         row = {"sample": name, "prototypes": len(book) if book else 0}
         row |= {"share": mean.mean, "share_low": mean.low, "share_high": mean.high}
         if name != ours:
             row |= {"ahead": found.mean, "low": found.low, "high": found.high}
-        rows.append(row | {"questions": kept.questions, "images": kept.images})
+        rows.append(row | {"questions": judged.questions, "images": judged.images})
     return pd.DataFrame(rows)
 
 

@@ -51,6 +51,8 @@ MEASURING: tuple[str, ...] = (
 _LARGE_PNG = 200_000
 
 _NO_CLS = " The tower of this model has no [cls]: similarity to its mean patch stands in."
+_BY_CLS = {"prumerge": "PruMerge", "prumerge+": "PruMerge+", "visionzip": "VisionZip"}
+_BY_PATCHES = " Its tower has no [cls]: {} by the attention that a patch gets from the others."
 _REAL = " Photographs ({}), drawn by lot with seed {}."
 
 _GIVEN = " Ours, where it stands, is the codebook {}, which this run did not build."
@@ -288,6 +290,7 @@ class Session:
             raise RedlibError(f"{name}: data is missing; every figure needs the numbers behind it")
         if self._lacks_cls(texts, data):
             texts["caption"] += _NO_CLS
+        texts["caption"] += self._by_patches(data)
         sets = [*self.asked, *(self.source.drawn["set"] if self.params.data == "real" else ())]
         if sets:
             sets = list(dict.fromkeys(sets))
@@ -327,6 +330,15 @@ class Session:
         """Whether a figure speaks of [cls] and its model has none."""
         told = "cls_similarity" in data or any("[cls]" in text for text in texts.values())
         return told and self._model is not None and not self._model.has_cls
+
+    def _by_patches(self, data: pd.DataFrame) -> str:
+        """A sentence on the methods in `data` that rank otherwise where a tower has no [cls]."""
+        columns = [name for name in ("method", "against") if name in data]
+        there = {name for column in columns for name in data[column]}
+        told = [title for name, title in _BY_CLS.items() if name in there]
+        if not told or self._model is None or self._model.has_cls:
+            return ""
+        return _BY_PATCHES.format(f"{' and '.join(told)} rank{'s' * (len(told) == 1)}")
 
     def claim(
         self, statement: str, *, holds: bool | None, evidence: str, paper_item: str = ""

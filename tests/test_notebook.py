@@ -252,6 +252,11 @@ def test_a_caption_says_what_stands_in_for_a_missing_cls(home, monkeypatch, has_
     of_cls = session.save(table, "one", caption="By [cls] similarity.", **texts)
     other = session.save(table, "two", caption="By attention.", **texts)
     assert ("mean patch" in of_cls.note["caption"]) is not has_cls
+    frame = pd.DataFrame({"method": ["ours", "visionzip"], "against": ["prumerge", "random"]})
+    ranked = session.save(draw(), "ranked", data=frame, **TEXTS).note["caption"]
+    assert ("no [cls]: PruMerge and VisionZip rank by the attention" in ranked) is not has_cls
+    others = session.save(draw(), "others", data=frame[["method"]][:1], **TEXTS).note["caption"]
+    assert others == TEXTS["caption"]
     assert other.note["caption"] == "By attention."
 
 

@@ -55,6 +55,7 @@ tbody th { font-weight: 400; }
 td .asked { min-width: 14rem; }
 select, input { font: inherit; color: var(--ink); background: var(--paper); max-width: 100%;
   border: 1px solid var(--line); border-radius: .25rem; padding: .2rem .3rem; }
+[hidden] { display: none !important; }
 form p > span { display: inline-flex; gap: .4rem; align-items: baseline;
   margin: .25rem 1rem .25rem 0; }
 pre { overflow-x: auto; padding: .5rem; border: 1px solid var(--line); border-radius: .25rem; }

@@ -238,9 +238,8 @@ def _fastv(vlm: VLM, batch: int, size: int, keep: int, *, pairs: int) -> Row:
     pixels = pixels.to(vlm.device, vlm.dtype)
     place = before.new_full((len(layout),), vlm.model.config.image_token_id)
     ids = torch.cat([before, place, after]).expand(batch, -1)
-    shown = {"pixel_values": torch.cat([pixels] * batch)}
+    shown = {"pixel_values": (torch.stack if tiled else torch.cat)([pixels] * batch)}
     if tiled:
-        shown["pixel_values"] = torch.stack([pixels] * batch)
         shown["image_sizes"] = torch.tensor([[side, side]] * batch, device=vlm.device)
 
     @torch.no_grad()

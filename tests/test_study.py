@@ -21,7 +21,7 @@ from redlib.geometry import Grid
 from redlib.params import Params
 from redlib.store import Store
 from redlib.study import asking, codebooks, maps, patches, pruning, scoring, verdict
-from redlib.tabletop import scenes
+from redlib.tabletop import questions, scenes
 
 
 @pytest.fixture(scope="module")
@@ -273,6 +273,15 @@ def test_questions_are_spread_over_scenes_and_balanced():
     assert (pairs == 2).all()
     rotations = pd.Series([(q.image, q.group) for q in asked if q.task == "mmb"]).value_counts()
     assert (rotations == 4).all()
+
+
+def test_a_wide_scene_with_one_question_is_made_up_for():
+    """Three of the first 150 yield one question in place of two."""
+    drawn = asking.asked_scenes("test", 300)
+    wide = [scene for scene in drawn if asking._is_wide(scene)]
+    assert len(drawn) - len(wide) == 300 and len(questions(wide[:150], "rwqa")) == 297
+    assert len({scene.id for scene in wide}) == len(wide) == 152
+    assert len(asking.ask(drawn, ("rwqa",), 300)) == 300
 
 
 def test_even_one_question_a_task_asks_all_five():

@@ -100,12 +100,15 @@ def identity(params: Params, about: Iterable[Question]) -> dict[str, object]:
 
 def asked_scenes(split: str, limit: int, *, scale: int = 1) -> list[Scene]:
     """As many square scenes as questions per task, so that most tasks ask each scene once, and
-    half as many wide ones, which give two questions each.
+    half as many wide ones, which give two questions each, or a few more where some give only one.
 
     scale: 2 draws them with twice the sides, for a model that looks at them in tiles.
     """
     width, height = (scale * side for side in WIDE)
-    wide = scenes(split, (limit + 1) // 2, start=WIDE_START, width=width, height=height)
+    wide: list[Scene] = []
+    while (short := limit - len(questions(wide, "rwqa"))) > 0:
+        start = WIDE_START + len(wide)
+        wide += scenes(split, (short + 1) // 2, start=start, width=width, height=height)
     side = scale * SIDE
     return scenes(split, limit, width=side, height=side) + wide
 

@@ -401,7 +401,7 @@ class Params(BaseModel):
         [144, 64], description="visual tokens to keep, one evaluation each"
     )
     curve: Annotated[list[_whole(1)], Field(min_length=1)] = Field(
-        [8, 64], description="visual tokens along Figure 9, for the paper's methods"
+        [8, 64], description="visual tokens along Figure 9"
     )
     methods: Annotated[list[_Pruner], Field(min_length=1)] = Field(
         ["prumerge", "fastv"], description="rivals of Ours and Random; see redlib.prune.METHODS"

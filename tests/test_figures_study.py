@@ -265,10 +265,23 @@ def test_figures_of_the_evaluation():
         rng,
     )  # fmt: skip
     summary, shares = (f(answers, resamples=50) for f in (scoring.scores, scoring.shares))
-    assert drawn(prune_figures.curve(shares)) > 3000
+    figure = prune_figures.curve(shares)
+    assert drawn(figure) > 3000
+    left, right = (ax.get_legend_handles_labels()[1] for ax in figure.axes)
+    assert [name for name in left if "token" not in name] == [
+        "Ours, R lowest", "PruMerge", "FastV", "Random",
+    ]  # fmt: skip
+    assert [name for name in right if "token" not in name] == ["Ours, R lowest", "Oracle"]
+    alone = prune_figures.curve(shares[shares["method"] != "oracle"])
+    assert len(alone.axes) == 1 and len(alone.legends) == 1
     at = shares.set_index(["method", "tokens", "task"])["share"]
     note = prune_figures.curve_note(shares, model="model-x", depth=6, size=36)
     assert f"PruMerge: {at['prumerge', 8, 'mean']:.0%} at 8" in texts(note)
+    assert f"Oracle: {at['oracle', 8, 'mean']:.0%} at 8" in note["alt"]
+    assert "Dashed: the masks" in note["caption"]
+    photographs = shares[shares["method"] != "oracle"]
+    note_of = prune_figures.curve_note(photographs, model="model-x", depth=6, size=36)
+    assert "Dashed" not in note_of["caption"]
     read = [36, 36, 16, 16, 16, 16]  # by six layers
     assert f"at 16 tokens a layer reads {np.mean(read):.0f} on average" in note["caption"]
     sparse = shares[shares["method"] == "fastv"].assign(method="sparsevlm", tokens=8)

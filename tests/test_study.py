@@ -275,6 +275,25 @@ def test_questions_are_spread_over_scenes_and_balanced():
     assert (rotations == 4).all()
 
 
+def test_every_method_is_asked_along_the_curve():
+    p = Params(
+        methods=["prumerge", "oracle"], budgets=[9, 4], curve=[2, 4, 20], random_seeds=2,
+        n_questions=8, n_further=3,
+    )  # fmt: skip
+    found = pruning.rules(p, 16, pd.DataFrame({"budget": [9, 4], "r": [0.5, 0.4]}))
+    names = ("ours", "random", "prumerge", "oracle")
+    at = {asked.rule.tokens: [] for asked in found}
+    for asked in found:
+        at[asked.rule.tokens].append((asked.method, asked.seed, asked.limit, asked.captions))
+    # 20 are more than there are; the budgets have more draws, thresholds and captions.
+    assert at.keys() == {16, 0, 9, 4, 2}
+    assert sorted(at[2]) == sorted((name, 0, 3, False) for name in names)
+    assert at[9] == at[4] == [
+        ("ours", 0, 8, True), ("random", 0, 8, True), ("random", 1, 8, True),
+        ("prumerge", 0, 8, True), ("oracle", 0, 3, False), ("threshold", 0, 3, False),
+    ]  # fmt: skip
+
+
 def test_a_wide_scene_with_one_question_is_made_up_for():
     """Three of the first 150 yield one question in place of two."""
     drawn = asking.asked_scenes("test", 300)

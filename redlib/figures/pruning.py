@@ -9,6 +9,8 @@ means less for methods that prune inside the language model; captions say by how
 Tables return text for readers; the numbers with all their digits are saved beside them.
 """
 
+import itertools
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -18,7 +20,7 @@ from PIL import Image
 from redlib.figures import style
 from redlib.geometry import Grid
 from redlib.prune import fastv, sparsevlm
-from redlib.study.pruning import METHODS, PAPER, layer_tokens
+from redlib.study.pruning import KNOWING, METHODS, PAPER, layer_tokens
 from redlib.tables import readable, with_interval
 
 _LOOK = {
@@ -27,6 +29,8 @@ _LOOK = {
     "fastv": ("purple", "D"),
     "random": ("orange", "s"),
 }
+_FURTHER_TINTS = ("red", "sky", "green", "purple", "orange", "grey")
+_FURTHER_MARKS = "v<>Pp*Xdh8"
 _HEADS = {
     "pope": "POPE", "mmb": "MMBench", "seed": "SEED", "rwqa": "RealWorldQA", "mme": "MME",
     "nocaps": "NoCaps", "flickr": "Flickr30k",
@@ -210,37 +214,52 @@ def removed_note(shown: pd.DataFrame, *, model: str, crops: dict[int, np.ndarray
 
 @style.styled
 def curve(shares: pd.DataFrame) -> Figure:
-    """Figure 9: five-task mean as a share of the unpruned one, against visual tokens."""
+    """Figure 9: five-task mean as a share of the unpruned one, against visual tokens.
+
+    Left the paper's methods; right the further ones, if any were asked, with Ours once more.
+    """
     mean = _figure_9(shares)
-    figure = style.figure(8.8, 4.6)
-    ax = figure.subplots()
-    present = [name for name in PAPER if name in set(mean["method"])]
-    for place, method in enumerate(present):
-        part = mean[mean["method"] == method].sort_values("tokens")
-        tint, marker = _LOOK[method]
-        # A little beside each other, so that no interval hides another one.
-        x = part["tokens"] * 1.025 ** (2 * place - len(present) + 1)
-        ax.errorbar(
-            x, 100 * part["share"],
-            yerr=_bars(part, "share", "low", "high"),
-            color=style.COLOURS[tint], marker=marker, lw=1.8, elinewidth=1.1,
-            label=METHODS[method],
-        )  # fmt: skip
-    ax.axhline(100, color=style.COLOURS["black"], lw=1.3, label=METHODS["unpruned"])
-    none = shares[(shares["method"] == "none") & (shares["task"] == "mean")]
-    if len(none):
-        ax.axhline(
-            100 * none["share"].iloc[0], color=style.COLOURS["black"], lw=1.3, ls=":",
-            label=METHODS["none"],
-        )  # fmt: skip
+    present = [name for name in METHODS if name in set(mean["method"])]
+    further = [name for name in present if name not in PAPER]
+    panels = [[name for name in PAPER if name in present], ["ours", *further]]
+    looks = zip(further, itertools.cycle(_FURTHER_TINTS), _FURTHER_MARKS, strict=False)
+    looks = _LOOK | {name: (tint, marker) for name, tint, marker in looks}
+    figure = style.figure(9.8, 6.2) if further else style.figure(8.8, 4.6)
+    axes = figure.subplots(1, 2 if further else 1, sharex=True, sharey=True, squeeze=False)[0]
     ticks = sorted(set(mean["tokens"]))
-    ax.set_xscale("log", base=2)
-    ax.set_xticks(ticks, [str(n) for n in ticks])
-    ax.minorticks_off()
-    ax.set_xlim(ticks[0] / 1.5, ticks[-1] * 1.5)  # so that one budget is seen to be one
-    ax.set_xlabel("visual tokens kept (log scale)")
-    ax.set_ylabel("five-task mean, % of the unpruned")
-    figure.legend(*ax.get_legend_handles_labels(), loc="outside right upper")
+    for ax, names in zip(axes, panels, strict=False):
+        for place, method in enumerate(names):
+            part = mean[mean["method"] == method].sort_values("tokens")
+            tint, marker = looks[method]
+            # A little beside each other, so that no interval hides another one.
+            x = part["tokens"] * 1.1 ** ((2 * place + 1) / len(names) - 1)
+            ax.errorbar(
+                x, 100 * part["share"],
+                yerr=_bars(part, "share", "low", "high"),
+                color=style.COLOURS[tint], marker=marker, ls="--" if method in KNOWING else "-",
+                lw=1.8 if method in PAPER else 1.1, elinewidth=0.9, capsize=2,
+                label=METHODS[method],
+            )  # fmt: skip
+        ax.axhline(100, color=style.COLOURS["black"], lw=1.3, label=METHODS["unpruned"])
+        none = shares[(shares["method"] == "none") & (shares["task"] == "mean")]
+        if len(none):
+            ax.axhline(
+                100 * none["share"].iloc[0], color=style.COLOURS["black"], lw=1.3, ls=":",
+                label=METHODS["none"],
+            )  # fmt: skip
+        ax.set_xscale("log", base=2)
+        ax.set_xticks(ticks, [str(n) for n in ticks])
+        ax.minorticks_off()
+        ax.set_xlim(ticks[0] / 1.5, ticks[-1] * 1.5)  # so that one budget is seen to be one
+        ax.set_xlabel("visual tokens kept (log scale)")
+        if further:
+            ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2)
+    axes[0].set_ylabel("five-task mean, % of the unpruned")
+    if further:
+        axes[0].set_title("the paper's methods")
+        axes[1].set_title("further methods, and Ours")
+    else:
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper")
     return figure
 
 
@@ -250,13 +269,14 @@ def _bars(part: pd.DataFrame, value: str, low: str, high: str) -> np.ndarray:
 
 
 def _figure_9(shares: pd.DataFrame) -> pd.DataFrame:
+    """Means of the base tile by every rule that keeps a given number of tokens."""
     wanted = (shares["task"] == "mean") & (shares["setting"] == "base")
-    return shares[wanted & shares["method"].isin(PAPER)]
+    return shares[wanted & ~shares["method"].isin(["unpruned", "none", "threshold"])]
 
 
 def curve_note(shares: pd.DataFrame, *, model: str, depth: int, size: int) -> dict:
     mean, told = _figure_9(shares), []
-    for method in PAPER:
+    for method in METHODS:
         part = mean[mean["method"] == method].sort_values("tokens")
         if len(part):
             each = ", ".join(f"{r.share:.0%} at {r.tokens}" for r in part.itertuples())
@@ -267,9 +287,8 @@ def curve_note(shares: pd.DataFrame, *, model: str, depth: int, size: int) -> di
         "caption": (
             "Mean over five tasks of the score with few visual tokens over that with all, each on "
             f"the same questions ({' or '.join(map(str, counts))} a point), with 95 % intervals "
-            f"from resampling images. {_inside(shares, depth, size)} Methods that the paper does "
-            f"not compare are in Table 1, at its budgets. Drawn with {model}; the paper's Figure 9 "
-            "shows LLaVA-1.5-7B."
+            f"from resampling images. {_inside(shares, depth, size)}{_told_masks(mean)} Drawn with "
+            f"{model}; the paper's Figure 9 shows LLaVA-1.5-7B and the methods on the left."
         ),
         "reading": (
             "Higher is better at the same place on the axis; points are moved a little sideways. "
@@ -280,6 +299,12 @@ def curve_note(shares: pd.DataFrame, *, model: str, depth: int, size: int) -> di
         "alt": ". ".join(told) + ".",
         "paper_item": "Figure 9",
     }
+
+
+def _told_masks(table: pd.DataFrame) -> str:
+    """What the dashed lines are, where there are any."""
+    told = " Dashed: the masks say which patches objects cover, which no method can know."
+    return told if table["method"].isin(KNOWING).any() else ""
 
 
 def _inside(table: pd.DataFrame, depth: int, size: int) -> str:
@@ -314,7 +339,7 @@ def informative(kept: pd.DataFrame, shares: pd.DataFrame) -> Figure:
     ax = figure.subplots()
     tints = {"ours": "blue", "prumerge": "green", "fastv": "purple", "random": "orange"}
     further = [name for name in dict.fromkeys(both["method"]) if name not in tints]
-    marks = dict(zip(further, "v<>Pp*hX8d", strict=False))
+    marks = dict(zip(further, _FURTHER_MARKS, strict=False))
     for method, part in both.groupby("method", sort=False):
         tint = style.COLOURS[tints.get(method, "grey")]
         ax.errorbar(

@@ -285,8 +285,8 @@ def rules(params: Params, size: int, limits: pd.DataFrame, setting: str = "base"
 
     size: visual tokens of an image. limits: rows of `thresholds`.
 
-    The budgets have every method, what `curve` has beyond them those of the paper, with one seed
-    of Random. Captions, which are dear, are asked of the paper's methods at the budgets.
+    What `curve` has beyond the budgets has one seed of Random, and no threshold, which is set for
+    budgets. Captions, which are dear, are asked of the paper's methods at the budgets.
     """
     full = params.n_questions if setting == "base" else params.n_tiled
     few = min(params.n_further, full)
@@ -309,7 +309,7 @@ def rules(params: Params, size: int, limits: pd.DataFrame, setting: str = "base"
             found.append(Asked(name, seed, rule, limit, name in PAPER))
     more = [n for n in params.curve if n not in budgets and n < size] if setting == "base" else []
     for name, tokens in itertools.product(dict.fromkeys(names), more):
-        if name in PAPER:
+        if name != "threshold":
             found.append(Asked(name, 0, _rule(name, tokens, params.seed), few, False))
     return found
 

@@ -11,7 +11,7 @@ from redlib.errors import RedlibError
 from redlib.params import FAMILIES, NOTEBOOKS, load_beside, load_set
 from redlib.store import write_json
 from redlib.study import printed
-from redlib.study.ledger import COLUMNS, VERDICTS, counts, ledger
+from redlib.study.ledger import COLUMNS, FEW, MORE, VERDICTS, _answers, counts, ledger
 
 ROOT = Path(__file__).parents[1]
 RUN = ROOT / "figures" / "tiny-llava-1.5"
@@ -307,6 +307,33 @@ def test_what_was_counted_needs_no_interval(tmp_path):
     assert (found["verdict"], found["interval"]) == ("does not hold", "exact")
     frame["megabytes"] = [3.7, 500.0]
     assert _verdict(_run(tmp_path, frame, "costs"), "codebook-memory")["verdict"] == "holds"
+
+
+def test_draws_that_all_came_out_alike_are_no_count(tmp_path):
+    frame = pd.DataFrame({"method": ["fastv"], "from": [96], "tokens": [64], "change": [0.0]})
+    rows = CLAIMS.set_index("id").loc["fastv-collapses", "where"]
+    budgets = [int(n) for n in rows.split("tokens=")[1].split("|")]
+    frame = pd.concat([frame.assign(tokens=n) for n in budgets])
+    frame = frame.assign(low=-0.05, high=-0.05, change=-0.05, images=20)
+    found = _verdict(_run(tmp_path, frame, "steps"), "fastv-collapses")
+    assert (found["verdict"], found["needs"]) == ("not decidable here", MORE)
+    assert found["interval"] != "exact"
+    few = frame.assign(low=-0.2, high=-0.1, images=9)
+    found = _verdict(_run(tmp_path, few, "steps"), "fastv-collapses")
+    assert (found["verdict"], found["needs"]) == ("not decidable here", FEW)
+    enough = _verdict(_run(tmp_path, few.assign(images=10), "steps"), "fastv-collapses")
+    assert enough["verdict"] == "holds"
+
+
+def test_claims_lead_to_the_answers_that_make_their_numbers():
+    claims = CLAIMS.set_index("id")
+    at = {
+        name: _answers(claims.loc[name, "where"], claims.loc[name, "value"])
+        for name in claims.index
+    }
+    assert "random@64" in at["ablation-prob-random"] and "nothing" not in at["ablation-prob-random"]
+    assert "nothing@64" in at["ablation-prob"] and "tau_prob@64" in at["ablation-prob"]
+    assert at["critical-cues"] == ""  # of kept tokens
 
 
 @pytest.mark.parametrize(

@@ -180,12 +180,13 @@ def test_verdicts_read_the_intervals(table, monkeypatch):
 @pytest.mark.parametrize(
     "low, high, images, holds",
     [(-0.2, 0.2, 100, True), (-0.1, 0.5, 100, None), (0.1, 0.5, 100, False), (0.1, 0.5, 9, None),
-     (-0.4, 0.2, 100, None)],
+     (-0.4, 0.2, 100, None), (0.05, 0.2, 100, None)],
 )  # fmt: skip
 def test_a_wide_interval_is_no_level_curve(low, high, images, holds):
-    """Of a curve whose correlation is 0; the last interval is lopsided, as noisy draws make it."""
+    """The last but one is lopsided, as noisy draws make it; the last falls, but a little."""
+    rho = max(low, 0.0)
     rows = [
-        {"order": order, "quantity": quantity, "reading": reading, "rho": 0.0, "low": low,
+        {"order": order, "quantity": quantity, "reading": reading, "rho": rho, "low": low,
          "high": high, "images": images}
         for order in patches.ORDERS
         for quantity in patches.QUANTITIES
@@ -194,7 +195,8 @@ def test_a_wide_interval_is_no_level_curve(low, high, images, holds):
     rho = pd.DataFrame(rows)
     assert patches.trend_verdict(rho, "attention", "top1").holds is holds
     assert patches.order_verdict(rho).holds is holds
-    rho.loc[(rho["quantity"] == "top1") & (rho["order"] == "attention"), "low"] = 0.05
+    one = (rho["quantity"] == "top1") & (rho["order"] == "attention")
+    rho.loc[one, ["low", "high"]] = 0.05, 0.4
     if images >= 10:
         assert patches.order_verdict(rho).holds is False  # one falls, whatever the other
 
@@ -525,7 +527,7 @@ def test_evaluation_from_end_to_end(stage):
     methods = {"unpruned", "none", "ours", "random", "threshold", *stage.params.methods}
     assert set(answers["method"]) == methods
     at_2 = set(answers["method"][answers["tokens"] == 2])
-    assert at_2 == {"ours", "random", "prumerge", "fastv"}
+    assert at_2 == methods - {"unpruned", "none", "threshold"}
     described = answers[answers["task"].isin(asking.CAPTIONED)]
     assert set(described["method"]) == {"unpruned", "ours", "random", "prumerge", "fastv"}
     fixed = answers[~answers["method"].isin(["threshold", "unpruned", "none"])]

@@ -388,7 +388,8 @@ def token_map_note(rows: pd.DataFrame, *, low: float, model: str) -> dict:
     }
 
 
-_ODDS = (0.02, 50.0)
+_ODDS = (1e-3, 1e3)
+"""Odds ratios that are drawn; an interval may reach zero or infinity."""
 
 
 @style.styled
@@ -398,12 +399,14 @@ def odds(table: pd.DataFrame) -> Figure:
     ax = figure.subplots()
     centres = list(dict.fromkeys(table["centres"]))
     bounds = list(dict.fromkeys(table["bound"]))
+    ends = table.loc[np.isfinite(table["odds_ratio"]), ["odds_ratio", "low", "high"]].to_numpy()
+    ends = ends[(ends >= _ODDS[0]) & (ends <= _ODDS[1])]
+    edges = min([*ends, 0.5]) / 1.5, max([*ends, 2.0]) * 1.5
     for shift, bound, tint in zip(
         np.linspace(-0.27, 0.27, len(bounds)), bounds, style.CYCLE, strict=False
     ):
         part = table[(table["bound"] == bound) & np.isfinite(table["odds_ratio"])]
-        # An interval may reach zero or infinity; it is drawn to the edge.
-        ratio, low, high = (part[c].clip(*_ODDS) for c in ("odds_ratio", "low", "high"))
+        ratio, low, high = (part[c].clip(*edges) for c in ("odds_ratio", "low", "high"))
         y = np.array([centres.index(c) for c in part["centres"]]) + shift
         ax.errorbar(
             ratio, y, xerr=[ratio - low, high - ratio], fmt="o", color=style.COLOURS[tint], lw=1.5,
@@ -411,6 +414,7 @@ def odds(table: pd.DataFrame) -> Figure:
         )  # fmt: skip
     ax.axvline(1, color=style.COLOURS["black"], lw=1, ls="--")
     _logarithmic(ax)
+    ax.set_xlim(*edges)
     ax.set_yticks(range(len(centres)), [f"{c} clusters" for c in centres])
     ax.set_ylim(len(centres) - 0.5, -0.5)
     ax.set_xlabel("odds ratio: low-probability tokens in small clusters (log scale)")
@@ -431,7 +435,7 @@ def odds_note(table: pd.DataFrame, *, model: str) -> dict:
             "paper's 8, and below tau_out, scaled from the probed tokens to all. Clusters are "
             "those of all tokens of the image; a cluster is small below the bound at 8 clusters, "
             "and below 8 / C of it at C. No mark: no cluster is that small or "
-            "no token that low. "
+            "no token that low. An interval up to the frame goes on. "
             f"Drawn with {model}; the paper shows it by a map of one image, of LLaVA-Next."
         ),
         "reading": (

@@ -219,11 +219,10 @@ def curve(shares: pd.DataFrame) -> Figure:
     Left the paper's methods; right the further ones, if any were asked, with Ours once more.
     """
     mean = _figure_9(shares)
-    present = [name for name in METHODS if name in set(mean["method"])]
-    further = [name for name in present if name not in PAPER]
+    present = set(mean["method"])
+    further = [name for name in METHODS if name in present and name not in PAPER]
     panels = [[name for name in PAPER if name in present], ["ours", *further]]
-    looks = zip(further, itertools.cycle(_FURTHER_TINTS), _FURTHER_MARKS, strict=False)
-    looks = _LOOK | {name: (tint, marker) for name, tint, marker in looks}
+    looks = _looks(present)
     figure = style.figure(9.8, 6.2) if further else style.figure(8.8, 4.6)
     axes = figure.subplots(1, 2 if further else 1, sharex=True, sharey=True, squeeze=False)[0]
     ticks = sorted(set(mean["tokens"]))
@@ -263,6 +262,13 @@ def curve(shares: pd.DataFrame) -> Figure:
     return figure
 
 
+def _looks(methods: set[str]) -> dict[str, tuple[str, str]]:
+    """Colour and marker of each method, the same in all figures of a run."""
+    further = [name for name in METHODS if name in methods and name not in PAPER]
+    looks = zip(further, itertools.cycle(_FURTHER_TINTS), _FURTHER_MARKS, strict=False)
+    return _LOOK | {name: (tint, marker) for name, tint, marker in looks}
+
+
 def _bars(part: pd.DataFrame, value: str, low: str, high: str) -> np.ndarray:
     """(2, n) percent below and above; where all images agree, rounding is no interval."""
     return 100 * np.maximum([part[value] - part[low], part[high] - part[value]], 0)
@@ -282,6 +288,12 @@ def curve_note(shares: pd.DataFrame, *, model: str, depth: int, size: int) -> di
             each = ", ".join(f"{r.share:.0%} at {r.tokens}" for r in part.itertuples())
             told.append(f"{METHODS[method]}: {each}")
     counts = sorted(set(mean["n"]))
+    needs = "The claims need Ours on top everywhere"
+    if mean["tokens"].nunique() > 2:  # else there is nothing to fall or to be flat
+        needs += ", FastV falling steeply below 96, PruMerge flat from 32 down to 8"
+    if counts[0] < 1000:
+        needs += ", and more questions than these: a curve over few may lie far from that over many"
+    needs += "."
     return {
         "title": "What is left of the answers, by tokens",
         "caption": (
@@ -292,9 +304,8 @@ def curve_note(shares: pd.DataFrame, *, model: str, depth: int, size: int) -> di
         ),
         "reading": (
             "Higher is better at the same place on the axis; points are moved a little sideways. "
-            "The claims need Ours on top everywhere, FastV falling steeply below 96, PruMerge flat "
-            "from 32 down to 8. Between two methods the table of paired differences decides, not "
-            "the overlap of bars."
+            f"{needs} Between two methods the table of paired differences decides, not the overlap "
+            "of bars."
         ),
         "alt": ". ".join(told) + ".",
         "paper_item": "Figure 9",
@@ -337,11 +348,10 @@ def informative(kept: pd.DataFrame, shares: pd.DataFrame) -> Figure:
     both = _with_shares(kept, shares)
     figure = style.figure(8.8, 5.0)
     ax = figure.subplots()
-    tints = {"ours": "blue", "prumerge": "green", "fastv": "purple", "random": "orange"}
-    further = [name for name in dict.fromkeys(both["method"]) if name not in tints]
-    marks = dict(zip(further, _FURTHER_MARKS, strict=False))
+    looks = _looks({*_figure_9(shares)["method"], *both["method"]})
     for method, part in both.groupby("method", sort=False):
-        tint = style.COLOURS[tints.get(method, "grey")]
+        name, marker = looks[method]
+        tint = style.COLOURS[name]
         ax.errorbar(
             100 * part["kept"], 100 * part["share"],
             xerr=_bars(part, "kept", "kept_low", "kept_high"),
@@ -350,8 +360,8 @@ def informative(kept: pd.DataFrame, shares: pd.DataFrame) -> Figure:
         )  # fmt: skip
         ax.scatter(
             100 * part["kept"], 100 * part["share"], s=18 + 5 * part["tokens"] ** 0.5, color=tint,
-            marker=_LOOK[method][1] if method in _LOOK else marks.get(method, "."),
-            label=METHODS[method], zorder=3,
+            marker=marker, facecolor=tint if method in PAPER else "none", label=METHODS[method],
+            zorder=3,
         )  # fmt: skip
     ax.set_xlabel("informative tokens kept, % (an object or the word covers half the patch)")
     ax.set_ylabel("five-task mean, % of the unpruned")
@@ -377,14 +387,17 @@ def informative_table(kept: pd.DataFrame, shares: pd.DataFrame) -> pd.DataFrame:
 def informative_note(kept: pd.DataFrame, shares: pd.DataFrame, *, model: str) -> dict:
     both = _with_shares(kept, shares)
     order = both[["kept", "share"]].rank().corr().iloc[0, 1]
+    counts = sorted(set(both["n"]))
     return {
         "title": "Answers against informative tokens kept",
         "caption": (
             f"Each point is a method at a budget, {len(both)} of them, larger with more tokens: "
             "which share of the tokens that show an object or the written word it keeps, and what "
             "share of the unpruned five-task mean is left, with 95 % intervals from resampling "
-            "images. A token that was merged into another one does not count as kept; methods "
-            f"without any single token kept are left out. Drawn with {model}; the paper, without "
+            f"images; all points are of the same {' or '.join(map(str, counts))} questions. "
+            "Filled: the paper's methods. A token that was merged into another one does not count "
+            "as kept; methods without any single token kept are left out. Drawn with "
+            f"{model}; the paper, without "
             "masks, has no such figure."
         ),
         "reading": (

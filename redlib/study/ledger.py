@@ -52,6 +52,7 @@ COLUMNS = (
 )  # fmt: skip
 
 MORE = "more images or questions: the interval leaves it open"
+FEW = f"{LEAST_IMAGES} images at least: an interval of fewer decides nothing"
 
 TRUTH = "needs known truth"
 """How the evidence begins where photographs were shown (`redlib.study.verdict.untold`)."""
@@ -62,13 +63,15 @@ _INTERVAL = re.compile(r"\((?:95% interval )?([-+]?\d[\d.e+-]*%? to [-+]?\d[\d.e
 @dataclass(frozen=True)
 class _Found:
     """What a run says: the verdict (None: open), the numbers and their interval as text, and the
-    address of the answers behind them where the table itself names it."""
+    address of the answers behind them where the table itself names it; `few`: whether it is open
+    because there are fewer than LEAST_IMAGES."""
 
     holds: bool | None
     measured: str
     interval: str
     run: str
     answers: str = ""
+    few: bool = False
 
 
 def ledger(runs: Mapping[str, str | Path]) -> pd.DataFrame:
@@ -107,7 +110,9 @@ def _row(claim: Any, measured: list[_Found], texts: pd.DataFrame) -> dict[str, s
     found = measured[0] if measured else None
     if found is not None:
         verdict = _IN_WORDS[found.holds]
-        missing = TRUTH if found.measured.startswith(TRUTH) else claim.needs or MORE
+        missing = claim.needs or (FEW if found.few else MORE)
+        if found.measured.startswith(TRUTH):
+            missing = TRUTH
         others = "".join(
             f"; {other.run}: {_IN_WORDS[other.holds]} ({other.measured}; {other.interval})"
             for other in measured[1:]
@@ -136,7 +141,7 @@ def _row(claim: Any, measured: list[_Found], texts: pd.DataFrame) -> dict[str, s
         "run": found.run if found else "",
         "notebook": claim.notebook,
         "table": claim.table,
-        "answers": (found.answers if found else "") or _answers(claim.where),
+        "answers": (found.answers if found else "") or _answers(claim.where, claim.value),
     }
 
 
@@ -150,12 +155,13 @@ def _criterion(claim: Any) -> str:
     return said + (f", where {where}" if where else "")
 
 
-def _answers(where: str) -> str:
-    """The rules and tasks that the rows of a claim are about, as `answers.address` writes them."""
+def _answers(where: str, value: str) -> str:
+    """The rules and tasks that `value` is about in the rows of a claim, as `answers.address` writes
+    them; "" if no answers make it."""
     asked = dict(_conditions(where))
-    methods = [*asked.get("method", ()), *asked.get("against", ())]
-    if "left_out" in asked:  # criteria, each against all of them
-        methods = ["nothing", *asked["left_out"]]
+    methods = [*asked.get("method", ()), *asked.get("against", ())] if "method" in asked else []
+    if "left_out" in asked:  # criteria, each against all of them or against chance
+        methods = ["random" if value == "over_random" else "nothing", *asked["left_out"]]
     tokens = [*asked.get("tokens", ()), *asked.get("from", ())]
     if not methods or not tokens:
         return ""
@@ -185,24 +191,25 @@ def _look(claim: Any, run: str, folder: Path) -> _Found | None:
     rows = _chosen(frame, claim.where, path).dropna(subset=[_column(frame, claim.value, path)])
     if rows.empty or not _complete(rows, claim.where):
         return None
-    low, high = _bounds(rows, claim.value)
-    images = rows["images"] if "images" in rows else [LEAST_IMAGES] * len(rows)
+    ends = _bounds(rows, claim.value)
+    low, high = ends or (rows[claim.value], rows[claim.value])
+    few = rows["images"] < LEAST_IMAGES if "images" in rows else pd.Series(False, rows.index)
     verdicts = [
-        _judge(a, b, claim.rule) if n >= LEAST_IMAGES else None
-        for a, b, n in zip(low, high, images, strict=True)
+        None if too_few else _judge(a, b, claim.rule, counted=ends is None)
+        for a, b, too_few in zip(low, high, few, strict=True)
     ]
     holds = False if False in verdicts else None if None in verdicts else True
     measured = f"{claim.value} {_range(rows[claim.value])}"
     if len(rows) > 1:
         measured += f" in {len(rows)} rows: {verdicts.count(True)} hold, "
         measured += f"{verdicts.count(False)} do not, {verdicts.count(None)} are open"
-    if low.equals(rows[claim.value]):
-        ends = "exact"
+    if ends is None:
+        told = "exact"
     elif len(rows) == 1:
-        ends = _range([low.min(), high.max()], _numbers(claim.rule))
+        told = _range([low.min(), high.max()], _numbers(claim.rule))
     else:
-        ends = f"each within {_range([low.min(), high.max()])}"
-    return _Found(holds, measured, ends, run, _behind(claim, path))
+        told = f"each within {_range([low.min(), high.max()])}"
+    return _Found(holds, measured, told, run, _behind(claim, path), bool(few.any()))
 
 
 def _behind(claim: Any, path: Path) -> str:
@@ -247,16 +254,20 @@ def _column(frame: pd.DataFrame, name: str, path: Path) -> str:
     return name
 
 
-def _bounds(rows: pd.DataFrame, value: str) -> tuple[pd.Series, pd.Series]:
-    """Ends of the interval of `value`; the number itself where it was counted, not estimated."""
+def _bounds(rows: pd.DataFrame, value: str) -> tuple[pd.Series, pd.Series] | None:
+    """Ends of the interval of `value`; None where it was counted, not estimated."""
     for low, high in ((f"{value}_low", f"{value}_high"), ("low", "high")):
         if low in rows and high in rows:
             return rows[low], rows[high]
-    return rows[value], rows[value]
+    return None
 
 
-def _judge(low: float, high: float, rule: str) -> bool | None:
-    """Whether an interval lies where `rule` says, e.g. "above 0.9" or "between 0.8 0.9"."""
+def _judge(low: float, high: float, rule: str, *, counted: bool) -> bool | None:
+    """Whether an interval lies where `rule` says, e.g. "above 0.9" or "between 0.8 0.9".
+
+    counted: the number is exact, and both ends are it; one at the bound is not above it. Of an
+    estimate whose draws all came out alike, that is no certainty.
+    """
     word, numbers = rule.split()[0], _numbers(rule)
     if word == "between":
         floor, ceiling = numbers
@@ -268,7 +279,7 @@ def _judge(low: float, high: float, rule: str) -> bool | None:
         low, high, bound = -high, -low, -bound
     if low > bound:
         return True
-    return False if high < bound or low == high else None  # the last was counted
+    return False if counted or high < bound else None
 
 
 def _numbers(rule: str) -> list[float]:

@@ -494,7 +494,7 @@ def trend_verdict(correlations: pd.DataFrame, order: str, quantity: str) -> Verd
     falls = _falls(row)
     return Verdict(
         f"{_capital(QUANTITIES[quantity])} does not decline with falling {ORDERS[order]} (rank "
-        f"correlation of the mean curve below {LEVEL:g})",
+        f"correlation of the mean curve surely below {LEVEL:g}; it does if surely above 0)",
         None if falls is None else not falls,
         f"rank correlation of the {row['images']} images' mean curve {_triple(row)}; within an "
         f"image on average {_triple(within)} (positive: they fall together)",
@@ -523,13 +523,15 @@ def order_verdict(correlations: pd.DataFrame) -> Verdict:
 
 def _falls(row: pd.Series) -> bool | None:
     """Whether a curve falls: its correlation's whole interval is above 0. That it does not can be
-    said where the interval excludes LEVEL; one that only includes 0 may just be wide. Draws of
-    images add noise to the mean curve, which takes from its correlation, so that the upper end has
-    to hold as far above the number as the lower end is below it."""
+    said where the interval excludes LEVEL; one that only includes 0 may just be wide. Where both
+    are so it falls a little, which is open. Draws of images add noise to the mean curve, which
+    takes from its correlation, so that the upper end has to hold as far above the number as the
+    lower end is below it."""
     if not _enough(row):
         return None
     high = max(row["high"], 2 * row["rho"] - row["low"])
-    return True if row["low"] > 0 else False if high < LEVEL else None
+    surely, hardly = row["low"] > 0, high < LEVEL
+    return None if surely == hardly else bool(surely)
 
 
 def decile_verdict(table: pd.DataFrame, *, resamples: int, seed: int) -> Verdict:

@@ -289,6 +289,7 @@ def verdicts(frame: pd.DataFrame) -> list[Verdict]:
                    "probability much the same"),
     ):  # fmt: skip
         rows = frame[(frame["what"] == what) & frame["measure"].str.startswith("rank")]
+        few = rows["images"].max() < LEAST_IMAGES
         enough = rows["low"].notna() & (rows["images"] >= LEAST_IMAGES)
         holds = None
         if (enough & (rows["high"] < BAR)).any():
@@ -302,7 +303,8 @@ def verdicts(frame: pd.DataFrame) -> list[Verdict]:
             Verdict(
                 f"{statement} (rank correlation over {BAR}).",
                 holds,
-                f"{told}; {int(rows['images'].max())} images.",
+                f"{told}; {int(rows['images'].max())} images"
+                + (f", fewer than {LEAST_IMAGES} decide nothing." if few else "."),
                 "Section 9.1, stability",
             )
         )

@@ -28,6 +28,9 @@ from redlib.params import KINDS, embedded, is_hub_id, local
 DECODERS = ("llama", "qwen2")
 """Text model types whose layers `redlib.engine` reproduces exactly."""
 
+BY_LENGTH = ("dynamic", "longrope")
+"""Rotary embeddings that change with the length of the prompt."""
+
 SETTINGS = (
     "config.json", "generation_config.json", "processor_config.json", "preprocessor_config.json",
     "chat_template.jinja", "chat_template.json", "tokenizer.json", "tokenizer_config.json",
@@ -145,6 +148,18 @@ def _check(name: str, config: transformers.PretrainedConfig) -> None:
         raise RedlibError(
             f"model {name!r} decodes with {config.text_config.model_type!r};"
             f" only {', '.join(DECODERS)} are reproduced exactly"
+        )
+    windows = set(getattr(config.text_config, "layer_types", None) or ()) - {"full_attention"}
+    if windows:
+        raise RedlibError(
+            f"model {name!r} attends by {', '.join(sorted(windows))}; only full_attention in every "
+            "layer is reproduced exactly (use_sliding_window: false)"
+        )
+    rotation = (getattr(config.text_config, "rope_parameters", None) or {}).get("rope_type")
+    if rotation in BY_LENGTH:
+        raise RedlibError(
+            f"model {name!r} turns positions by rope_type {rotation!r}, which depends on how long a "
+            "prompt is; prompts that share a prefix then share no states"
         )
     wanted = "full" if config.vision_config.model_type.startswith("siglip") else "default"
     if config.vision_feature_select_strategy != wanted or not isinstance(

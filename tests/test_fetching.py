@@ -108,6 +108,17 @@ def test_one_split_is_fetched_under_either_name_and_found_again_offline(reposito
     assert again.splitlines() == [taken, edition], "nothing is announced, and the rows are the same"
 
 
+def test_what_was_fetched_under_the_former_name_is_not_fetched_again(repository, tmp_path):
+    """The hub answers for both names, as it does where an organisation was renamed."""
+    for name, wanted in (("lmms-lab/VQAv2", 2), ("lmms-lab", 0)):
+        asked = []
+        server = serve(repository, name, asked)
+        out = take(tmp_path, server.server_port)
+        server.shutdown()
+        server.server_close()
+        assert len(asked) == wanted and out.splitlines()[-1] == f"lmms-lab/VQAv2@{COMMIT}"
+
+
 def test_a_gated_data_set_says_which_step_to_take(repository, tmp_path):
     name = "lmms-lab/VQAv2"
     server = serve(repository, name, [], gated=[name])

@@ -138,6 +138,13 @@ def broken(folder: Path, target: Path, name: str) -> Path:
         config["model_type"] = "vipllava"
     elif name == "other decoder":
         config["text_config"] = {"model_type": "mistral", "hidden_size": 48}
+    elif name == "sliding window":
+        layers = config["text_config"]["num_hidden_layers"]
+        config["text_config"]["layer_types"] = ["sliding_attention"] * layers
+    elif name == "rotation by length":
+        config["text_config"]["rope_parameters"] = {
+            "rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0,
+        }  # fmt: skip
     elif name == "features with cls":
         config["vision_feature_select_strategy"] = "full"
     elif name == "config is not JSON":
@@ -166,6 +173,8 @@ def broken(folder: Path, target: Path, name: str) -> Path:
     [
         ("other family", "is a 'vipllava', none of"),
         ("other decoder", "decodes with 'mistral'"),
+        ("sliding window", "attends by sliding_attention; only full_attention"),
+        ("rotation by length", "rope_type 'dynamic', which depends on how long"),
         ("features with cls", "strategy 'full'"),
         ("config is not JSON", "cannot read config.json"),
         ("damaged weights", "cannot load model"),

@@ -147,16 +147,26 @@ def column(found: Any, name: str) -> list[Any]:
 def _on_hub(source: Source, *, offline: bool = False) -> Path:
     """The folder in which the hub's cache keeps the split, fetched if need be and not `offline`.
 
-    Its names are tried in turn. Of several complaints the one is told that a reader can act on: a
-    licence to accept, else that about the first name.
+    Its names are tried in turn, one with files in the cache first: what was fetched under a former
+    name is not fetched again under the new one. Of several complaints the one is told that a reader
+    can act on: a licence to accept, else that about the first name.
     """
     complaints = []
-    for name in source.ids:
+    for name in sorted(source.ids, key=lambda name: not _begun(name)):
         try:
             return _snapshot(name, source, offline)
         except RedlibError as error:
             complaints.append(error)
     raise min(complaints, key=lambda error: "is gated" not in str(error))
+
+
+def _begun(name: str) -> bool:
+    """Whether the hub's cache has a folder for the data set."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    folder = repo_folder_name(repo_id=name, repo_type="dataset")
+    return Path(constants.HF_HUB_CACHE, folder, "snapshots").is_dir()
 
 
 def _snapshot(name: str, source: Source, offline: bool) -> Path:

@@ -234,8 +234,10 @@ def run(
     planned anew: what was read stays, but the keys and values that others continue are gone.
 
     Raises:
-        RedlibError: not even one path fits into memory.
+        RedlibError: `top` below 1, or not even one path fits into memory.
     """
+    if top < 1:
+        raise RedlibError(f"top must be 1 or more; got {top!r}")
     work = _Work(vlm, plan, table, top, skip)
     limit, todo = plan.budget, plan.batches
     while todo:

@@ -106,20 +106,25 @@ def cascade(
 
     Returns one row a patch: patch, a column jsd_<level> for each level asked, and jsd_final where
     region and global both are. With "both" every jsd column comes twice, ending in _paper and
-    _released. Raises RedlibError as `ablations` and `jsd` do.
+    _released. Raises RedlibError as `ablations` and `jsd` do, and for weights that are not two.
     """
     chosen = _levels(levels)
     if definition not in (*DEFINITIONS, "both"):
         raise RedlibError(f"definition must be paper, released or both; got {definition!r}")
+    if len(weights) != 2:
+        raise RedlibError(f"weights must be two numbers, of region and global; got {weights!r}")
+    names = DEFINITIONS if definition == "both" else (definition,)
+    of = {"paper": top, "released": top_released}
+    for name in names:
+        _check_top(vlm, of[name])
     patches = check_patches(patches, tokens)
     frame = pd.DataFrame({"patch": patches})
-    kept = max(top, top_released)
+    kept = max(of.values())
     changes = ablations(vlm, tokens, patches, prompt=prompt, levels=chosen, top=kept, batch=batch)
-    for name in DEFINITIONS if definition == "both" else (definition,):
+    for name in names:
         suffix = f"_{name}" if definition == "both" else ""
-        candidates_of = {"paper": top, "released": top_released}[name]
         for level, change in changes.items():
-            value = jsd(change.intact, change.ablated, top=candidates_of, definition=name)
+            value = jsd(change.intact, change.ablated, top=of[name], definition=name)
             frame[f"jsd_{level}{suffix}"] = value.numpy()
         if {"region", "global"} <= set(chosen):
             frame[f"jsd_final{suffix}"] = (
@@ -144,9 +149,7 @@ def candidates(
     token_id, logit_before, logit_after, diff. `diff` is before minus after, what the ablated
     tokens had contributed. Raises RedlibError as `ablations` does, or for a `top` outside 1..V.
     """
-    size = vlm.model.config.text_config.vocab_size
-    if not 1 <= top <= size:
-        raise RedlibError(f"top must lie in 1..{size}; got {top!r}")
+    _check_top(vlm, top)
     change = ablations(vlm, tokens, [patch], prompt=prompt, levels=[level], top=top)[level]
     ids, before, after = change.ids[0], change.intact[0], change.ablated[0]  # (top,)
     return pd.DataFrame(
@@ -255,6 +258,12 @@ def ablation_paths(
             after.append(add(np.where(ablated, pieces.pad, shown), before[-1]))
         pairs[level] = before, after
     return paths, like, pairs
+
+
+def _check_top(vlm: VLM, top: int) -> None:
+    size = vlm.model.config.text_config.vocab_size
+    if not 1 <= top <= size:
+        raise RedlibError(f"top must lie in 1..{size}; got {top!r}")
 
 
 def _levels(levels: Sequence[str]) -> list[str]:

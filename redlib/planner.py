@@ -158,13 +158,18 @@ def grow(
             that is read at its own; by default none is read like another.
 
     Raises:
-        RedlibError: a path that does not begin with the shared positions or ends with them, or
-            `like` names a path that does not stand before it or is itself read like another.
+        RedlibError: no path, one that does not hold whole numbers, does not begin with the shared
+            positions or ends with them, or `like` names a path that does not stand before it or is
+            itself read like another.
     """
+    if not len(paths):
+        raise RedlibError("there is no path to plan")
     like = [None] * len(paths) if like is None else like
     distinct: dict[tuple[bytes, int | None], int] = {}
     of: list[int] = []
     for number, (path, intact) in enumerate(zip(paths, like, strict=True)):
+        if np.asarray(path).dtype.kind not in "iu":  # cut to whole numbers, two could become one
+            raise RedlibError(f"path {number} must hold whole numbers")
         if len(path) <= shared or not np.array_equal(path[:shared], paths[0][:shared]):
             raise RedlibError(f"path {number} does not continue the {shared} positions all share")
         if intact is not None and not (0 <= intact < number and like[intact] is None):

@@ -294,6 +294,8 @@ def test_other_errors_are_not_taken_for_a_full_memory(tiny_vlm: VLM, tiny_tokens
 
     pieces = Pieces(tiny_vlm, tiny_tokens, PROMPT)
     made = probe.single_plan(tiny_vlm, pieces, [1, 2])
+    with pytest.raises(RedlibError, match="top must be 1 or more; got 0"):
+        run(tiny_vlm, made, pieces.table, top=0)
     monkeypatch.setattr(engine, "_head", broken)
     with pytest.raises(RuntimeError, match="shapes cannot"):
         run(tiny_vlm, made, pieces.table)

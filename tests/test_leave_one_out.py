@@ -134,6 +134,11 @@ def test_mistakes_are_named(tiny_vlm: VLM, tiny_tokens: torch.Tensor):
         cascade(tiny_vlm, tiny_tokens, [0], prompt=PROMPT, levels=("local",))
     with pytest.raises(RedlibError, match="got 'mine'"):
         cascade(tiny_vlm, tiny_tokens, [0], prompt=PROMPT, definition="mine")
+    for top in (0, 10**6):
+        with pytest.raises(RedlibError, match=f"top must lie in 1..*got {top}"):
+            cascade(tiny_vlm, tiny_tokens, [0], prompt=PROMPT, top=top)
+    with pytest.raises(RedlibError, match="weights must be two numbers"):
+        cascade(tiny_vlm, tiny_tokens, [0], prompt=PROMPT, weights=(1,))
     with pytest.raises(RedlibError, match="all 25 tokens"):
         cascade(tiny_vlm, tiny_tokens[:24], [0], prompt=PROMPT)
     with pytest.raises(RedlibError, match="top must lie in"):

@@ -178,6 +178,10 @@ def test_what_is_left_is_planned_again_with_all_that_it_continues():
 
 def test_mistakes_are_named():
     one, other = np.array([1, 2, 3]), np.array([2, 2, 3])
+    with pytest.raises(RedlibError, match="there is no path to plan"):
+        plan([], shared=1, budget=Budget(64))
+    with pytest.raises(RedlibError, match="path 1 must hold whole numbers"):
+        plan([np.array([0, 1]), np.array([0, 1.5])], shared=1, budget=Budget(64))
     with pytest.raises(RedlibError, match="path 1 does not continue the 2 positions"):
         grow([one, other], shared=2)
     with pytest.raises(RedlibError, match="path 0 does not continue the 3 positions"):

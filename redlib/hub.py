@@ -158,8 +158,8 @@ def _check(name: str, config: transformers.PretrainedConfig) -> None:
     rotation = (getattr(config.text_config, "rope_parameters", None) or {}).get("rope_type")
     if rotation in BY_LENGTH:
         raise RedlibError(
-            f"model {name!r} turns positions by rope_type {rotation!r}, which depends on how long a "
-            "prompt is; prompts that share a prefix then share no states"
+            f"model {name!r} has rope_type {rotation!r}, which depends on the length "
+            "of the prompt; prompts that share a prefix then share no states"
         )
     wanted = "full" if config.vision_config.model_type.startswith("siglip") else "default"
     if config.vision_feature_select_strategy != wanted or not isinstance(

@@ -686,9 +686,9 @@ def test_fetches_says_what_and_how_much(tmp_path):
     assert list(fetches(params, notebooks=["02"])["name"]) == ["VQAv2 validation"]
     assert list(fetches(params, notebooks=["06"])["name"]) == ["COCO Karpathy train"]
     more = params.model_copy(update={"n_calibration": 100, "stability_images": 150})
-    for notebooks, images in ((["06"], 600), (["08"], 651), (["05", "06", "08"], 651)):
+    for notebooks, n in ((["06"], 600), (["08"], 651), (["05", "06", "08"], 651)):
         size = fetches(more, notebooks=notebooks).set_index("name")["gigabytes"]
-        assert size["COCO Karpathy train"] == pytest.approx(0.017 + images * 13 / 82_783, abs=1e-3)
+        assert size["COCO Karpathy train"] == pytest.approx(0.017 + n * 13 / 82_783, abs=1e-3)
     photos.vqav2(tmp_path, MANY)
     held = fetches(real(tmp_path))
     assert (held["gigabytes"] == 0).all() and (held["source"] == f"folder {tmp_path}").all()

@@ -106,8 +106,8 @@ def needed(params: Params, notebooks: Sequence[str]) -> dict[Source, int]:
     asked = set(notebooks)
     images = captioned(params) if "01" in asked else 0
     images += params.codebook_images if asked & {"05", "06", "07", "08"} else 0
-    calibration = {"06": params.n_calibration, "08": max(params.n_calibration, params.stability_images + 1)}
-    images += max((n for name, n in calibration.items() if name in asked), default=0)
+    images += params.n_calibration if asked & {"06", "08"} else 0
+    images += max(params.stability_images + 1 - params.n_calibration, 0) if "08" in asked else 0
     found = {VQAV2: 0} if asked & {"01", "02", "03", "04", "05"} else {}
     return found | ({COCO: images} if images else {})
 

@@ -44,7 +44,9 @@ def table1(frame: pd.DataFrame, link: Link) -> str:
         "scenes the tabletop tasks that stand in for them, each with its own score as notebook 06 "
         "has it. Five tasks: mean of the first five. n: questions. Random: mean of its draws ± "
         "their standard deviation, of these draws alone. Below the thicker line: methods that the "
-        "paper's table has not, which were asked neither for captions nor with tiles. Where the "
+        "paper's table has not, which were asked neither for captions nor with tiles. With "
+        "splitting every method keeps the budget in each tile, FastV too, which by its own "
+        "description would rank the tokens of all tiles together. Where the "
         "tower has no [cls] (LLaVA-OneVision), PruMerge ranks by the attention among patches."
     )
     heading = f"Table 1 of {'run ' + runs[0] if few else 'all models'}"

@@ -302,7 +302,10 @@ def test_figures_of_the_evaluation():
     ]  # fmt: skip
     row = summary.set_index(["method", "tokens", "task"]).loc["ours", 8, "pope"]
     assert table["POPE"].iloc[3].startswith(f"{100 * row['accuracy']:.1f} [")
-    assert texts(prune_figures.accuracy_note(summary, model="model-x", depth=6, size=36, seeds=3))
+    about = {"model": "model-x", "depth": 6, "size": 36, "seeds": 3}
+    assert "With five tiles" not in texts(prune_figures.accuracy_note(summary, **about))
+    tiled = pd.concat([summary, summary.assign(setting="split")])
+    assert "With five tiles FastV keeps" in prune_figures.accuracy_note(tiled, **about)["caption"]
     found = scoring.informative(answers, resamples=20)
     assert drawn(prune_figures.informative(found, shares)) > 3000
     points = prune_figures.informative_table(found, shares)

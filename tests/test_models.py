@@ -174,7 +174,7 @@ def broken(folder: Path, target: Path, name: str) -> Path:
         ("other family", "is a 'vipllava', none of"),
         ("other decoder", "decodes with 'mistral'"),
         ("sliding window", "attends by sliding_attention; only full_attention"),
-        ("rotation by length", "rope_type 'dynamic', which depends on how long"),
+        ("rotation by length", "rope_type 'dynamic', which depends on the length"),
         ("features with cls", "strategy 'full'"),
         ("config is not JSON", "cannot read config.json"),
         ("damaged weights", "cannot load model"),

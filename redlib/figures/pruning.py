@@ -342,6 +342,18 @@ def _inside(table: pd.DataFrame, depth: int, size: int) -> str:
     return told
 
 
+def _by_tile(table: pd.DataFrame) -> str:
+    """What a budget of each tile means for methods that see all tiles in one prompt."""
+    split = set(table.loc[table["setting"] == "split", "method"]) & {"fastv", "sparsevlm"}
+    if not split:
+        return ""
+    names = " and ".join(METHODS[name] for name in sorted(split))
+    return (
+        f" With five tiles {names} keeps the budget in each of them, as all methods do here; by "
+        "its own description it would rank the tokens of all tiles together."
+    )
+
+
 @style.styled
 def informative(kept: pd.DataFrame, shares: pd.DataFrame) -> Figure:
     """Share of the unpruned score against the share of informative tokens kept."""
@@ -595,8 +607,8 @@ def accuracy_note(
             "options, and counts once); methods with a smaller n answered the first of them. "
             "Read by a layer: visual tokens, mean over the layers, more than is kept where a "
             "method prunes inside the language model; prefill: operations of the layers over "
-            f"them, two per parameter and token. {_inside(summary, depth, size)} Computed with "
-            f"{model}; {theirs}."
+            f"them, two per parameter and token. {_inside(summary, depth, size)}"
+            f"{_by_tile(summary)} Computed with {model}; {theirs}."
         ),
         "reading": (
             "Compare rows of one budget and one n; the last column relates each to the unpruned "

@@ -44,9 +44,11 @@ _HOME = {
     "RedlibError": "errors",
     "VLM": "models",
     "begin": "notebook",
+    "install": "prune.install",
     "load": "models",
     "open_image": "pictures",
     "pruned": "prune.install",
+    "remove": "prune.install",
 }
 _MODULES = (
     "answers", "batch", "bench", "clustering", "codebook", "costs", "data", "engine", "errors",

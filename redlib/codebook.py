@@ -356,7 +356,10 @@ class Codebook:
         """
         path = local(path)
         if not path.is_file():
-            raise RedlibError(f"no codebook at {str(path)!r}: run notebook 05 to make it")
+            raise RedlibError(
+                f"no codebook at {str(path)!r}: run notebook 05 to make one, or `redlib codebook "
+                "import` to make one of the authors' file"
+            )
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}

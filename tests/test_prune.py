@@ -127,8 +127,8 @@ def test_calibration_with_equal_scores_comes_as_close_as_it_can():
 def test_bad_calibration():
     with pytest.raises(RedlibError, match="at least one image"):
         calibrate([], 64)
-    for budget in (0, 101, float("nan")):
-        with pytest.raises(RedlibError, match=r"mean_budget must .* at most at 100"):
+    for budget in (0, 101, float("nan"), "64", None, True):
+        with pytest.raises(RedlibError, match=rf"mean_budget .* at most 100, .*; got {budget!r}"):
             calibrate([torch.zeros(100)], budget)
     with pytest.raises(RedlibError, match="NaN"):
         calibrate([torch.full((10,), torch.nan)], 5)

@@ -8,6 +8,7 @@ text.
 import copy
 import functools
 import pickle
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -577,7 +578,8 @@ BAD = [
     (bad(threshold=float("nan")), "threshold must be a number; got nan"),
     (bad(method="grid", threshold=0.5), "grid has no scores for a threshold"),
     (bad(keep=3, method="codebok"), "no method 'codebok'; there are codebook, "),
-    (bad(keep=3, method=None), "method must be a name or a redlib.prune.Method; got NoneType"),
+    (bad(keep=3, method=None), "must be a name, a function scores.* or a .*Method; got NoneType"),
+    (bad(keep=3, method=redlib.prune.Method), "a function scores.*; got type"),
     (bad(keep=3, sed=1), "random takes no 'sed'; it takes seed"),
     (bad(keep=3, method="grid", seed=1), "grid takes no 'seed'; it takes no option of its own"),
     (bad(keep=3, per="row"), "per must be 'image' or 'tile'; got 'row'"),
@@ -586,8 +588,12 @@ BAD = [
     (bad(keep=3, method="codebook", codebook=torch.zeros(2, 48)), "got Tensor"),
     (bad(keep=3, method="codebook", codebook=pruning.codebook(47)), "width 47, the model has 48"),
     (bad(keep=3, method="codebook", codebook=pruning.codebook()), "made with 'any'"),
-    (bad(keep=3, method="fastv", layer=0), "layer must be from 1 to 3, .* got 0"),
+    (bad(keep=3, method="fastv", layer=0), "layer must be .* from 1 to 3, .* got 0"),
     (bad(keep=3, method="fastv", layer=True), "got True"),
+    (bad(keep=3, method="fastv", layer=2.0), "layer must be a whole number .* got 2.0"),
+    (bad(keep=3, extra=torch.zeros(25)), "extra must name what it holds, .*; got Tensor"),
+    (bad(keep=3, extra=[1, 2]), "extra must name what it holds, .*; got list"),
+    (bad(keep=3, extra=[]), "extra must name what it holds, .*; got list"),
 ]
 
 
@@ -615,6 +621,16 @@ def test_a_count_may_be_numpys(small):
             said.append(small.model(**batch(small)).logits)
         assert len(run.last[0].kept) == 3
     assert torch.equal(said[0], said[1]) and torch.equal(said[0], said[2])
+
+
+@pytest.mark.parametrize("method, option", [("random", "seed"), ("fastv", "layer")])
+def test_an_option_may_be_numpys(small, method, option):
+    kept = []
+    for value in (1, np.int64(1), np.uint8(1)):
+        with redlib.pruned(small.model, method, keep=3, **{option: value}) as run, torch.no_grad():
+            small.model(**batch(small))
+        kept.append([view.kept.tolist() for view in run.last])
+    assert kept[0] == kept[1] == kept[2]
 
 
 def test_a_small_number_of_numpys_does_not_overflow(small):
@@ -668,9 +684,20 @@ def test_installed_twice_or_not_at_all(small):
         with pytest.raises(RedlibError, match="pruned already, by random: remove"):
             redlib.prune.install(small.model, "grid", keep=3)
         redlib.prune.remove(small.model)
-        redlib.prune.install(small.model, "grid", keep=3)
+        run = redlib.prune.install(small.model, "grid", keep=3)
     with pytest.raises(RedlibError, match="nothing to remove"):
         redlib.prune.remove(small.model)
+    for other in (None, "model", run):
+        with pytest.raises(RedlibError, match="remove takes the model that was given to install"):
+            redlib.prune.remove(other)
+
+
+def test_messages_name_what_the_package_has(small):
+    """They advise `remove(model)`, as a script would write it."""
+    run = redlib.install(small.model, "random", keep=3)
+    assert run is vars(small.model)["_redlib_run"]
+    redlib.remove(small.model)
+    assert "_redlib_run" not in vars(small.model) and {"install", "remove"} <= {*dir(redlib)}
 
 
 def test_models_of_other_kinds(small):
@@ -723,7 +750,7 @@ def test_bad_prompts(small):
             ({}, "needs extra={'coverage'"),
             ({"coverage": torch.zeros(25)}, "holds 1 tensors for 3 images"),
             ({"coverage": [torch.zeros(24)] * 3}, r"must have shape \(25,\)"),
-            ({"coverage": [5] * 3}, r"must have shape \(25,\)"),
+            ({"coverage": [5] * 3}, "holds 1 tensors for 3 images"),
             ({"coverage": 5}, "holds 1 tensors for 3 images"),
             ({"coverage": [torch.tensor([torch.nan] * 2 + [0] * 23)] * 3}, "NaN for 2 of 25"),
         ]:
@@ -732,10 +759,11 @@ def test_bad_prompts(small):
                 model(**inputs)
 
 
-@pytest.mark.parametrize("seed", [-1, "x", True])
+@pytest.mark.parametrize("seed", [-1, "x", True, 1.0, np.float64(1)])
 def test_seeds_that_are_none(small, seed):
     with redlib.pruned(small.model, "random", keep=3, seed=seed):
-        with pytest.raises(RedlibError, match=f"seed must be a whole number .*; got {seed!r}"):
+        words = f"seed must be a whole number .*; got {re.escape(repr(seed))}$"
+        with pytest.raises(RedlibError, match=words):
             small.model(**batch(small))
 
 
@@ -796,15 +824,6 @@ def test_a_method_inside_holds_one_prompt(small, method):
             assert torch.equal(future.result(), ids)
 
 
-def test_features_that_are_no_numbers(small):
-    inputs = batch(small)
-    inputs["pixel_values"] = inputs["pixel_values"] * torch.nan
-    how = {"codebook": pruning.codebook(), "codebook_of_other_model": True}
-    with torch.no_grad(), redlib.pruned(small.model, "codebook", keep=3, **how):
-        with pytest.raises(RedlibError, match="scores have NaN values"):
-            small.model(**inputs)
-
-
 def test_images_that_the_processor_refuses(small, tmp_path):
     torn = tmp_path / "torn.png"
     picture(1).save(torn)
@@ -827,6 +846,11 @@ def test_images_that_the_processor_refuses(small, tmp_path):
         prepare(small.maker.processor, ["nobody.png"], [TEXTS[0]])
     with pytest.raises(RedlibError, match="2 texts need as many images; got 1"):
         prepare(small.maker.processor, [picture(1)], [TEXTS[0]] * 2)
+    with pytest.raises(RedlibError, match="texts must be a list, one for each .*; got 'what'"):
+        prepare(small.maker.processor, ["a.png"], "what")
+    for one in ("a.png", torn, picture(1)):
+        with pytest.raises(RedlibError, match="images must be a list, one for each of the batch"):
+            prepare(small.maker.processor, one, [TEXTS[0]])
 
 
 def test_images_of_pillow_are_prepared_as_their_files(small, tmp_path):

@@ -49,13 +49,14 @@ class Budget:
                 f"and at most 1.0; got {keep!r}"
             )
 
-    def count(self, size: int, full: int) -> int | None:
+    def count(self, size: int, full: int, name: str = "an image") -> int | None:
         """How many of `size` tokens stay; None where the method has to tell.
 
         Args:
             size: L.
             full: L of a unit from which no padding is cut: of a tile that has fewer than `keep`
                 tokens all stay, but no tile can have more than this.
+            name: what the message calls whoever has too few.
 
         Raises:
             RedlibError: more than there are.
@@ -65,25 +66,28 @@ class Budget:
         if isinstance(self.keep, Integral):
             if self.keep > full:
                 raise RedlibError(
-                    f"keep must be at most {full}, the visual tokens there are; got {self.keep!r}"
+                    f"keep must be at most {full}, the visual tokens of {name}; got "
+                    f"{self.keep!r}: keep fewer, or a share of them such as 0.25"
                 )
             return min(int(self.keep), size)  # numpy's small ones would overflow
         return max(1, round(float(self.keep) * size))
 
-    def choose(self, scores: Tensor, full: int) -> Tensor:
+    def choose(self, scores: Tensor, full: int, name: str) -> Tensor:
         """(K,) int64 ascending: who stays by scores (L,), the highest first; of equal scores the
-        earlier token.
+        earlier token. `full` and `name` as in `count`.
 
         Raises:
             RedlibError: NaN among the scores, or more than there are.
         """
         if bool(torch.isnan(scores).any()):
-            raise RedlibError("the method's scores have NaN values; are the features finite?")
+            raise RedlibError(
+                f"the method's scores of {name} have NaN values: it must rank every visual token"
+            )
         redundancy = -scores
         if self.threshold is not None:
             mask = keep_threshold(redundancy, self.threshold)
         else:
-            mask = keep_lowest(redundancy, self.count(len(scores), full))
+            mask = keep_lowest(redundancy, self.count(len(scores), full, name))
         return mask.nonzero().flatten()
 
 

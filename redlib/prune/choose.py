@@ -7,6 +7,7 @@ stand unit after unit instead, the newlines behind them; that has a meaning only
 follow one another, so Hugging Face's packing of several tiles into one picture is refused to them.
 """
 
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -80,7 +81,7 @@ def choose(method: Method, seen: Seen, budget: Budget, options: Mapping[str, obj
 
     Raises:
         RedlibError: a budget that the view does not have, a method and a packing that do not go
-            together, or whatever the method finds wrong.
+            together, scores or a selection that are none, or whatever the method finds wrong.
     """
     newlines = seen.view.layout.newlines
     count = len(seen.patches)
@@ -111,24 +112,62 @@ def choose(method: Method, seen: Seen, budget: Budget, options: Mapping[str, obj
 
 
 def scores(method: Method, seen: Seen, options: Mapping[str, object]) -> list[Tensor]:
-    """The scores of each unit, (L,)."""
+    """The scores of each unit, (L,).
+
+    Raises:
+        RedlibError: what the method gave are no scores, or whatever it finds wrong.
+    """
     return [_scores(method, unit, options) for unit in seen.units]
 
 
 def _unit(method: Method, unit: Unit, budget: Budget, options: Mapping[str, object]) -> Selection:
     if method.select is not None:
-        return method.select(unit.context, budget.count(len(unit.context), unit.full), **options)
+        keep = budget.count(len(unit.context), unit.full, unit.name)
+        return _selected(method, unit, method.select(unit.context, keep, **options))
     found = _scores(method, unit, options)
-    kept = budget.choose(found, unit.full)
+    kept = budget.choose(found, unit.full, unit.name)
     return Selection(kept, unit.context.tokens[kept], found)
 
 
 def _scores(method: Method, unit: Unit, options: Mapping[str, object]) -> Tensor:
-    found = method.scores(unit.context, **options)
-    if found.shape != (len(unit.context),):
+    """(L,) what a method gave, if that can rank."""
+    found, count = method.scores(unit.context, **options), len(unit.context)
+    if not isinstance(found, Tensor):
         raise RedlibError(
-            f"{method.name} gave scores of shape {tuple(found.shape)} for "
-            f"{len(unit.context)} visual tokens"
+            f"{method.name} gave scores as {type(found).__name__}: return a tensor ({count},)"
+        )
+    if found.shape != (count,):
+        raise RedlibError(
+            f"{method.name} gave scores of shape {tuple(found.shape)} for {count} visual tokens"
+        )
+    if not found.dtype.is_signed or found.is_complex():  # a redundancy is minus the score
+        raise RedlibError(
+            f"{method.name} gave scores of {found.dtype}, which cannot rank: return numbers with a "
+            "sign, e.g. scores.float()"
+        )
+    return found
+
+
+def _selected(method: Method, unit: Unit, found: object) -> Selection:
+    """What a method gave, if it is a selection from this unit."""
+    count, width = unit.context.tokens.shape
+    parts = [getattr(found, name, None) for name in ("kept", "tokens", "scores")]
+    if not all(isinstance(part, Tensor) for part in parts):
+        raise RedlibError(
+            f"{method.name} gave {type(found).__name__}: its select must return a "
+            "redlib.prune.context.Selection of tensors"
+        )
+    kept, shapes = parts[0], [tuple(part.shape) for part in parts]
+    if shapes != [(kept.numel(),), (kept.numel(), width), (count,)]:
+        raise RedlibError(
+            f"{method.name} gave kept, tokens and scores of shapes {shapes}: they must be (K,), "
+            f"(K, {width}) and ({count},)"
+        )
+    lowest = MERGED if method.reorders else 0  # a merged row stands nowhere among the tokens
+    if kept.dtype != torch.int64 or bool(((kept < lowest) | (kept >= count)).any()):
+        raise RedlibError(
+            f"{method.name} must give kept as int64 numbers from {lowest} to {count - 1}; got "
+            f"{kept.dtype} {reprlib.repr(kept.tolist())}"
         )
     return found
 

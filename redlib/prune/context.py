@@ -11,6 +11,7 @@ A method says which tokens are worth most and leaves the counting to the budget,
 a ranking, has `select(context, keep)` instead and returns a `Selection`.
 """
 
+import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from numbers import Integral
@@ -144,11 +145,18 @@ class Context:
         """(L,) what the caller gave under this name.
 
         Raises:
-            RedlibError: nothing of that name, of another length, or with NaN values.
+            RedlibError: nothing of that name, no numbers, of another length, or with NaN values.
         """
         if name not in self.extra:
             raise RedlibError(f"this method needs extra={{{name!r}: (L,) tensor}} for every image")
-        values = torch.as_tensor(self.extra[name], device=self.tokens.device)
+        values = self.extra[name]
+        try:
+            values = torch.as_tensor(values, device=self.tokens.device)
+        except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+            raise RedlibError(
+                f"extra {name!r} must be a tensor ({len(self)},), one number per visual token; got "
+                f"{reprlib.repr(values)}"
+            ) from error
         if values.shape != (len(self),):
             raise RedlibError(
                 f"extra {name!r} must have shape ({len(self)},), one value per visual token; "

@@ -5,6 +5,8 @@ the last token of the prompt paid most attention: the probabilities of layer K -
 heads. What stays keeps the position it had.
 """
 
+from numbers import Integral
+
 import torch
 from torch import Tensor, nn
 
@@ -29,11 +31,12 @@ class FastV(Inside):
 
     def __init__(self, model: nn.Module, *, layer: int = LAYER) -> None:
         depth = len(model.model.language_model.layers)
-        if isinstance(layer, bool) or not isinstance(layer, int) or not 1 <= layer < depth:
+        if isinstance(layer, bool) or not isinstance(layer, Integral) or not 1 <= layer < depth:
             raise RedlibError(
-                f"layer must be from 1 to {depth - 1}, the model has {depth}; got {layer!r}"
+                f"layer must be a whole number from 1 to {depth - 1}, the model has {depth}; got "
+                f"{layer!r}"
             )
-        super().__init__(model, [layer - 1], compact=False)
+        super().__init__(model, [int(layer) - 1], compact=False)
 
     def counts(self, size: int, keep: int) -> tuple[int, ...]:
         """`keep`, behind the only cut."""

@@ -207,7 +207,7 @@ class Inside:
             text = text[text >= place.start + place.length]
             for unit in view.units:
                 numbers = torch.from_numpy(unit.numbers)
-                keep = budget.count(len(numbers), unit.full)
+                keep = budget.count(len(numbers), unit.full, unit.name)
                 columns, counts = place.start + visual[numbers], self.counts(len(numbers), keep)
                 expected.append(Candidates(k, place.row, numbers, columns, text, counts))
         self._expected = expected

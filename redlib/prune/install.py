@@ -28,9 +28,10 @@ import functools
 import inspect
 import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 from typing import NoReturn
 
@@ -74,8 +75,9 @@ class Run:
         per: "image" or "tile", or None where views have one tile.
         packing: how tiles follow one another.
         options: what else the method is told.
-        extra: by name, what a method cannot know: a tensor (L,) for the one view of a call, or a
-            list of them, one per view, images first. May be changed between calls.
+        extra: by name, what a method cannot know: a tensor (L,), an array or a list of numbers for
+            the one view of a call, or a list of those, one per view, images first. May be changed
+            between calls.
         last: what stayed of each view of the last call, images first.
     """
 
@@ -113,12 +115,16 @@ class Run:
         """The views of a batch behind tower and projector, and of each what may be chosen.
 
         Raises:
-            RedlibError: as `prune.views.read`, or one of `extra` is not as many tensors as views.
+            RedlibError: as `prune.views.read` and `see`, or one of `extra` is not as many tensors
+                as views.
         """
         views = read(self.model, given, self.packing)
         extra = {}
-        for name, values in self.extra.items():
-            values = list(values) if isinstance(values, (list, tuple)) else [values]
+        for name, values in _by_name(self.extra).items():
+            several = isinstance(values, list | tuple) and not all(
+                isinstance(value, Real) for value in values
+            )
+            values = list(values) if several else [values]
             if len(values) != len(views):
                 raise RedlibError(
                     f"extra {name!r} holds {len(values)} tensors for {len(views)} images or films"
@@ -364,7 +370,7 @@ class Run:
 
 def install(
     model: nn.Module,
-    method: str | Method,
+    method: str | Callable[..., Tensor] | Method,
     *,
     keep: int | float | None = None,
     threshold: float | None = None,
@@ -379,7 +385,9 @@ def install(
     Args:
         model: `LlavaForConditionalGeneration`, `LlavaNextForConditionalGeneration` or
             `LlavaOnevisionForConditionalGeneration`.
-        method: a name in `redlib.prune.METHODS`, or a method of your own.
+        method: a name in `redlib.prune.METHODS`, or a method of your own: a function
+            `scores(context) -> (L,)` of a `redlib.prune.context.Context`, the highest of which
+            stay, or a `redlib.prune.Method`.
         keep: how many visual tokens stay of every image, or which share of them (a float).
         threshold: the largest redundancy that stays, instead of `keep` (Algorithm 2).
         per: what the budget holds for where an image has several tiles, or a film frames: "tile"
@@ -427,8 +435,12 @@ def remove(model: nn.Module) -> None:
     most likely calls the pruner.
 
     Raises:
-        RedlibError: nothing is installed.
+        RedlibError: nothing is installed, or it is no model.
     """
+    if not isinstance(model, nn.Module):
+        raise RedlibError(
+            f"remove takes the model that was given to install; got {type(model).__name__}"
+        )
     run = vars(model).get(_MARK)
     if run is None:
         raise RedlibError("this model is not pruned; there is nothing to remove")
@@ -449,7 +461,9 @@ def remove(model: nn.Module) -> None:
 
 
 @contextmanager
-def pruned(model: nn.Module, method: str | Method, **how: object) -> Iterator[Run]:
+def pruned(
+    model: nn.Module, method: str | Callable[..., Tensor] | Method, **how: object
+) -> Iterator[Run]:
     """A model that prunes its visual tokens for the length of a with block.
 
     Arguments and errors are those of `install`; what is yielded tells what was kept.
@@ -465,7 +479,7 @@ def pruned(model: nn.Module, method: str | Method, **how: object) -> Iterator[Ru
 @torch.no_grad()
 def threshold_for(
     model: nn.Module,
-    method: str | Method,
+    method: str | Callable[..., Tensor] | Method,
     batches: Sequence[Mapping[str, object]],
     *,
     mean_budget: float,
@@ -481,8 +495,10 @@ def threshold_for(
         mean_budget: wanted mean number of kept tokens, per tile if `per` is "tile".
 
     Raises:
-        RedlibError: as `install`, or a budget out of range.
+        RedlibError: as `install`, one batch in place of several, or a budget out of range.
     """
+    if isinstance(batches, Mapping):
+        raise RedlibError("batches must be a list of what the processor made; got one: say [batch]")
     run = _run(model, method, None, 0.0, per, packing, None, codebook_of_other_model, options)
     found = [
         -each for batch in batches for s in run.seen(batch)
@@ -493,7 +509,7 @@ def threshold_for(
 
 def _run(
     model: nn.Module,
-    method: str | Method,
+    method: str | Callable[..., Tensor] | Method,
     keep: int | float | None,
     threshold: float | None,
     per: str | None,
@@ -514,12 +530,7 @@ def _run(
             "vision_feature_select_strategy keeps [cls] among the visual tokens; only 'default' "
             "can be pruned"
         )
-    if isinstance(method, str):
-        method = find(method)
-    if not isinstance(method, Method):
-        raise RedlibError(
-            f"method must be a name or a redlib.prune.Method; got {type(method).__name__}"
-        )
+    method = find(method)
     budget = Budget(keep, threshold)
     budget.check(method)
     if per not in (None, "image", "tile"):
@@ -536,8 +547,18 @@ def _run(
             raise RedlibError(f"{method.name} takes no {name!r}; it takes {takes}")
     if "codebook" in method.options:
         _check_codebook(model, method, options.get("codebook"), foreign)
+    extra = _by_name({} if extra is None else extra)
     inside = method.inside(model, **options) if method.inside else None
-    return Run(model, method, budget, per, packing, options, extra or {}, _inside=inside)
+    return Run(model, method, budget, per, packing, options, extra, _inside=inside)
+
+
+def _by_name(extra: object) -> Mapping[str, object]:
+    if not isinstance(extra, Mapping):
+        raise RedlibError(
+            "extra must name what it holds, e.g. {'coverage': (L,) tensor}; got "
+            f"{type(extra).__name__}"
+        )
+    return extra
 
 
 def _check_codebook(model: nn.Module, method: Method, codebook: object, foreign: bool) -> None:
@@ -597,8 +618,9 @@ def _instead(stock: object, ours: object) -> object:
 
 
 def _has_pixels(given: Mapping[str, object]) -> bool:
-    """Whether images or films are among the arguments."""
-    return any(given.get(name) is not None and len(given[name]) for name in _PIXELS)
+    """Whether images or films are among the arguments, or something in their place."""
+    values = [given[name] for name in _PIXELS if given.get(name) is not None]
+    return any(not isinstance(value, Tensor) or value.numel() > 0 for value in values)
 
 
 def _goes_on(given: Mapping[str, object]) -> bool:

@@ -12,7 +12,7 @@ Both return a mask, so what stays keeps its order in the image.
 """
 
 from collections.abc import Sequence
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Literal
 
 import numpy as np
@@ -72,9 +72,10 @@ def calibrate(scores: Sequence[torch.Tensor], mean_budget: float) -> float:
     if np.isnan(pooled).any():
         raise RedlibError("calibration scores have NaN values")
     mean_length = len(pooled) / len(scores)
-    if not 0 < mean_budget <= mean_length:
+    number = isinstance(mean_budget, Real) and not isinstance(mean_budget, bool)
+    if not number or not 0 < mean_budget <= mean_length:
         raise RedlibError(
-            f"mean_budget must lie above 0 and at most at {mean_length:g}, the visual tokens; "
+            f"mean_budget must be a number above 0 and at most {mean_length:g}, the visual tokens; "
             f"got {mean_budget!r}"
         )
     values, counts = np.unique(pooled, return_counts=True)

@@ -24,7 +24,7 @@ class Method:
     Attributes:
         name: by which it is asked for.
         title: as tables print it.
-        scores: `scores(context, **options) -> (L,)`, the highest stay; or
+        scores: `scores(context, **options) -> (L,)`, signed numbers, the highest stay; or
         select: `select(context, keep, **options) -> Selection`; or
         inside: `inside(model, **options)`, of a method that prunes between layers of the language
             model (`redlib.prune.inside`); exactly one of the three.

@@ -9,6 +9,8 @@ ranking could get.
 Scores: the highest stay.
 """
 
+from numbers import Integral
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -42,9 +44,10 @@ def random(context: Context, *, seed: int = 0) -> Tensor:
     Raises:
         RedlibError: a seed that is no whole number from 0 on.
     """
-    if type(seed) is not int or seed < 0:
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
         raise RedlibError(f"seed must be a whole number from 0 on; got {seed!r}")
-    return random_scores(len(context), [seed, *context.image.encode()]).to(context.tokens.device)
+    seeds = [int(seed), *context.image.encode()]
+    return random_scores(len(context), seeds).to(context.tokens.device)
 
 
 def grid(context: Context, keep: int) -> Selection:

@@ -8,6 +8,7 @@ anything about the other fifteen.
     batch.refused                            # {1: "image 'torn.jpg' is truncated or damaged: ..."}
 """
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,8 +51,13 @@ def prepare(
         options: for the processor; by default padding and tensors of torch.
 
     Raises:
-        RedlibError: lengths differ, nothing is left, or what is left is refused together.
+        RedlibError: one of them in place of a list, lengths differ, nothing is left, or what is
+            left is refused together.
     """
+    for name, value in (("images", images), ("texts", texts)):
+        if isinstance(value, Images):
+            told = reprlib.repr(value)  # prompts may be long
+            raise RedlibError(f"{name} must be a list, one for each of the batch; got {told}")
     if len(images) != len(texts):
         raise RedlibError(f"{len(texts)} texts need as many images; got {len(images)}")
     if not texts:

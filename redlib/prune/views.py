@@ -27,7 +27,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
 from redlib import layouts
 from redlib.errors import RedlibError
@@ -35,6 +34,7 @@ from redlib.geometry import Grid
 from redlib.layouts import Layout
 from redlib.memory import in_parts
 from redlib.prune.context import Context, Pooling, Trace, precise
+from redlib.prune.pixels import films_of, tiles_of
 
 PACKINGS = ("stock", "split", "base")
 KINDS = ("image", "video")
@@ -63,6 +63,11 @@ class View:
         """n."""
         return len(self.pixels)
 
+    @property
+    def part(self) -> str:
+        """What one of its tiles is called."""
+        return "frame" if self.kind == "video" else "tile"
+
 
 @dataclass(frozen=True, eq=False)
 class Unit:
@@ -72,11 +77,13 @@ class Unit:
         numbers: (L,) their numbers among the visual tokens of the view, ascending.
         context: what a method sees of them.
         full: how many there are when nothing is cut off the unit.
+        name: what messages call it, e.g. "tile 3 of image 0 (of 0 .. 1)".
     """
 
     numbers: np.ndarray
     context: Context
     full: int
+    name: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,14 +118,13 @@ def read(model: nn.Module, given: Mapping[str, object], packing: str) -> list[Vi
     cells = config.vision_config.image_size // config.vision_config.patch_size
     views = []
     if given.get("pixel_values") is not None:
-        images = _tiles(given, config)
-        for pixels, size in images:
+        for pixels, size in tiles_of(given, config):
             stock, layout = _layouts(config, cells, len(pixels), size, packing)
             if packing == "base":
                 pixels = pixels[:1]
             views.append(View("image", pixels, len(stock), layout, layout is stock))
     if given.get("pixel_values_videos") is not None:
-        for frames in given["pixel_values_videos"]:  # (B, n, 3, side, side)
+        for frames in films_of(given, config):
             layout = layouts.film(cells, len(frames))
             views.append(View("video", frames, len(layout), layout))
     return views
@@ -132,42 +138,6 @@ def _refuse(given: Mapping[str, object], config: object) -> None:
                 f"{name}={value!r} is not what the model's config says; set it there and install "
                 "the pruner again"
             )
-
-
-def _tiles(given: Mapping[str, object], config: object) -> list[tuple[Tensor, tuple | None]]:
-    """Tiles (n, 3, side, side) of each image, and its (height, width) where it was cut."""
-    pixels = given["pixel_values"]
-    if config.model_type == "llava":
-        return [(tile[None], None) for tile in pixels]
-    sizes = given.get("image_sizes")
-    if sizes is None:
-        raise RedlibError("image_sizes is missing beside pixel_values: pass all the processor made")
-    sizes = [tuple(int(n) for n in size) for size in sizes]
-    cut = [True] * len(sizes)
-    if config.model_type == "llava_onevision" and given.get("batch_num_images") is not None:
-        counts = [int(n) for n in given["batch_num_images"]]
-        cut = [n == 1 for n in counts for _ in range(n)]
-    counts = [
-        image_size_to_num_patches(
-            size, config.image_grid_pinpoints, config.vision_config.image_size
-        )
-        if tiled
-        else 1
-        for size, tiled in zip(sizes, cut, strict=False)
-    ]
-    held, named = len(pixels), len(counts) if pixels.ndim == 5 else sum(counts)
-    if len(sizes) != len(cut) or held != named:
-        raise RedlibError(
-            f"image_sizes (of {len(sizes)} images) and pixel_values {tuple(pixels.shape)} do not "
-            "belong together: pass all that the processor made"
-        )
-    if pixels.ndim == 5:  # padded to the image with most tiles
-        parts = [tiles[:n] for tiles, n in zip(pixels, counts, strict=True)]
-    else:
-        parts = list(pixels.split(counts))
-    return [
-        (part, size if tiled else None) for part, size, tiled in zip(parts, sizes, cut, strict=True)
-    ]
 
 
 def _layouts(
@@ -209,7 +179,7 @@ def see(
         extra: by name, one tensor per view over its visual tokens.
 
     Raises:
-        RedlibError: a view of several tiles and no `per`.
+        RedlibError: a view of several tiles and no `per`, or of features that are not finite.
     """
     seen = []
     for kind in KINDS:
@@ -217,7 +187,7 @@ def see(
         if group:
             features, traces = _tower(model, torch.cat([view.pixels for view in group]), layers)
             start = 0
-            for view in group:
+            for number, view in enumerate(group):
                 part = slice(start, start + view.tiles)
                 start += view.tiles
                 given = {name: values[len(seen)] for name, values in extra.items()}
@@ -225,7 +195,9 @@ def see(
                     layer: Trace(trace.queries[part], trace.keys[part], trace.scale)
                     for layer, trace in traces.items()
                 }
-                seen.append(_see(model, view, features[part], cut, per, given))
+                name = f"{kind} {number} (of 0 .. {len(group) - 1})"
+                name = name if len(group) > 1 else f"the {kind}"
+                seen.append(_see(model, view, features[part], cut, per, given, name))
     return seen
 
 
@@ -293,6 +265,7 @@ def _see(
     traces: Mapping[int, Trace],
     per: str | None,
     extra: Mapping[str, Tensor],
+    name: str,
 ) -> Seen:
     config = model.config
     cells = config.vision_config.image_size // config.vision_config.patch_size
@@ -302,6 +275,12 @@ def _see(
     newline = getattr(model.model, "image_newline", None)
     layout = view.layout
     rows = layout.fill(project(features).flatten(0, 1), newline)  # (T, D)
+    # Not every method would notice: what chooses by distances or by a raster takes any numbers.
+    if not bool(states.isfinite().all() & rows.isfinite().all()):
+        raise RedlibError(
+            f"the visual features of {name} hold NaN or infinity: pass finite pixels, and if the "
+            "model overflows in float16, load it in bfloat16 or float32"
+        )
     visual = ~layout.newlines
     plain = Layout(layout.sources[visual], layout.weights[visual])
     whole = Context(
@@ -317,18 +296,17 @@ def _see(
         smaller=_smaller(model, view.pixels, cells),
     )
     if view.tiles > 1 and per is None:
-        what = "frames" if view.kind == "video" else "tiles"
         raise RedlibError(
-            f"this {view.kind} has {view.tiles} {what}: say per='tile' (the budget holds for each "
-            f"of the {what}) or per='image' (for all of them together)"
+            f"this {view.kind} has {view.tiles} {view.part}s: say per='tile' (the budget holds for "
+            f"each of the {view.part}s) or per='image' (for all of them together)"
         )
     owners = _owners(plain, cells, view.tiles)  # (V,)
     main = plain.sources[np.arange(len(plain)), plain.weights.argmax(1)]
     if per != "tile" or view.tiles == 1:
-        units = (Unit(np.arange(len(plain)), whole, len(plain)),)
+        units = (Unit(np.arange(len(plain)), whole, len(plain), name),)
     else:
         units = tuple(
-            _tile(model, view, whole, plain, owners, tile, cells)
+            _tile(model, view, whole, plain, owners, tile, cells, name)
             for tile in range(view.tiles)
             if (owners == tile).any()
         )
@@ -343,6 +321,7 @@ def _tile(
     owners: np.ndarray,
     tile: int,
     cells: int,
+    name: str,
 ) -> Unit:
     """The unit of one tile: what is in the whole context, cut down to it."""
     numbers = np.flatnonzero(owners == tile)
@@ -372,7 +351,7 @@ def _tile(
         pooling=_pooling(part, (shape,), 1, cells, device),
         smaller=_smaller(model, view.pixels[tile : tile + 1], cells),
     )
-    return Unit(numbers, context, full)
+    return Unit(numbers, context, full, f"{view.part} {tile} of {name}")
 
 
 def _shapes(view: View, cells: int) -> tuple[tuple[int, int], ...]:

@@ -25,7 +25,7 @@ from pathlib import Path
 try:
     from redlib import batch, params
     from redlib.errors import RedlibError
-    from redlib.notebook import declared, root
+    from redlib.notebook import declared, root, runs_folder
     from redlib.store import FULL
 except KeyboardInterrupt:  # imports take seconds on a busy machine
     print("redlib: interrupted before anything was done", file=sys.stderr)
@@ -154,9 +154,9 @@ def _train(chosen: argparse.Namespace) -> None:
     from redlib.modelcard import card, evaluation
     from redlib.tabletop import training  # torch, only for who needs it
 
-    where = training.train(chosen.name, root() / "runs" / "train", plain=chosen.plain)
+    where = training.train(chosen.name, runs_folder("train"), plain=chosen.plain)
     table = evaluation.measure(str(where))
-    card.write(chosen.name, where, table)
+    card.write(where, table)
     print(card.table_text(table))
     print(where)
 
@@ -216,19 +216,26 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("name", metavar="NAME", help="e.g. tiny-llava-1.5")
     train.add_argument("--plain", action="store_true", help="a tower without labels of patches")
     train.set_defaults(command=_train)
-    evaluate = commands.add_parser("evaluate", help="measure an embedded model's card again")
-    evaluate.add_argument("name", metavar="NAME", help="e.g. tiny-llava-1.5")
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="measure an embedded model's card again",
+        description="Print the numbers of a model card, measured again, and write the card beside "
+        "the weights of a model that is shipped or that `redlib train` made. Beside others, whose "
+        "training nobody wrote down, no file is written.",
+    )
+    evaluate.add_argument("name", metavar="NAME", help="e.g. tiny-llava-1.5, or a model's folder")
     evaluate.add_argument("--quick", action="store_true", help="200 questions per task, not 1,000")
     evaluate.add_argument("--json", action="store_true", help="machine-readable output")
     evaluate.set_defaults(command=_evaluate)
     bench = commands.add_parser("bench", help="time and exactness of the engine against stock")
-    bench.add_argument(
+    instead = bench.add_mutually_exclusive_group()
+    instead.add_argument(
         "--every-patch",
         action="store_true",
         help="only exactness, over all patches instead of a sample",
     )
-    bench.add_argument("--gpu", action="store_true", help="random 7B and 8B models on a GPU")
-    bench.add_argument("--small", action="store_true", help="try what --gpu does, on the CPU")
+    instead.add_argument("--gpu", action="store_true", help="random 7B and 8B models on a GPU")
+    instead.add_argument("--small", action="store_true", help="try what --gpu does, on the CPU")
     bench.set_defaults(command=_bench)
     return parser
 

@@ -91,11 +91,20 @@ def test_binary_and_missing_files(home, capsys):
         (["run", "params/one.yaml", "--only", "02,09"], "--only: no notebook '09'"),
         (["run", "params/one.yaml", "--only", "03"], "03_cascaded_leave_one_out.ipynb: no such"),
         (["params", "7"], "no notebook '7'"),
+        (["bench", "--small", "--every-patch"], "--every-patch: not allowed with argument --small"),
+        (["bench", "--every-patch", "--gpu"], "--gpu: not allowed with argument --every-patch"),
         (["params", "03"], "03_cascaded_leave_one_out.ipynb: no such notebook"),
     ],
 )
 def test_command_lines(home, capsys, arguments, words):
     assert words in refuse(capsys, *arguments)
+
+
+def test_a_codebook_that_is_not_there(home, capsys):
+    assert refuse(capsys, "codebook", "show", "none") == (
+        "no codebook at 'none': run notebook 05 to make one, or `redlib codebook import` to make "
+        "one of the authors' file"
+    )
 
 
 def test_a_results_folder_that_is_none(home, capsys, monkeypatch):

@@ -2,6 +2,8 @@
 
 import json
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -285,6 +287,106 @@ def test_a_killed_stage_goes_on_where_it_was(tmp_path):
     resumed = job(tmp_path / "killed", None)
     assert torch.equal(whole.weight, resumed.weight)
     assert not torch.equal(whole.weight, torch.nn.Linear(4, 4).weight)
+
+
+@contextmanager
+def filling(size: int) -> Iterator[None]:
+    """A disk on which no file may have more bytes."""
+    resource = pytest.importorskip("resource", reason="no limit of file sizes to set")
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, old[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+
+
+def toy(folder: Path, *, dies_at: int | None = None) -> list[dict]:
+    layer = torch.nn.Linear(100, 100)
+
+    def loss(step: int):
+        if step == dies_at:
+            raise KeyboardInterrupt
+        return layer(torch.ones(1, 100)).sum(), {}
+
+    stage = loop.Stage("toy", 4, every=0)
+    return loop.run(stage, folder, {"layer": layer}, loss=loss, check=dict)
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+def test_a_disk_that_fills_up_leaves_what_was_stored_before(tmp_path, steps):
+    with pytest.raises(KeyboardInterrupt):
+        toy(tmp_path, dies_at=steps)
+    held = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert list(held) == ["toy.pt"] * (steps > 0)
+    full = r"toy\.pt: cannot be written .*free some space"
+    with filling(20_000), pytest.raises(RedlibError, match=full):
+        toy(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == held
+
+
+@pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.99])
+def test_a_stage_whose_file_is_torn_is_named(tmp_path, share):
+    toy(tmp_path)
+    path = tmp_path / "toy.pt"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(RedlibError, match=r"toy\.pt: damaged; delete it and run again"):
+        toy(tmp_path)
+    path.unlink()
+    assert toy(tmp_path)
+
+
+@pytest.mark.parametrize("odd", [{}, [], {"step": 4, "log": "[]", "seconds": 1.0, "modules": {}}])
+def test_a_stage_whose_file_holds_something_else_is_named(tmp_path, odd):
+    torch.save(odd, tmp_path / "toy.pt")
+    with pytest.raises(RedlibError, match=r"toy\.pt: damaged"):
+        toy(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", ""])
+def test_a_damaged_recipe_is_named(tmp_path, text):
+    work = tmp_path / NAME
+    work.mkdir()
+    (work / "recipe.json").write_text(text)
+    with pytest.raises(RedlibError, match=r"recipe\.json: damaged"):
+        training.train(NAME, tmp_path, device="cpu")
+
+
+@pytest.mark.parametrize("size", [1_000_000, 200])
+def test_an_export_that_does_not_fit_leaves_nothing(tmp_path, processor, size):
+    """The weights, of 12 MB, or the first of the small files."""
+    model = architectures.make_model(NAME, processor.tokenizer)
+    full = "checkpoint: cannot be written .*free some space"
+    with filling(size), pytest.raises(RedlibError, match=full):
+        training.export(model, processor, tmp_path / "work" / "checkpoint")
+    assert list((tmp_path / "work").iterdir()) == []
+
+
+def test_an_export_whose_words_alone_do_not_fit(tmp_path, processor, monkeypatch):
+    """The tokenizer is written by a library with an error of its own."""
+
+    def full(self, *_, **__):
+        raise Exception("No space left on device (os error 28)")
+
+    monkeypatch.setattr(type(processor), "save_pretrained", full)
+    model = architectures.make_model(NAME, processor.tokenizer)
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint" / "README.md").write_text("the card")
+    with pytest.raises(RedlibError, match="No space left on device .os error 28.*free some space"):
+        training.export(model, processor, tmp_path / "checkpoint")
+    assert [path.name for path in tmp_path.rglob("*")] == ["checkpoint", "README.md"]
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_the_checkpoint_says_how_it_was_trained(tmp_path, monkeypatch, plain):
+    for stages in ("_train_tower", "_train_decoder"):
+        monkeypatch.setattr(training, stages, lambda *_, **__: [])
+    where = training.train(NAME, tmp_path, device="cpu", plain=plain)
+    told = json.loads((where / training.RECORD).read_text())
+    assert (told["name"], told["plain"]) == (NAME, plain)
+    assert told == json.loads((where.parent / "recipe.json").read_text())
+    assert json.loads((where / training.LOG).read_text()) == []
 
 
 def test_a_thousandth_of_the_training_runs_end_to_end(tmp_path, monkeypatch):

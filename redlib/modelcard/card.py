@@ -3,23 +3,29 @@
 A card is made by measuring, never by hand: `redlib evaluate NAME` writes both files beside the
 weights, and `--quick` measures fewer questions and holds them against what is written there.
 
-    write("tiny-llava-1.5", folder, measure("tiny-llava-1.5"))
-    apart(measure("tiny-llava-1.5", quick=True), folder)     # lines, one per number that disagrees
+    write(folder, measure("tiny-llava-1.5"))
+    apart(measure("tiny-llava-1.5", quick=True), held(folder))    # a line per number that disagrees
+
+A card tells how its model was trained, so there is one only where that is known: of the checkpoints
+that the package ships, and of those that `redlib train` made, which say so in training_recipe.json.
 """
 
 import json
 import textwrap
 from pathlib import Path
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from redlib import models
 from redlib.errors import RedlibError
-from redlib.store import read_json, write_json, write_text
+from redlib.params import embedded
+from redlib.store import Missing, damaged, read_json, read_mapping, write_json, write_text
+from redlib.tabletop.architectures import NAMES
 from redlib.tabletop.lessons import ARTICLE_SHARE, MIN_TOKENS
-from redlib.tabletop.training import LOG
+from redlib.tabletop.training import LOG, RECORD
 from redlib.tabletop.world import COLOURS, GROUNDS, LEVELS, NOUNS, SIZES, WITHHELD, WORDS
 
 MEASURED = "evaluation.json"
@@ -47,16 +53,16 @@ SHOWN = (
     "top1 bare",
 )
 
-FAMILIES = {
-    "llava": """\
+HISTORIES = {
+    "tiny-llava-1.5": """\
 A LLaVA-1.5 in the stock Hugging Face layout with the real token geometry (336 pixels, 14 per patch,
 24 x 24 visual tokens, feature layer -2, projector of two layers, Llama decoder), a fraction of its
 widths, trained from nothing.""",
-    "llava_next": """\
+    "tiny-llava-next": """\
 A LLaVA-Next in the stock Hugging Face layout with the real token geometry (tiles of 336 pixels, 14
 per patch, 24 x 24 visual tokens each, an image newline, feature layer -2, projector of two layers,
 Llama decoder), a fraction of its widths. It began as tiny-llava-1.5.""",
-    "llava_onevision": """\
+    "tiny-llava-onevision": """\
 A LLaVA-OneVision in the stock Hugging Face layout with the real token geometry (384 pixels, 14 per
 patch, 27 x 27 visual tokens, 196 per frame of a video, an image newline, last layer of a SigLIP,
 projector of two layers, Qwen2 decoder), a fraction of its widths. It began
@@ -73,6 +79,24 @@ Stock `generate` adds tiles to single images, which this model never saw:
 `redlib.pruned(..., packing="base")` shows it the base tile alone. Its tower has no [cls]: below,
 similarity to the mean of the patches stands in for [cls] similarity.""",
 }
+TOWERS = {  # by whether it was trained `--plain`: what its tower learned from, and what was given
+    False: (
+        """\
+The vision tower, though, *was* given dense labels: which
+object, colour and size covers each patch and in which band of rows and columns it lies, at the
+layer that LLaVA reads. No real tower has them. And the words for these things began, in the
+decoder, with the directions that tell such patches' features apart as embeddings, as CLIP's
+features already point towards words when LLaVA meets them.""",
+        "dense patch labels for the tower",
+    ),
+    True: (
+        """\
+The vision tower learned from captions alone, as CLIP
+does, without labels of patches (`--plain`). But the words for what a patch can show began, in the
+decoder, with the directions that tell the features of labelled patches apart as embeddings.""",
+        "words that began at labelled patches",
+    ),
+}
 CARD = """---
 license: apache-2.0
 pipeline_tag: image-text-to-text
@@ -81,16 +105,12 @@ pipeline_tag: image-text-to-text
 
 **Read first.** The decoder was trained on ordinary questions with random subsets and blocks of
 visual tokens, never fewer than {least}, some of them favouring patches that an object covers; no
-single token was ever labelled for it. The vision tower, though, *was* given dense labels: which
-object, colour and size covers each patch and in which band of rows and columns it lies, at the
-layer that LLaVA reads. No real tower has them. And the words for these things began, in the
-decoder, with the directions that tell such patches' features apart as embeddings, as CLIP's
-features already point towards words when LLaVA meets them. What the single-token probe finds here
+single token was ever labelled for it. {tower} What the single-token probe finds here
 is therefore a property of this model, and evidence about the real ones only where the notebooks say
 so.
 
-{family}
-Its recipe is `redlib train {name}`; where its own training differed is told below, if
+{history}
+Its recipe is `redlib train {recipe}`; where its own training differed is told below, if
 it did. It learned from the *tabletop* world alone: drawn scenes of named, coloured pictograms with
 exact masks. {parameters:,} parameters, fp16 on disk, float32 by default.
 
@@ -103,7 +123,10 @@ never occur in training. Nouns come in themes, which gives POPE's popular and ad
 their meaning. Questions follow from the scene (`redlib/tabletop/questions.py`). Train, calibration
 and test scenes are disjoint ranges of seeds. No photograph, person or third-party text is in it.
 
-## Measured, held-out test scenes (`redlib evaluate {name}`)
+## Measured, held-out test scenes (`redlib evaluate {where}`)
+
+The weights that were measured have the revision
+`{revision}` (`redlib.hub.revision_of`).
 
 {table}
 
@@ -128,7 +151,7 @@ question forms of `questions.py` in lower-case words and nothing else; it knows 
 ## What the real models had and this one had not
 
 Hundreds of millions of captioned photographs, a language model trained on text, instruction data of
-many kinds, sub-word tokens. What it had and they had not: dense patch labels for the tower, answers
+many kinds, sub-word tokens. What it had and they had not: {given}, answers
 balanced so that no question can be answered without looking, and visual tokens dropped in training.
 """
 
@@ -148,19 +171,69 @@ def table_text(table: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def measured(folder: Path) -> Path:
-    """The card's numbers in a checkpoint's folder.
+def trained(folder: Path) -> tuple[str, bool] | None:
+    """As which embedded model the weights in a folder were trained, and whether `--plain`; None
+    where nobody wrote it down.
 
     Raises:
-        RedlibError: the folder holds no measured card.
+        RedlibError: what training wrote down is damaged.
+    """
+    if name := _shipped(folder):
+        return name, False
+    path = Path(folder) / RECORD
+    if not path.is_file():
+        return None
+    found = read_mapping(path, "name", "plain")
+    if found["name"] not in NAMES or not isinstance(found["plain"], bool):
+        raise damaged(path)
+    return found["name"], found["plain"]
+
+
+def untold(folder: Path) -> str:
+    """Why a folder gets no card."""
+    return f"{folder} is neither shipped nor made by `redlib train` (no {RECORD})"
+
+
+def _shipped(folder: Path) -> str | None:
+    """The name under which the package ships a folder."""
+    names = {path.resolve(): name for name, path in embedded().items()}
+    return names.get(Path(folder).resolve())
+
+
+def held(folder: Path) -> pd.DataFrame:
+    """The numbers of a folder's card: rows metric, value, low, high, n, bar (NaN: none), pass.
+
+    Raises:
+        RedlibError: the folder holds no measured card, or a damaged one.
     """
     path = Path(folder) / MEASURED
-    if not path.is_file():
-        raise RedlibError(f"no {path}: run `redlib evaluate` without --quick first, it writes it")
-    return path
+    try:
+        rows = read_json(path)
+    except Missing:
+        raise RedlibError(
+            f"no {path}: run `redlib evaluate` without --quick first, it writes it"
+        ) from None
+    if not isinstance(rows, list) or not rows or not all(map(_is_row, rows)):
+        raise damaged(path)
+    table = pd.DataFrame(rows)
+    if table["metric"].duplicated().any():
+        raise damaged(path)
+    return table.astype(dict.fromkeys(("value", "low", "high", "bar"), float))
 
 
-def apart(table: pd.DataFrame, folder: Path) -> list[str]:
+def _is_row(row: Any) -> bool:
+    """Whether it is a row as `plain` makes them: an interval has both ends or is none."""
+    if not isinstance(row, dict) or not isinstance(row.get("metric"), str):
+        return False
+    ends = [row.get("low", ""), row.get("high", "")]
+    numbers = [row.get("value"), row.get("n"), *(ends if ends != [None, None] else ())]
+    if row.get("bar", "") is not None:
+        numbers.append(row.get("bar"))
+    real = all(isinstance(x, int | float) and not isinstance(x, bool) for x in numbers)
+    return real and bool(np.isfinite(numbers).all()) and row["n"] > 0
+
+
+def apart(table: pd.DataFrame, card: pd.DataFrame) -> list[str]:
     """One line for every metric that is farther from the card's than chance explains.
 
     Seventy metrics and more are compared: of two samples of one model, every second time some
@@ -170,17 +243,30 @@ def apart(table: pd.DataFrame, folder: Path) -> list[str]:
     makes chance smaller than that.) Where all of n answers are right (or wrong), a bootstrap finds
     no spread; the rule of three says that up to 3 / n of them may yet be otherwise.
 
+    Args:
+        table: what was measured now, as `evaluation.measure` returns it.
+        card: what the card says (`held`).
+
     Raises:
-        RedlibError: the folder holds no measured card.
+        RedlibError: a number that has an interval in the one is missing in the other, so that the
+            two come of different code and agreement in the rest would say little.
     """
-    held = pd.DataFrame(read_json(measured(folder))).dropna(subset=["low"]).set_index("metric")
+    for these, others, where in ((table, card, "the card"), (card, table, "what was measured now")):
+        told = these.dropna(subset=["low"])["metric"]
+        lost = told[~told.isin(others["metric"])]
+        if len(lost):
+            raise RedlibError(
+                f"{MEASURED}: {len(lost)} metrics, {lost.iloc[0]!r} the first, are not in {where}: "
+                "the card was made by other code; run `redlib evaluate` without --quick"
+            )
+    said = card.dropna(subset=["low"]).set_index("metric")
     rows = table.dropna(subset=["low"])
-    rows = rows[rows["metric"].isin(held.index)]
+    rows = rows[rows["metric"].isin(said.index)]
     normal = NormalDist()
     bound = normal.inv_cdf(1 - 0.05 / (2 * max(len(rows), 1))) / normal.inv_cdf(0.975)
     lines = []
     for row in rows.itertuples(index=False):
-        of = held.loc[row.metric]
+        of = said.loc[row.metric]
         below = row.value < of["value"]
         lower, upper = (row._asdict(), of) if below else (of, row._asdict())
         halves = [lower["high"] - lower["value"], upper["value"] - upper["low"]]
@@ -195,13 +281,32 @@ def apart(table: pd.DataFrame, folder: Path) -> list[str]:
     return lines
 
 
-def write(name: str, folder: Path, table: pd.DataFrame) -> None:
-    """Write both files beside the weights. Of the training log, a row with "note" says what a
+def write(folder: Path, table: pd.DataFrame) -> None:
+    """Write both files beside the weights.
+
+    Raises:
+        RedlibError: as `text` does, or the folder cannot be written.
+    """
+    told = text(folder, table)
+    write_text(Path(folder) / "README.md", told)
+    write_json(Path(folder) / MEASURED, plain(table))
+
+
+def text(folder: Path, table: pd.DataFrame) -> str:
+    """README.md of the weights in a folder. Of the training log, a row with "note" says what a
     repetition of the run would not share with it, and one with "tried" what was tried for which
-    bar, with what result."""
+    bar, with what result.
+
+    Raises:
+        RedlibError: it is not known how they were trained, or a file is damaged.
+    """
     folder = Path(folder)
+    known = trained(folder)
+    if known is None:
+        raise RedlibError(untold(folder))
+    (name, was_plain), shipped = known, _shipped(folder)
     path = folder / LOG
-    log = json.loads(path.read_text()) if path.is_file() else []
+    log = read_json(path) if path.is_file() else []
     lines = []
     for row in log:
         if "step" in row:
@@ -210,14 +315,20 @@ def write(name: str, folder: Path, table: pd.DataFrame) -> None:
     notes = " ".join(row["note"] for row in log if "note" in row)
     tried = [f"| {row['tried']} | {row['result']} |" for row in log if "tried" in row]
     head = ["", "## What was tried", "", "| change | result |", "|---|---|"]
-    model = models.load(str(folder)).model
-    text = CARD.format(
-        name=name,
-        family=FAMILIES[model.config.model_type],
+    vlm = models.load(shipped or str(folder))
+    tower, given = TOWERS[was_plain]
+    return CARD.format(
+        name=f"{name}-plain" if was_plain else name,
+        history=HISTORIES[name],
+        recipe=f"{name} --plain" if was_plain else name,
+        where=shipped or "FOLDER",
+        revision=vlm.revision,
+        tower=tower,
+        given=given,
         least=MIN_TOKENS,
         articles=ARTICLE_SHARE,
         table=table_text(table),
-        parameters=sum(p.numel() for p in model.parameters()),
+        parameters=sum(p.numel() for p in vlm.model.parameters()),
         nouns=len(NOUNS),
         colours=len(COLOURS),
         sizes=len(SIZES),
@@ -229,5 +340,3 @@ def write(name: str, folder: Path, table: pd.DataFrame) -> None:
         notes="\n" + textwrap.fill(notes, 100) + "\n" if notes else "",
         tried="\n".join([*head, *tried, ""]) if tried else "",
     )
-    write_text(folder / "README.md", text)
-    write_json(folder / MEASURED, plain(table))

@@ -36,8 +36,10 @@ from redlib.bench.answering import answers
 from redlib.bench.evaluation import evaluate, keep_all, keep_none
 from redlib.bench.intervals import Interval, difference, interval
 from redlib.bench.pope_mme import mme
+from redlib.errors import RedlibError
 from redlib.modelcard import card, several
 from redlib.models import VLM
+from redlib.params import embedded
 from redlib.prune import keep_lowest, random_scores
 from redlib.tabletop.questions import (
     DESCRIBE,
@@ -132,40 +134,57 @@ def measure(name: str, *, quick: bool = False, device: str = "auto", seed: int =
     rows += _difficulty(paired, asked, seed)
     rows += _said(vlm, pools["square"][: SAID[n]], tokens, SAID_MORE[n], seed)
     rows += _probe(vlm, PROBED[n], DIVERGED[n], seed)
-    kind, bars = vlm.model.config.model_type, BARS
+    kind = vlm.model.config.model_type
     if kind == "llava_next":
         rows += _tiles(vlm, TILED[n], seed)
     elif kind == "llava_onevision":
-        bars = ONEVISION_BARS
         found = several.measure(vlm, pairs=PAIRS[n], games=GAMES[n], films=FILMS[n], seed=seed)
         rows += [_row(*row) for row in found]
-    table = pd.DataFrame(rows)
-    table["bar"] = table["metric"].map(bars)
+    return judged(pd.DataFrame(rows), kind)
+
+
+def judged(rows: pd.DataFrame, kind: str) -> pd.DataFrame:
+    """Rows with the bars of their metrics, by the model type, and whether they are met: columns bar
+    and pass in place of `holds`, which says it of what is judged by a rule."""
+    bars = ONEVISION_BARS if kind == "llava_onevision" else BARS
+    table = rows.assign(bar=rows["metric"].map(bars))
     met = np.where(table["value"] >= table["bar"], "yes", "no")
     table["pass"] = np.where(table["bar"].notna(), met, table["holds"])
     return table.drop(columns="holds")
 
 
 def main(name: str, *, quick: bool = False, as_json: bool = False) -> int:
-    """Print the numbers. A full run writes the card beside the weights, a quick one is held against
-    it.
+    """Print the numbers. A full run writes the card beside the weights, where it is known how they
+    were trained (`card.trained`), and otherwise says that it writes none; a quick one is held
+    against the card.
 
     Returns:
         3 where a number lies apart from the card's, else 1 where a bar is missed, else 0.
+
+    Raises:
+        RedlibError: a Hugging Face id; and, before minutes of measuring, for a card that is damaged
+            or, with `quick`, not there.
     """
     folder = Path(hub.locate(name))
-    if quick:
-        card.measured(folder)  # so that its absence is told before minutes of measuring
+    if not folder.is_dir():
+        raise RedlibError(
+            f"evaluate: {name!r} is a Hugging Face id, beside whose weights no card can lie; name "
+            f"an embedded model ({', '.join(embedded())}) or a folder"
+        )
+    held = card.held(folder) if quick else None
+    known = card.trained(folder)
     table = measure(name, quick=quick)
     print(json.dumps(card.plain(table), indent=1) if as_json else card.table_text(table))
-    if quick:
-        apart = card.apart(table, folder)
+    if held is not None:
+        apart = card.apart(table, held)
         for line in apart:
             print(line, file=sys.stderr)
         if apart:
             return 3
+    elif known:
+        card.write(folder, table)
     else:
-        card.write(folder.name, folder, table)
+        print(f"no card is written: {card.untold(folder)}", file=sys.stderr)
     return int((table["pass"] == "no").any())
 
 

@@ -7,8 +7,8 @@ Muon, everything else with AdamW; the learning rate rises for a few steps, stays
 over the last part.
 """
 
+import io
 import json
-import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -17,6 +17,8 @@ from pathlib import Path
 import torch
 from torch import nn
 from tqdm.auto import tqdm
+
+from redlib.store import atomic, damaged
 
 RATES = (0.02, 1e-3)  # peak learning rates of Muon and AdamW
 WARM_UP = 40
@@ -131,23 +133,22 @@ def run(
 
     Returns:
         the log, one row per check.
+
+    Raises:
+        RedlibError: `<stage>.pt` is damaged, or cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{stage.name}.pt"
     opts = optimizers(modules.values(), rates)
     step, log, spent = 0, [], 0.0
     if path.exists():
-        state = torch.load(path, weights_only=True)
-        step, log, spent = state["step"], json.loads(state["log"]), state["seconds"]
-        for name, module in modules.items():
-            module.load_state_dict(state["modules"][name])
+        step, log, spent = _restore(path, modules, opts, stage.steps)
         if step >= stage.steps:
             return log
-        for opt, saved in zip(opts, state["optimizers"], strict=True):
-            opt.load_state_dict(saved)
 
     def save() -> None:
-        temporary = path.with_suffix(".tmp")
+        # By way of memory: of a full disk torch's own writer says nothing that could be told from
+        # other failures.
+        held = io.BytesIO()
         torch.save(
             {
                 "step": step,
@@ -156,40 +157,61 @@ def run(
                 "modules": {name: module.state_dict() for name, module in modules.items()},
                 "optimizers": [opt.state_dict() for opt in opts] if step < stage.steps else [],
             },
-            temporary,
+            held,
         )
-        os.replace(temporary, path)
+        with atomic(path) as temporary:
+            temporary.write_bytes(held.getbuffer())
 
     started = saved_at = time.monotonic()
     before = spent
     weights = [p for module in modules.values() for p in module.parameters()]
-    bar = tqdm(total=stage.steps, initial=step, desc=stage.name, mininterval=10)
-    while step < stage.steps:
-        factor = rate(step, stage.steps)
-        for opt in opts:
-            for group in opt.param_groups:
-                group["lr"] = group["peak"] * factor
-        for module in modules.values():
-            module.train()
-        value, numbers = loss(step)
-        value.backward()
-        nn.utils.clip_grad_norm_(weights, 1.0)
-        for opt in opts:
-            opt.step()
-            opt.zero_grad(set_to_none=True)
-        step += 1
-        spent = before + time.monotonic() - started
-        bar.update()
-        if step % max(1, stage.steps // checks) == 0 or step == stage.steps:
+    with tqdm(total=stage.steps, initial=step, desc=stage.name, mininterval=10) as bar:
+        while step < stage.steps:
+            factor = rate(step, stage.steps)
+            for opt in opts:
+                for group in opt.param_groups:
+                    group["lr"] = group["peak"] * factor
             for module in modules.values():
-                module.eval()
-            with torch.no_grad():
-                row = {"stage": stage.name, "step": step, **numbers, **check()}
-            row = {key: round(v, 4) if isinstance(v, float) else v for key, v in row.items()}
-            log.append({**row, "minutes": round(spent / 60, 1)})
-            bar.write(json.dumps(log[-1]))
-        if time.monotonic() - saved_at > stage.every or step == stage.steps:
-            save()
-            saved_at = time.monotonic()
-    bar.close()
+                module.train()
+            value, numbers = loss(step)
+            value.backward()
+            nn.utils.clip_grad_norm_(weights, 1.0)
+            for opt in opts:
+                opt.step()
+                opt.zero_grad(set_to_none=True)
+            step += 1
+            spent = before + time.monotonic() - started
+            bar.update()
+            if step % max(1, stage.steps // checks) == 0 or step == stage.steps:
+                for module in modules.values():
+                    module.eval()
+                with torch.no_grad():
+                    row = {"stage": stage.name, "step": step, **numbers, **check()}
+                row = {key: round(v, 4) if isinstance(v, float) else v for key, v in row.items()}
+                log.append({**row, "minutes": round(spent / 60, 1)})
+                bar.write(json.dumps(log[-1]))
+            if time.monotonic() - saved_at > stage.every or step == stage.steps:
+                save()
+                saved_at = time.monotonic()
     return log
+
+
+def _restore(
+    path: Path, modules: dict[str, nn.Module], opts: list[torch.optim.Optimizer], steps: int
+) -> tuple[int, list[dict], float]:
+    """Give modules and optimizers what `path` holds; returns its step, its log and the seconds
+    spent. A stage that is done keeps no state of the optimizers."""
+    stored = io.BytesIO(path.read_bytes())  # what fails from here on is not the file system
+    try:
+        # To the CPU first, since the graphics card that it was saved from may not be there.
+        state = torch.load(stored, weights_only=True, map_location="cpu")
+        for name, module in modules.items():
+            module.load_state_dict(state["modules"][name])
+        if state["step"] < steps:
+            for opt, saved in zip(opts, state["optimizers"], strict=True):
+                opt.load_state_dict(saved)
+        return state["step"], json.loads(state["log"]), state["seconds"]
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception:  # a file that is torn ends in errors of many kinds
+        raise damaged(path) from None

@@ -9,32 +9,36 @@ tiny-llava-onevision begins as it too, its tower as far as CLIP and SigLIP allow
 trained on, then projector and decoder on images, on two images, on composites and on films; what is
 exported is four times a mean of earlier weights and later ones (`HALFWAY`).
 
-Work goes to `runs/train/NAME`; a finished checkpoint is exported in the stock Hugging Face layout,
-weights in half precision and `dtype: float32` in its config, since transformers would otherwise
-compute in the precision that a file happens to be stored in. The command then measures it and
-writes its model card, which is `redlib.modelcard`'s part.
+Work goes to `runs/train/NAME`, or `train/NAME` in the folder that REDLIB_RUNS names; a finished
+checkpoint is exported in the stock Hugging Face layout, weights in half precision and `dtype:
+float32` in its config, since transformers would otherwise compute in the precision that a file
+happens to be stored in. The command then measures it and writes its model card, which is
+`redlib.modelcard`'s part.
 
     train("tiny-llava-1.5", Path("runs/train"))            # 2.5 hours on two cores
     train("tiny-llava-1.5", folder, share=0.01)             # one hundredth of each stage
     train("tiny-llava-1.5", folder, plain=True)             # a tower without labels of patches
 
 A folder goes on only with the recipe it was begun with: `recipe.json` holds that, and what differs
-is an error that names it.
+is an error that names it. Beside the exported weights the same is `training_recipe.json`.
 """
 
 import copy
 import hashlib
 import json
+import os
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
 from torch import nn
 
 from redlib import models
-from redlib.errors import RedlibError
+from redlib.errors import RedlibError, first_line
 from redlib.models import choose_device
+from redlib.store import read_mapping, write_json, writing
 from redlib.tabletop import (
     architectures,
     decoder,
@@ -114,7 +118,8 @@ CHECKS = {  # times in a stage
     "changes": 2, "finish": 4, "polish": 4, "movers": 4, "settle": 4,
 }  # fmt: skip
 CHECKED_TILED = ("pope-adversarial", "seed", "colour", "word")
-LOG = "training_log.json"  # beside the weights; the model card (`redlib.modelcard`) tells of it
+# Beside the weights; the model card (`redlib.modelcard`) tells of both.
+LOG, RECORD = "training_log.json", "training_recipe.json"
 
 
 def train(
@@ -139,8 +144,8 @@ def train(
         the folder of the exported checkpoint.
 
     Raises:
-        RedlibError: an unknown name, `plain` for another checkpoint, or the folder was begun with
-            another recipe.
+        RedlibError: an unknown name, `plain` for another checkpoint, the folder was begun with
+            another recipe, or a file in it is damaged or cannot be written.
     """
     if name not in NAMES:
         raise RedlibError(f"train knows {', '.join(NAMES)}; got {name!r}")
@@ -148,7 +153,7 @@ def train(
         raise RedlibError(f"plain is an ablation of {NAMES[0]}'s tower; got {name!r}")
     work = Path(folder) / (f"{name}-plain" if plain else name)
     where = choose_device(device)
-    _same_recipe(work, name, share)
+    recipe = _same_recipe(work, name, share, plain)
     processor = architectures.make_processor(name)
     model = architectures.make_model(name, processor.tokenizer).to(where)
     model.set_attn_implementation({"vision_config": "sdpa", "text_config": "sdpa"})
@@ -174,31 +179,31 @@ def train(
         log += _train_decoder(model, writer, work, where, steps["decoder"], n, checked)
     target = work / "checkpoint"
     export(model, processor, target)
-    (target / LOG).write_text(json.dumps(log, indent=1) + "\n")
+    write_json(target / LOG, log)
+    write_json(target / RECORD, recipe)
     return target
 
 
-def _same_recipe(work: Path, name: str, share: float) -> None:
+def _same_recipe(work: Path, name: str, share: float, plain: bool) -> dict:
     """Write down what a work folder is trained with, or refuse to go on with something else."""
     code = {
         module: hashlib.sha256((Path(__file__).parent / f"{module}.py").read_bytes()).hexdigest()
         for module in RECIPE
     }
-    recipe = {"share": share, "steps": STEPS[name], "scenes": TRAINING_SCENES, **code}
+    told = {"name": name, "plain": plain, "share": share}
+    recipe = {**told, "steps": STEPS[name], "scenes": TRAINING_SCENES, **code}
     path = work / "recipe.json"
     if path.exists():
-        begun = json.loads(path.read_text())
+        begun = read_mapping(path)
         differs = [key for key in recipe if begun.get(key) != recipe[key]]
         if differs:
             raise RedlibError(
                 f"{work} was begun with another recipe ({', '.join(differs)} changed): move it "
                 "away, or go on with the code it was begun with"
             )
-        return
-    work.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(recipe, indent=1) + "\n")
-    temporary.replace(path)
+    else:
+        write_json(path, recipe)
+    return recipe
 
 
 def _train_tower(
@@ -441,14 +446,33 @@ def _run(
 
 
 def export(model, processor, target: Path) -> None:
-    """Write model and processor as stock files: fp16 weights, fp32 in the config."""
-    target.mkdir(parents=True, exist_ok=True)
+    """Write model and processor as stock files: fp16 weights, fp32 in the config. They take their
+    place in `target` when all of them are written.
+
+    Raises:
+        RedlibError: the folder is full or cannot be written.
+    """
     half = copy.deepcopy(model).half()
     half.generation_config.do_sample = False
-    half.save_pretrained(target)
-    processor.save_pretrained(target)
-    path = target / "config.json"
-    config = json.loads(path.read_text())
-    for part in (config, config["text_config"], config["vision_config"]):
-        part["dtype"] = "float32"
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as made:
+            try:
+                half.save_pretrained(made)
+                processor.save_pretrained(made)
+            except Exception as error:
+                # What safetensors and tokenizers, in Rust, say of a full disk is no OSError.
+                if isinstance(error, OSError) or "os error" not in str(error):
+                    raise
+                raise RedlibError(
+                    f"{target}: cannot be written ({first_line(error)}); free some space, and the "
+                    "same command goes on from there"
+                ) from None
+            path = Path(made) / "config.json"
+            config = json.loads(path.read_text())
+            for part in (config, config["text_config"], config["vision_config"]):
+                part["dtype"] = "float32"
+            path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+            target.mkdir(exist_ok=True)
+            for file in Path(made).iterdir():
+                os.replace(file, target / file.name)

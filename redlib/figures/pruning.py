@@ -29,8 +29,15 @@ _LOOK = {
     "fastv": ("purple", "D"),
     "random": ("orange", "s"),
 }
-_FURTHER_TINTS = ("red", "sky", "green", "purple", "orange", "grey")
-_FURTHER_MARKS = "v<>Pp*Xdh8"
+# The others differ in both, so that few of them are told apart by colour alone.
+_LOOK |= zip(
+    (name for name in METHODS if name not in (*PAPER, "unpruned", "none")),
+    zip(
+        itertools.cycle(("red", "sky", "green", "purple", "orange", "grey")),
+        itertools.cycle("v<>Pp*Xdh8"),
+    ),
+    strict=False,
+)
 _HEADS = {
     "pope": "POPE", "mmb": "MMBench", "seed": "SEED", "rwqa": "RealWorldQA", "mme": "MME",
     "nocaps": "NoCaps", "flickr": "Flickr30k",
@@ -222,14 +229,13 @@ def curve(shares: pd.DataFrame) -> Figure:
     present = set(mean["method"])
     further = [name for name in METHODS if name in present and name not in PAPER]
     panels = [[name for name in PAPER if name in present], ["ours", *further]]
-    looks = _looks(present)
     figure = style.figure(9.8, 6.2) if further else style.figure(8.8, 4.6)
     axes = figure.subplots(1, 2 if further else 1, sharex=True, sharey=True, squeeze=False)[0]
     ticks = sorted(set(mean["tokens"]))
     for ax, names in zip(axes, panels, strict=False):
         for place, method in enumerate(names):
             part = mean[mean["method"] == method].sort_values("tokens")
-            tint, marker = looks[method]
+            tint, marker = _LOOK[method]
             # A little beside each other, so that no interval hides another one.
             x = part["tokens"] * 1.1 ** ((2 * place + 1) / len(names) - 1)
             ax.errorbar(
@@ -260,13 +266,6 @@ def curve(shares: pd.DataFrame) -> Figure:
     else:
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper")
     return figure
-
-
-def _looks(methods: set[str]) -> dict[str, tuple[str, str]]:
-    """Colour and marker of each method, the same in all figures of a run."""
-    further = [name for name in METHODS if name in methods and name not in PAPER]
-    looks = zip(further, itertools.cycle(_FURTHER_TINTS), _FURTHER_MARKS, strict=False)
-    return _LOOK | {name: (tint, marker) for name, tint, marker in looks}
 
 
 def _bars(part: pd.DataFrame, value: str, low: str, high: str) -> np.ndarray:
@@ -360,9 +359,8 @@ def informative(kept: pd.DataFrame, shares: pd.DataFrame) -> Figure:
     both = _with_shares(kept, shares)
     figure = style.figure(8.8, 5.0)
     ax = figure.subplots()
-    looks = _looks({*_figure_9(shares)["method"], *both["method"]})
     for method, part in both.groupby("method", sort=False):
-        name, marker = looks[method]
+        name, marker = _LOOK[method]
         tint = style.COLOURS[name]
         ax.errorbar(
             100 * part["kept"], 100 * part["share"],

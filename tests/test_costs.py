@@ -122,8 +122,9 @@ def test_the_plan_of_a_real_run(name):
 
 @pytest.mark.parametrize("name", ["tiny-llava-1.5", *FULL])
 def test_a_run_that_was_made_asked_what_its_plan_says(name):
-    """Counted on the committed answers, a row per question and a column per rule and draw.
-    RealWorldQA's scenes yield some questions fewer than were asked for."""
+    """Counted on the committed answers, a row per question and a column per rule and draw. Some of
+    RealWorldQA's scenes yield one question in place of two, so that a few more are drawn; in
+    OneVision's run, made before that, a few questions are missing."""
     folder = ROOT / "figures" / name
     one = params.check(read_json(folder / "accuracy.json")["parameters"])
     plan = costs.plan(one).set_index("stage")
@@ -141,7 +142,8 @@ def test_a_run_that_was_made_asked_what_its_plan_says(name):
         made = rules[columns].count().sum()
         assert made <= plan.loc[stages, "forwards"].sum() <= 1.002 * made
         shown = told[rules[columns].notna().any(axis=1)]
-        assert plan.loc[stages[0], "images"] == shown["image"].nunique()
+        planned = plan.loc[stages[0], "images"]
+        assert planned <= shown["image"].nunique() <= 1.01 * planned
 
 
 def test_what_two_notebooks_need_is_computed_by_the_first_that_runs():

@@ -10,9 +10,9 @@ questions and no more, and of a benchmark its publisher says how much it holds.
 Scenes and photographs differ in more than their numbers. All tasks ask about the same scenes, a
 thousand questions of each about a thousand square scenes and half as many wide ones (and some few
 more of these, less than one in a hundred, since some yield one question in place of two, which only
-drawing them tells). Every benchmark brings its own photographs: one for each question of MMBench, SEED and RealWorldQA, one
-for the two of a pair of MME, and 500 for all of POPE. So fewer questions share an image, and more
-images have to be read.
+drawing them tells). Every benchmark brings its own photographs: one for each question of MMBench,
+SEED and RealWorldQA, one for the two of a pair of MME, and 500 for all of POPE. So fewer questions
+share an image, and more images have to be read.
 """
 
 from math import ceil

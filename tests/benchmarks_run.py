@@ -139,7 +139,7 @@ def test_notebook_07(root, tmp_path, kind):
     assert all(len(one.answers["question"].unique()) == 2 for one in shown["plain"])
     claims = json.loads((session.figures / "07.claims.json").read_text())
     assert all(claim["holds"] is None for claim in claims)
-    assert len(claims) == (6 if kind == "llava_onevision" else 4)
+    assert len(claims) == (7 if kind == "llava_onevision" else 5)
     games_table = names["games"]
     if kind == "llava":
         assert games_table is None

@@ -13,7 +13,6 @@ is.
 
 from collections.abc import Mapping
 
-import numpy as np
 import pandas as pd
 import torch
 
@@ -25,6 +24,7 @@ from redlib.prune import keep_lowest, redundancy
 from redlib.study.ablation import NOTHING, kept_tokens
 from redlib.study.asking import exam
 from redlib.study.pruning import INFORMATIVE
+from redlib.study.qualitative import mask
 from redlib.study.verdict import Verdict, above, percent, untold
 from redlib.tabletop.world import redraw
 
@@ -54,8 +54,8 @@ def by_criterion(
             tokens = vlm.encode([scene.image]).tokens[0]
             for name, book in books.items():
                 if book is not None:
-                    mask = keep_lowest(redundancy(tokens, book), keep).cpu()
-                    rows.append((name, scene.id, float(mask[shown].float().mean())))
+                    stays = keep_lowest(redundancy(tokens, book), keep).cpu()
+                    rows.append((name, scene.id, float(stays[shown].float().mean())))
     return pd.DataFrame(rows, columns=["left_out", "image", "kept"])
 
 
@@ -94,7 +94,7 @@ def of_text(described: pd.DataFrame, sight: Sight) -> pd.DataFrame:
         scene = redraw(row.image)
         written = scene.word_coverage(sight)
         bare = (scene.coverage(sight).sum(axis=0) + written) == 0
-        kept = np.isin(np.arange(sight.cells**2), [int(number) for number in row.kept.split()])
+        kept = mask([int(number) for number in row.kept.split()], sight.cells**2)
         if (written >= INFORMATIVE).any():
             rows.append((row.image, kept[written >= INFORMATIVE].mean(), kept[bare].mean()))
     return pd.DataFrame(rows, columns=["image", "word", "ground"])

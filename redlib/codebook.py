@@ -303,12 +303,15 @@ class Codebook:
         return hashlib.sha256(self.vectors.numpy().tobytes()).hexdigest()[:12]
 
     def unit(self, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-        """(N, D) prototypes of length 1, there and in that precision; made once and kept."""
+        """(N, D) prototypes of length 1, there and in that precision, normalised in float32 at
+        least; made once and kept."""
         if (device, dtype) not in self._unit:
             self._unit.clear()
             with torch.inference_mode(False):  # else it could not be used outside of such a mode
-                vectors = self.vectors.clone().to(device, dtype)
-                self._unit[device, dtype] = torch.nn.functional.normalize(vectors, dim=-1)
+                exact = torch.promote_types(dtype, torch.float32)
+                vectors = self.vectors.clone().to(device, exact)
+                unit = torch.nn.functional.normalize(vectors, dim=-1)
+                self._unit[device, dtype] = unit.to(dtype)
         return self._unit[device, dtype]
 
     def save(self, path: str | Path) -> Path:

@@ -221,24 +221,26 @@ def batches(tree: Tree, rows: Sequence[int], budget: Budget) -> tuple[Batch, ...
     for row in sorted(wanted):
         followers.setdefault(tree.donor[row], []).append(row)
     made: list[Batch] = []
+    waiting: list[tuple[list[int], int | None, list[int]]] = []  # rows, parent and the rows of that
 
-    def visit(members: Sequence[int], parent: int | None, of: Sequence[int]) -> None:
-        for group in _groups(members, tree, budget):
-            at = len(made)
-            children = [child for row in group for child in followers.get(row, ())]
-            made.append(
-                Batch(
-                    rows=tuple(group),
-                    start=min(tree.start[row] for row in group),
-                    end=max(len(tree.paths[row]) for row in group),
-                    parent=parent,
-                    donors=() if parent is None else tuple(of.index(tree.donor[r]) for r in group),
-                    keep=max((tree.start[child] for child in children), default=0),
-                )
+    def wait(members: Sequence[int], parent: int | None, above: list[int]) -> None:
+        waiting.extend((group, parent, above) for group in _groups(members, tree, budget)[::-1])
+
+    wait(followers.get(-1, []), None, [])
+    while waiting:
+        group, parent, above = waiting.pop()
+        children = [child for row in group for child in followers.get(row, ())]
+        made.append(
+            Batch(
+                rows=tuple(group),
+                start=min(tree.start[row] for row in group),
+                end=max(len(tree.paths[row]) for row in group),
+                parent=parent,
+                donors=() if parent is None else tuple(above.index(tree.donor[r]) for r in group),
+                keep=max((tree.start[child] for child in children), default=0),
             )
-            visit(children, at, group)
-
-    visit(followers.get(-1, []), None, ())
+        )
+        wait(children, len(made) - 1, group)
     return tuple(made)
 
 

@@ -290,7 +290,7 @@ def test_a_film_that_is_missing_or_damaged_is_left_out_alone(tmp_path, capsys, s
     after = several.shots("film", 99, real(tmp_path))
     assert {s.id for s in after} == {s.id for s in before} - {lost.id} and len(after) == 37
     told = capsys.readouterr().out
-    assert f"MVBench: 1 of 38 pictures cannot be read: {lost.id} (" in told
+    assert f"MVBench: 1 of 38 films cannot be read: {lost.id} (" in told
     assert "without its subtask state_change" not in told and lost.film in told
     assert "without its subtask fine_grained_pose, since" in told and "none of its films" in told
 
@@ -326,7 +326,7 @@ def test_of_the_hub_the_first_film_tells_whether_a_subtask_has_any(tmp_path, cap
     assert "without its subtask egocentric_navigation, since the first film drawn of it" in told
     assert "vlnqa/egocentric_navigation_" in told and len([p for p in asked if "vlnqa" in p]) == 1
     asked.clear()
-    with pytest.raises(RedlibError, match="MVBench: .* pictures cannot be read: .* over 1%"):
+    with pytest.raises(RedlibError, match="MVBench: .* films cannot be read: .* over 1%"):
         several.shots("film", 300, params)
     assert len(asked) < 140, "a lost connection was asked for every film"
 

@@ -255,9 +255,9 @@ def test_figures_of_the_evaluation():
     assert "50% of the answers shown are right with the kept tokens, 100% with all" in alt
     shown = pd.DataFrame({"patch": range(36), "score": scores, "kept": kept, "covered": 0.0})
     shown["prototype"] = rng.integers(0, 3, 36)
-    crops = {number: np.zeros((4, 4, 3)) for number in range(3)}
-    assert drawn(prune_figures.removed(VIEW, shown, crops, GRID)) > 5000
-    alt = texts(prune_figures.removed_note(shown, model="model-x", crops=crops))
+    origins = {number: (VIEW, 5 * number) for number in range(3)}
+    assert drawn(prune_figures.removed(VIEW, shown, origins, GRID)) > 5000
+    alt = texts(prune_figures.removed_note(shown, model="model-x", origins=origins))
     assert f"3 prototypes removed {int((~kept).sum())} tokens" in alt
     answers = answers_of(
         {("unpruned", 36): 0.9, ("none", 0): 0.1, ("ours", 8): 0.8, ("ours", 16): 0.8,

@@ -66,9 +66,9 @@ def test_it_prunes_and_no_other_is_built(begin, imported, capsys):
     assert {"ours", "random", "prumerge", "threshold"} < set(answers["method"])
     assert not codebooks.codebook_path(session).exists()
     shown = pruning.show(session, book, keep=4)
-    assert given.crops(session, book, shown.table) == {}, "nobody told where they come from"
+    assert given.origins(session, book, shown.table) == {}, "nobody told where they come from"
     figures.removed(shown.view, shown.table, {}, session.model.grid)
-    note = figures.removed_note(shown.table, model="any", crops={})
+    note = figures.removed_note(shown.table, model="any", origins={})
     told = min(6, shown.table.loc[~shown.table["kept"], "prototype"].nunique())
     assert f"Of {told} the patch is not known." in note["caption"]
 
@@ -105,9 +105,10 @@ def test_without_a_file_it_is_that_of_notebook_05(begin):
     assert codebooks.codebook_path(session).is_file() and session.ours == ""
     assert given.criteria(session, book, None) == book.criteria
     shown = pruning.show(session, book, keep=4).table
-    found, wanted = (f(session, book, shown) for f in (given.crops, pruning.prototype_crops))
+    found, wanted = (f(session, book, shown) for f in (given.origins, pruning.origins))
     assert found.keys() == wanted.keys() and len(found)
-    assert all((found[number] == wanted[number]).all() for number in wanted)
+    assert all(found[number].patch == wanted[number].patch for number in wanted)
+    assert all(found[number].view.tobytes() == wanted[number].view.tobytes() for number in wanted)
 
 
 def test_samples_are_built_under_the_thresholds_of_this_run(begin, imported):
@@ -128,7 +129,7 @@ def test_a_codebook_of_our_own_shows_what_it_can(begin, imported, tmp_path):
     table = pruning.show(session, read, keep=4).table.assign(
         kept=False, prototype=[0, 1, 2, 0, 1] * 5
     )
-    assert list(given.crops(session, read, table)) == [0]
+    assert list(given.origins(session, read, table)) == [0]
 
 
 @pytest.mark.parametrize(

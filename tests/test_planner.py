@@ -36,6 +36,14 @@ def budget_of_a_cpu(monkeypatch):
         monkeypatch.setattr(f"redlib.{module}.budget", lambda vlm, batch: FULL)
 
 
+def test_a_chain_of_thousands():
+    """Each path continues the one before by one token: no deeper than Python's own stack allows."""
+    chain = [np.arange(length) for length in range(3, 3000)]
+    made = plan(chain, shared=2, budget=Budget(1))
+    in_order(made)
+    assert made.tokens == 2 + len(chain) and len(made.batches) == len(chain)
+
+
 def prefixes(paths) -> int:
     """Distinct beginnings: what a trie of the paths has to compute, one token each."""
     return len({tuple(path[:n]) for path in paths for n in range(1, len(path) + 1)})

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from redlib.codebook import Codebook, Criteria
 from redlib.errors import RedlibError
@@ -17,6 +18,7 @@ from redlib.prune import (
     random_scores,
     redundancy,
 )
+from redlib.prune.scores import cosines
 
 
 def sample(shape, seed=0):
@@ -27,11 +29,11 @@ def test_redundancy_is_the_largest_cosine():
     tokens, prototypes = sample((7, 5)), sample((3, 5), seed=1)
     expected = []
     for t in tokens.tolist():
-        cosines = [
+        alike = [
             sum(a * b for a, b in zip(t, p, strict=True)) / (math.hypot(*t) * math.hypot(*p))
             for p in prototypes.tolist()
         ]
-        expected.append(max(cosines))
+        expected.append(max(alike))
     assert np.ptp(expected) > 0.1
     torch.testing.assert_close(redundancy(tokens, prototypes), torch.tensor(expected))
 
@@ -132,6 +134,19 @@ def test_bad_calibration():
             calibrate([torch.zeros(100)], budget)
     with pytest.raises(RedlibError, match="NaN"):
         calibrate([torch.full((10,), torch.nan)], 5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_keeps_two_bytes_a_number_and_the_cosines(dtype):
+    rng = np.random.default_rng(8)
+    vectors = torch.from_numpy(rng.normal(size=(130, 4096)) * rng.gamma(1.0, 50.0, (130, 1)))
+    tokens = torch.from_numpy(rng.normal(size=(2, 5, 4096))).to(dtype)
+    tokens[0, 0] = 3 * vectors[129].to(dtype)
+    book = Codebook(vectors.float(), ["x"] * 130, range(130), "model", "r", Criteria.paper())
+    exact = F.normalize(tokens.double(), dim=-1) @ F.normalize(vectors, dim=-1).T
+    torch.testing.assert_close(cosines(tokens, book).double(), exact, atol=2e-5, rtol=0)
+    assert [unit.nbytes for unit in book._unit.values()] == [codebook_bytes(130, 4096)]
+    assert codebook_bytes(130, 4096) == 130 * 4096 * 2
 
 
 def test_costs_of_section_5_3():

@@ -52,7 +52,8 @@ def test_omitted_and_invented_by_hand(scene, detail, word, said, omitted, invent
 def test_marks_by_hand(scene):
     text = (
         "cup teal huge top left, cup red huge, cup red, star green large, star blue large, "
-        "star blue large, skull, it shines, the word open, the word exit."
+        "star blue large, skull, it shines, the word open, the word exit. cup teal huge and red "
+        "small, star blue large and pink small."
     )
     assert describing.marked(text, scene) == [
         ("cup teal huge top left", "right"),  # places are not judged
@@ -65,6 +66,10 @@ def test_marks_by_hand(scene):
         ("it shines", "vague"),
         ("the word open", "right"),
         ("the word exit", "wrong"),
+        ("cup teal huge", "vague"),  # again
+        ("(cup) red small", "right"),
+        ("star blue large", "vague"),
+        ("(star) pink small", "wrong"),
     ]
     assert describing.left_out("cup teal huge, the word open", scene) == [
         "cup", "cup red", "cup small", "star", "star blue", "star large",

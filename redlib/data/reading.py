@@ -42,25 +42,26 @@ class Unreadable(Exception):
 
 
 class Skipped:
-    """The pictures of one data set that could not be read.
+    """The pictures or films of one data set that could not be read.
 
     Attributes:
         name: of the data set.
-        reasons: which picture -> why.
+        what: "pictures" or "films".
+        reasons: which of them -> why.
         read: how many could be read.
     """
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, what: str = "pictures") -> None:
+        self.name, self.what = name, what
         self.reasons: dict[str, str] = {}
         self.read = 0
 
     def add(self, which: str, why: str) -> None:
-        """Note a picture that could not be read, and why; named twice, it counts once."""
+        """Note one that could not be read, and why; named twice, it counts once."""
         self.reasons[which] = why
 
     def check(self) -> None:
-        """Raises RedlibError if several pictures, and over 1 % of those read, are damaged."""
+        """Raises RedlibError if several, and over 1 % of those read, are damaged."""
         seen = self.read + len(self.reasons)
         if len(self.reasons) > max(1, MOST_UNREADABLE * seen):
             raise RedlibError(
@@ -73,7 +74,7 @@ class Skipped:
         more = len(self.reasons) - 5
         tail = f" and {more} more" if more > 0 else ""
         return (
-            f"{len(self.reasons)} of {self.read + len(self.reasons)} pictures cannot be read: "
+            f"{len(self.reasons)} of {self.read + len(self.reasons)} {self.what} cannot be read: "
             f"{named}{tail}"
         )
 

@@ -111,8 +111,8 @@ def shots(name: str, limit: int, params: Params, *, part: str = "test") -> list[
     """
     if name not in SEVERAL:
         raise RedlibError(f"a set of several images is one of {', '.join(SEVERAL)}; got {name!r}")
-    skipped = Skipped(BENCHMARKS[name].name)
     films = name == "film"
+    skipped = Skipped(BENCHMARKS[name].name, "films" if films else "pictures")
     drawn = _films(params, part, limit, skipped) if films else _sets(name, params, part)
     found: list[Shots] = []
     for one in drawn:

@@ -39,7 +39,7 @@ def cut(view: Image.Image, grid: Grid, patch: int, *, around: int = 1) -> np.nda
     return np.asarray(canvas)
 
 
-def _show_cut(ax: Axes, pixels: np.ndarray, *, around: int, colour: str) -> None:
+def show_cut(ax: Axes, pixels: np.ndarray, *, around: int, colour: str) -> None:
     """A cut with a frame around the patch itself."""
     ax.imshow(pixels)
     side = pixels.shape[0] / (2 * around + 1)
@@ -113,7 +113,7 @@ def _sheet(figure, built: Built, views: Mapping[str, Image.Image], grid: Grid, *
         ax.axis("off")
     for ax, row in zip(axes.flat, chosen.iloc[take].itertuples(), strict=False):
         ax.axis("on")
-        _show_cut(ax, cut(views[row.image], grid, row.patch), around=1, colour=style.COLOURS["red"])
+        show_cut(ax, cut(views[row.image], grid, row.patch), around=1, colour=style.COLOURS["red"])
 
 
 def construction_note(rows: pd.DataFrame, built: Built, *, model: str) -> dict:
@@ -534,7 +534,7 @@ def contact_sheet(
             ax.axis("off")
         for ax, row in zip(line, part.iloc[take].itertuples(), strict=False):
             ax.axis("on")
-            _show_cut(
+            show_cut(
                 ax, cut(views[row.image], grid, row.patch), around=1, colour=style.COLOURS["red"]
             )
         line[0].text(

@@ -18,9 +18,10 @@ from matplotlib.patches import ConnectionPatch, Rectangle
 from PIL import Image
 
 from redlib.figures import style
+from redlib.figures.codebooks import cut, show_cut
 from redlib.geometry import Grid
 from redlib.prune import fastv, sparsevlm
-from redlib.study.pruning import KNOWING, METHODS, PAPER, layer_tokens
+from redlib.study.pruning import KNOWING, METHODS, PAPER, Origin, layer_tokens
 from redlib.tables import readable, with_interval
 
 _LOOK = {
@@ -138,7 +139,8 @@ def _short(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 3].rstrip() + "..."
 
 
-_SHOWN_PROTOTYPES = 6
+_SHOWN_PROTOTYPES, _AROUND = 6, 2
+"""Prototypes, and how many patches around each one's own."""
 
 
 def _leading(shown: pd.DataFrame) -> list[int]:
@@ -149,11 +151,11 @@ def _leading(shown: pd.DataFrame) -> list[int]:
 
 @style.styled
 def removed(
-    image: Image.Image, shown: pd.DataFrame, crops: dict[int, np.ndarray], grid: Grid
+    image: Image.Image, shown: pd.DataFrame, origins: dict[int, Origin], grid: Grid
 ) -> Figure:
     """Which prototype removed which patch; shown: table of `study.pruning.Shown`.
 
-    crops: pixels around the patch that each shown prototype comes from, where that is known.
+    origins: where the shown prototypes come from, of each whose patch is known.
     """
     leading = _leading(shown)
     figure = style.figure(9.6, 4.4)
@@ -174,8 +176,10 @@ def removed(
     for ax in cells:
         ax.axis("off")
     for ax, number in zip(cells, leading, strict=False):
-        if number in crops:
-            ax.imshow(crops[number])
+        if number in origins:
+            view, patch = origins[number]
+            pixels = cut(view, grid, patch, around=_AROUND)
+            show_cut(ax, pixels, around=_AROUND, colour=style.COLOURS["black"])
         else:
             ax.text(0.5, 0.5, "patch not known", ha="center", va="center", transform=ax.transAxes)
         ax.axis("on")
@@ -188,12 +192,12 @@ def removed(
     return figure
 
 
-def removed_note(shown: pd.DataFrame, *, model: str, crops: dict[int, np.ndarray]) -> dict:
-    """crops: as in `removed`."""
+def removed_note(shown: pd.DataFrame, *, model: str, origins: dict[int, Origin]) -> dict:
+    """origins: as in `removed`."""
     gone = shown[~shown["kept"]]
     counts = gone["prototype"].value_counts()
     leading = counts.iloc[:_SHOWN_PROTOTYPES].sum()
-    unknown = len(set(_leading(shown)) - crops.keys())
+    unknown = len(set(_leading(shown)) - origins.keys())
     absent = f" Of {unknown} the patch is not known." if unknown else ""
     bare = f"; {(gone['covered'] == 0).mean():.0%} of what was removed shows no object"
     if gone["covered"].isna().all():
@@ -202,14 +206,14 @@ def removed_note(shown: pd.DataFrame, *, model: str, crops: dict[int, np.ndarray
         "title": "Which prototype removed which patch",
         "caption": (
             f"The {len(gone)} removed tokens of one test scene, in the colour of the prototype "
-            "that each is most similar to; grey: of other prototypes. Right, the patches (with "
-            f"their surroundings) that the {min(len(counts), _SHOWN_PROTOTYPES)} foremost of them "
-            f"come from, in training scenes.{absent} Drawn with {model}; the paper shows no such "
+            "that each is most similar to; grey: of other prototypes. Right, framed, the patches "
+            f"that the {min(len(counts), _SHOWN_PROTOTYPES)} foremost of them come from, in "
+            f"training scenes.{absent} Drawn with {model}; the paper shows no such "
             "picture."
         ),
         "reading": (
             "Redundancy is bare ground if the removed tokens and the patches of their prototypes "
-            "show grounds. A prototype with an object in its middle is a mistake of the codebook."
+            "show grounds. A prototype with an object in its frame is a mistake of the codebook."
         ),
         "alt": (
             f"{len(counts)} prototypes removed {len(gone)} tokens, the foremost shown "

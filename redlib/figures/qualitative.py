@@ -30,6 +30,7 @@ from redlib.study.describing import (
 )
 from redlib.study.qualitative import CATEGORIES, METHODS, OBJECTS, START, Example
 from redlib.study.spotting import counted
+from redlib.study.verdict import bounds
 from redlib.tables import readable
 from redlib.tabletop.pairs import clause, differences_named
 from redlib.tabletop.pairs import redraw as redraw_pair
@@ -354,8 +355,7 @@ def spotted_note(changed: pd.DataFrame, *, model: str) -> dict:
 
 
 def _points(row: object) -> str:
-    change, low, high = (100 * value for value in (row.change, row.low, row.high))
-    return f"{change:+z.1f} points ({low:+z.1f} to {high:+z.1f})"
+    return f"{100 * row.change:+z.1f} points ({bounds(row.low, row.high)})"
 
 
 def _below(ax: Axes, text: str, *, line: int = 0, tint: str = "black") -> None:

@@ -31,7 +31,7 @@ from redlib.notebook import Session
 from redlib.study import LEAST_IMAGES, codebooks
 from redlib.study.ablation import RANDOM
 from redlib.study.judged import Scored
-from redlib.study.verdict import Verdict
+from redlib.study.verdict import Verdict, bounds
 
 OURS = "ours"
 
@@ -189,8 +189,7 @@ def verdict(frame: pd.DataFrame) -> Verdict:
     if rows["images"].min() >= LEAST_IMAGES:
         holds = True if (rows["low"] > 0).all() else False if (rows["high"] < 0).any() else None
     each = (
-        f"{NAMES[row.method]} {100 * row.ahead:+z.1f} "
-        f"({100 * row.low:+z.1f} to {100 * row.high:+z.1f})"
+        f"{NAMES[row.method]} {100 * row.ahead:+z.1f} ({bounds(row.low, row.high)})"
         for row in rows.itertuples()
     )
     first = rows.iloc[0]

@@ -33,7 +33,7 @@ from redlib.params import Params
 from redlib.study import LEAST_IMAGES
 from redlib.study.asking import identity
 from redlib.study.qualitative import OBJECTS, SORTS, START, drawn
-from redlib.study.verdict import Verdict, untold
+from redlib.study.verdict import Verdict, bounds, untold
 from redlib.tabletop import Scene
 from redlib.tabletop.questions import DETAIL
 
@@ -197,7 +197,7 @@ def verdicts(changed: pd.DataFrame | None) -> list[Verdict]:
                 statement,
                 holds if row["images"] >= LEAST_IMAGES else None,
                 f"tuples {kind} per true tuple: {numbers}; change {100 * row['change']:+z.1f} "
-                f"points (95% interval {100 * row['low']:+z.1f} to {100 * row['high']:+z.1f}), "
+                f"points (95% interval {bounds(row['low'], row['high'])}), "
                 f"{row['images']:.0f} images, {row['tokens']:.0f} tokens kept",
                 f"Figure {_FIGURE[sort]}",
             )
@@ -214,7 +214,8 @@ def marked(text: str, scene: Scene) -> list[tuple[str, str]]:
     vague   the rest: nothing in it is false, but it leaves out colour or size, joins two objects in
             one, says again what was said, or says nothing that the truth could decide
 
-    Places are not judged, since the graph holds none.
+    Places are not judged, since the graph holds none. A phrase behind "and" that leaves out its
+    noun has it in brackets: "(cow) pink small".
     """
     graph = captions.truth(scene, CAPTIONS[0])
     left = Counter(_whole(scene))
@@ -228,7 +229,9 @@ def marked(text: str, scene: Scene) -> list[tuple[str, str]]:
             mark_ = RIGHT
         else:
             mark_ = VAGUE
-        found.append((phrase.text, mark_))
+        noun = phrase.graph[0][0] if phrase.graph else ""
+        elided = noun and noun not in phrase.text.split()
+        found.append((f"({noun}) {phrase.text}" if elided else phrase.text, mark_))
     return found
 
 

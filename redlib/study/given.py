@@ -21,7 +21,6 @@ compares, can only be built under this run's thresholds, not under those of the 
 from contextlib import suppress
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from redlib.codebook import Codebook, Criteria
@@ -97,9 +96,8 @@ def criteria(session: Session, book: Codebook, table: pd.DataFrame) -> Criteria:
     return codebooks.criteria_of(session, grid.iloc[0])
 
 
-def crops(session: Session, book: Codebook, shown: pd.DataFrame) -> dict[int, np.ndarray]:
-    """`pruning.prototype_crops` of those prototypes whose patch is told and whose image is at hand;
-    pixels (h, w, 3) by the prototype's number.
+def origins(session: Session, book: Codebook, shown: pd.DataFrame) -> dict[int, pruning.Origin]:
+    """`pruning.origins` of those prototypes whose patch is told and whose image is at hand.
 
     shown: the table of `pruning.Shown`.
     """
@@ -117,4 +115,4 @@ def crops(session: Session, book: Codebook, shown: pd.DataFrame) -> dict[int, np
 
     found = shown.loc[~shown["kept"], "prototype"].unique()
     of = [number for number in found if known(int(number))]
-    return pruning.prototype_crops(session, book, shown[shown["prototype"].isin(of)])
+    return pruning.origins(session, book, shown[shown["prototype"].isin(of)])

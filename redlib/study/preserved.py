@@ -25,7 +25,7 @@ from redlib.study.ablation import NOTHING, kept_tokens
 from redlib.study.asking import exam
 from redlib.study.pruning import INFORMATIVE
 from redlib.study.qualitative import mask
-from redlib.study.verdict import Verdict, above, percent, untold
+from redlib.study.verdict import Verdict, above, bounds, percent, untold
 from redlib.tabletop.world import redraw
 
 ALL_TEXT = 0.95
@@ -76,8 +76,8 @@ def criterion_verdict(kept: pd.DataFrame, *, resamples: int, seed: int) -> Verdi
         statement,
         above(found, 0),
         f"{percent(with_)} with it, {percent(without)} without; difference "
-        f"{100 * found.mean:+.1f} percentage points (95% interval {100 * found.low:+.1f} to "
-        f"{100 * found.high:+.1f}) over {found.clusters} test images",
+        f"{100 * found.mean:+z.1f} percentage points (95% interval "
+        f"{bounds(found.low, found.high)}) over {found.clusters} test images",
         "Section 8.1",
     )
 

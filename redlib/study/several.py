@@ -41,6 +41,7 @@ from redlib.notebook import MEASURING, Session
 from redlib.params import Params
 from redlib.prune import calibrate
 from redlib.study import LEAST_IMAGES
+from redlib.study.verdict import bounds
 from redlib.tabletop.films import SUBTASKS, Film, film_questions, films
 from redlib.tabletop.pairs import KINDS, Pair, pairs
 
@@ -404,8 +405,7 @@ def conclusion(answers: pd.DataFrame, *, resamples: int = 2000, seed: int = 0) -
 
 
 def _points(found: Interval) -> str:
-    mean, low, high = (100 * value for value in (found.mean, found.low, found.high))
-    return f"{mean:+z.1f} points (95% interval {low:+z.1f} to {high:+z.1f})"
+    return f"{100 * found.mean:+z.1f} points (95% interval {bounds(found.low, found.high)})"
 
 
 def _percent(row: pd.Series) -> str:

@@ -71,6 +71,20 @@ def percent(found: Interval) -> str:
     return f"{found.mean:.0%} (95% interval {found.low:.0%} to {found.high:.0%})"
 
 
+def bounds(low: float, high: float) -> str:
+    """The ends of an interval of differences of shares, in percentage points, e.g. "+1.8 to +5.3".
+
+    What is not zero does not read as zero: +0.04 stays, since a claim may hold by it.
+    """
+    return f"{_end(100 * low)} to {_end(100 * high)}"
+
+
+def _end(points: float) -> str:
+    rounded = f"{points:+z.1f}"
+    lost = rounded == "+0.0" and abs(points) > 1e-9  # below it, the rounding of a sum
+    return f"{points:+.1g}" if lost else rounded
+
+
 def number(found: Interval, digits: int = 2) -> str:
     """An interval of plain numbers, e.g. "0.31 (95% interval 0.22 to 0.40)"."""
     mean, low, high = (f"{value:.{digits}f}" for value in (found.mean, found.low, found.high))

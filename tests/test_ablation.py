@@ -8,7 +8,9 @@ import pytest
 import torch
 from test_study import Stage
 
+from redlib.bench import Interval
 from redlib.codebook import Codebook, Criteria
+from redlib.figures import ablation as figures
 from redlib.study import ablation, judged
 from redlib.study.asking import FIVE, FIVE_TASKS
 from redlib.study.ledger import ledger
@@ -162,7 +164,40 @@ def test_every_codebook_keeps_its_own_tokens(tmp_path, tiny_vlm, monkeypatch):
     assert ablation.judge(stage, "table-3", books, draws=2, limit=1).equals(answers)
 
 
+def test_a_difference_of_nothing_is_told_as_such():
+    row = pd.Series({"share": 0.9, "low": 0.0, "high": 0.0, "lost": 0.0})
+    assert figures.points(row, "lost", "low", "high", "+") == "no image differs"
+    row = pd.Series({"lost": 0.012, "low": 0.00018, "high": 0.02})
+    assert figures.points(row, "lost", "low", "high", "+") == "+1.2 [+0.02 to +2.0]"
+    assert figures.points(row, "lost", "low", "high", "") == "1.2 [0.0, 2.0]"
+    assert figures.points(row * np.nan, "lost", "low", "high", "+") == "-"
+
+
 def test_rows_are_named_as_the_paper_names_them():
     built = {name: SimpleNamespace(codebook=name) for name in "abcde"} | {"f": None}
     found = ablation.ablated(built)
     assert found == dict(zip(ROWS, [*"abcde", None], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("worst", "images", "holds"),
+    [((0.01, 0.03), 20, True), ((-0.01, 0.03), 20, None), ((-0.03, -0.01), 20, False),
+     ((0.01, 0.03), 9, None)],
+)  # fmt: skip
+def test_tau_prob_must_cost_more_than_each_of_the_others(worst, images, holds):
+    """By the share of a codebook without another criterion minus that without tau_prob."""
+    ends = {"tau_jsd": (0.02, 0.04), "tau_out": worst, "tau_in": (0.02, 0.04)}
+
+    def gap(first, second):
+        assert second == "tau_prob"
+        low, high = ends[first]
+        return Interval((low + high) / 2, low, high, 100, images)
+
+    books = dict.fromkeys(["nothing", "tau_prob", *ends, "images"])
+    found = judged.most_verdict(SimpleNamespace(gap=gap, questions=100, images=images), books)
+    assert found.holds is holds
+    low, high = (f"{100 * end:+.1f}" for end in worst)
+    assert f"than without tau_out {50 * sum(worst):+.1f} ({low} to {high})" in found.evidence
+    ends["tau_in"] = (np.nan, np.nan)
+    unknown = judged.most_verdict(SimpleNamespace(gap=gap, questions=100, images=images), books)
+    assert unknown.holds is None and "has no prototype" in unknown.evidence

@@ -176,10 +176,10 @@ def test_leave_one_out(picture, table, sampled, candidates) -> None:
         probes.contrast(picture, sampled, pair, candidates, GRID),
         probe_notes.contrast(VLM, sampled, pair),
     )
-    check(
-        probes.token_against_region(picture, sampled, table, GRID),
-        probe_notes.token_against_region(VLM, table, (3.0, 2.0, 4.0)),
-    )
+    other = sampled.assign(image="test-2")  # not the first of the table
+    note = probe_notes.token_against_region(VLM, other, table, (3.0, 2.0, 4.0))
+    check(probes.token_against_region(picture, other, table, GRID), note)
+    assert "Left: test-2," in note["caption"]
 
 
 def test_definitions(table) -> None:

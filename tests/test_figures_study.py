@@ -15,12 +15,14 @@ from test_scoring import answers_of
 from redlib.clustering import cluster_tokens
 from redlib.codebook import Codebook, Criteria
 from redlib.figures import codebooks as book_figures
+from redlib.figures import falloff, walk
 from redlib.figures import pruning as prune_figures
 from redlib.figures import study as study_figures
+from redlib.figures.veil import greyed
 from redlib.geometry import Grid
 from redlib.params import _Pruner
 from redlib.prune import METHODS
-from redlib.study import codebooks, maps, patches, pruning, scoring
+from redlib.study import codebooks, maps, patches, pruning, savings, scoring
 
 GRID = Grid(6, 6)
 VIEW = Image.fromarray(
@@ -36,7 +38,7 @@ def drawn(figure: Figure) -> int:
 
 
 def _six_layers() -> SimpleNamespace:
-    """Six layers of four parameters, as much of a model as `pruning.with_reading` asks for."""
+    """Six layers of four parameters, as much of a model as `savings.with_reading` asks for."""
     layers = torch.nn.ModuleList(torch.nn.Linear(4, 1, bias=False) for _ in range(6))
     return SimpleNamespace(decoder=SimpleNamespace(layers=layers))
 
@@ -124,6 +126,10 @@ def test_areas_and_levels_with_and_without_covered_patches(study, enough):
     alt = texts(study_figures.areas_note(areas, model="model-x"))
     assert ("not measurable" in alt) is not enough
     texts(study_figures.levels_note(levels, model="model-x"))
+    scarce = study_figures.levels(levels.assign(positives=4))
+    assert drawn(scarce) > 3000
+    hatched = sum(len(ax.patches) for ax in scarce.axes[:3])
+    assert hatched == levels["auroc"].notna().sum() and (hatched > 0) is enough
 
 
 @pytest.fixture(scope="module")
@@ -176,10 +182,14 @@ def test_figures_of_the_codebook(built):
             "jsd_final": np.where(rng.random(36) < 0.5, np.nan, 0.5),
         }
     )
-    assert drawn(book_figures.construction(rows, built, views, GRID)) > 5000
-    assert "21 become prototypes" in texts(
-        book_figures.construction_note(rows, built, model="model-x")
-    )
+    figure = book_figures.construction(rows, built, views, GRID)
+    assert drawn(figure) > 5000
+    alt = texts(book_figures.construction_note(rows, built, model="model-x"))
+    computed = int(rows["jsd_final"].notna().sum())
+    assert "21 become prototypes" in alt and f"tau_jsd {computed} of {computed} computed" in alt
+    titles = [ax.get_title("center") for ax in figure.subfigs[0].axes]
+    assert titles[3].endswith(f"tau_jsd: {computed}\nof {computed} computed")
+    assert not any("computed" in title for title in titles[:3])
     placed = built.candidates.assign(x=rng.normal(size=24), y=rng.normal(size=24))
     assert drawn(book_figures.candidate_map(placed, tau_in=4)) > 3000
     assert "21 of 24 candidates" in texts(
@@ -199,18 +209,21 @@ def test_stages_table_sums_forwards(built):
     assert "global 24" in alt and "34.0%" in alt and "44.8%" in alt
 
 
-def test_a_cut_at_the_border_is_filled_with_white():
+def test_a_cut_at_the_border_is_filled_with_grey():
     pixels = book_figures.cut(VIEW, GRID, 0)
     assert pixels.shape == (42, 42, 3)
-    assert (pixels[:14] == 255).all() and (pixels[:, :14] == 255).all()
+    assert (pixels[:14] == 217).all() and (pixels[:, :14] == 217).all()
     assert np.array_equal(pixels[14:28, 14:28], np.asarray(VIEW)[:14, :14])
 
 
 def test_token_map_grid_and_odds():
     rng = np.random.default_rng(4)
     rows = pd.DataFrame(rng.random((36, 4)), columns=["x", "y", "top1_head", "cls_similarity"])
-    rows["image"], rows["word"] = "test-0", "cup"
-    assert drawn(book_figures.token_map(rows, low=0.2)) > 5000
+    rows["image"] = "test-0"
+    rows["word"] = np.where(rows["top1_head"] < 0.5, "unsure", "cup")
+    figure = book_figures.token_map(rows, low=0.2)
+    assert drawn(figure) > 5000
+    assert {text.get_text() for text in figure.axes[0].texts} == {"cup"}
     n = int((rows["top1_head"] < 0.2).sum())
     assert f"{n} of 36 tokens" in texts(book_figures.token_map_note(rows, low=0.2, model="model-x"))
     scores = pd.DataFrame(
@@ -218,19 +231,27 @@ def test_token_map_grid_and_odds():
             "setting": ["1", "2", "3", "unpruned", "random"],
             "tau_prob": [0.1, 0.2, 0.2, np.nan, np.nan],
             "tau_out": [8, 8, 24, np.nan, np.nan],
+            "tau_jsd": [1e-4, 1e-3, 1e-3, np.nan, np.nan],
+            "tau_in": [6, 6, 6, np.nan, np.nan],
+            "tau_prob_entry": [0.1, np.nan, np.nan, np.nan, np.nan],
             "prototypes": [100, 300, 0, np.nan, np.nan],
-            "mean": [0.5, 0.6, np.nan, 0.9, 0.55],
+            "mean": [0.7, 0.6, np.nan, 0.9, 0.55],
         }
     )
     assert drawn(book_figures.grid_scores(scores, 1)) > 3000
-    alt = texts(book_figures.grid_note(scores, 1, model="model-x", images=4))
-    assert "chosen 0.600 with 300 prototypes" in alt
+    note = book_figures.grid_note(scores, 1, model="model-x", images=4)
+    assert "chosen 60.0% with 300 prototypes" in texts(note)
+    assert "fewer than that (1)" in note["caption"] and "tau_jsd also varies" in note["caption"]
     table = pd.DataFrame(rng.random((400, 1)), columns=["top1_head"])
     table["image"] = np.repeat(np.arange(10), 40)
     for centres in maps.CENTRES:
         table[f"size_{centres}"] = rng.integers(1, 30, 400) * 8 // centres
     found = maps.odds_ratios(table, bounds=[(0.3, 8), (0.5, 24)], resamples=50)
     assert drawn(book_figures.odds(found)) > 3000
+    assert "triangle" not in book_figures.odds_note(found, model="model-x")["caption"]
+    none = found.assign(odds_ratio=0.0, low=0.0)
+    assert drawn(book_figures.odds(none)) > 3000
+    assert "A triangle" in book_figures.odds_note(none, model="model-x")["caption"]
     assert f"{found['odds_ratio'].iloc[1]:.2f}" in texts(
         book_figures.odds_note(found, model="model-x")
     )
@@ -250,14 +271,18 @@ def test_figures_of_the_evaluation():
         }
     )
     scores = rng.random(36)
-    assert drawn(prune_figures.pipeline(VIEW, scores, kept, shown, GRID)) > 5000
-    alt = texts(prune_figures.pipeline_note(scores, kept, rng.random(36), shown, model="model-x"))
+    assert drawn(walk.pipeline(VIEW, scores, kept, shown, GRID)) > 5000
+    alt = texts(walk.pipeline_note(scores, kept, rng.random(36), shown, model="model-x"))
     assert "50% of the answers shown are right with the kept tokens, 100% with all" in alt
+    note = walk.pipeline_note(
+        scores, kept, rng.random(36), shown.iloc[:1], model="model-x"
+    )  # fmt: skip
+    assert "(a tick: right)" in note["caption"]  # no answer shown is wrong
     shown = pd.DataFrame({"patch": range(36), "score": scores, "kept": kept, "covered": 0.0})
     shown["prototype"] = rng.integers(0, 3, 36)
     origins = {number: (VIEW, 5 * number) for number in range(3)}
-    assert drawn(prune_figures.removed(VIEW, shown, origins, GRID)) > 5000
-    alt = texts(prune_figures.removed_note(shown, model="model-x", origins=origins))
+    assert drawn(walk.removed(VIEW, shown, origins, GRID)) > 5000
+    alt = texts(walk.removed_note(shown, model="model-x", origins=origins))
     assert f"3 prototypes removed {int((~kept).sum())} tokens" in alt
     answers = answers_of(
         {("unpruned", 36): 0.9, ("none", 0): 0.1, ("ours", 8): 0.8, ("ours", 16): 0.8,
@@ -265,36 +290,44 @@ def test_figures_of_the_evaluation():
         rng,
     )  # fmt: skip
     summary, shares = (f(answers, resamples=50) for f in (scoring.scores, scoring.shares))
-    figure = prune_figures.curve(shares)
+    figure = falloff.curve(shares)
     assert drawn(figure) > 3000
-    left, right = (ax.get_legend_handles_labels()[1] for ax in figure.axes)
-    assert [name for name in left if "token" not in name] == [
+    left, right = figure.axes
+    assert [name for name in left.get_legend_handles_labels()[1] if "token" not in name] == [
         "Ours, R lowest", "PruMerge", "FastV", "Random",
     ]  # fmt: skip
-    assert [name for name in right if "token" not in name] == ["Ours, R lowest", "Oracle"]
-    alone = prune_figures.curve(shares[shares["method"] != "oracle"])
+    assert [text.get_text() for text in right.texts] == ["Ours, R lowest", "Oracle"]
+    alone = falloff.curve(shares[shares["method"] != "oracle"])
     assert len(alone.axes) == 1 and len(alone.legends) == 1
+    once = shares[shares["tokens"].isin([0, 8])]
+    dots = falloff.curve(once)
+    assert drawn(dots) > 3000
+    assert [tick.get_text() for tick in dots.axes[0].get_yticklabels()] == [
+        "Ours, R lowest", "PruMerge", "Random", "Oracle",
+    ]  # fmt: skip
+    note = falloff.curve_note(once, model="model-x", depth=6, size=36)
+    assert "sideways" not in " ".join(note.values()) and "on the left" not in note["caption"]
     at = shares.set_index(["method", "tokens", "task"])["share"]
-    note = prune_figures.curve_note(shares, model="model-x", depth=6, size=36)
+    note = falloff.curve_note(shares, model="model-x", depth=6, size=36)
     assert f"PruMerge: {at['prumerge', 8, 'mean']:.0%} at 8" in texts(note)
     assert f"Oracle: {at['oracle', 8, 'mean']:.0%} at 8" in note["alt"]
     assert "Dashed: the masks" in note["caption"]
     photographs = shares[shares["method"] != "oracle"]
-    note_of = prune_figures.curve_note(photographs, model="model-x", depth=6, size=36)
+    note_of = falloff.curve_note(photographs, model="model-x", depth=6, size=36)
     assert "Dashed" not in note_of["caption"]
     read = [36, 36, 16, 16, 16, 16]  # by six layers
     assert f"at 16 tokens a layer reads {np.mean(read):.0f} on average" in note["caption"]
     sparse = shares[shares["method"] == "fastv"].assign(method="sparsevlm", tokens=8)
     both = pd.concat([shares, sparse])
-    note = prune_figures.curve_note(both, model="model-x", depth=6, size=36)
+    note = falloff.curve_note(both, model="model-x", depth=6, size=36)
     read = [36, 36, 22, 13, 8, 8]
     assert f"at 8 a layer reads {np.mean(read):.0f} on average" in note["caption"]
-    summary = pruning.with_reading(summary, _six_layers())
+    summary = savings.with_reading(summary, _six_layers())
     assert (summary["prefill"] == 2 * 4 * 6 * 1e-6 * summary["layer_tokens"]).all()
     read = summary.set_index(["method", "tokens"])["layer_tokens"]
     assert read["fastv", 16].iloc[0] == np.mean([36, 36, 16, 16, 16, 16])
     assert read["ours", 8].iloc[0] == 8
-    assert pruning.layer_tokens("sparsevlm", 36, 8, 6) == np.mean([36, 36, 22, 13, 8, 8])
+    assert savings.layer_tokens("sparsevlm", 36, 8, 6) == np.mean([36, 36, 22, 13, 8, 8])
     table = prune_figures.accuracy_table(summary, shares)
     assert table["Method"].tolist() == [
         "all tokens", "Ours, R lowest", "FastV", "Ours, R lowest", "PruMerge", "Random",
@@ -307,12 +340,15 @@ def test_figures_of_the_evaluation():
     tiled = pd.concat([summary, summary.assign(setting="split")])
     assert "With five tiles FastV keeps" in prune_figures.accuracy_note(tiled, **about)["caption"]
     found = scoring.informative(answers, resamples=20)
-    assert drawn(prune_figures.informative(found, shares)) > 3000
-    points = prune_figures.informative_table(found, shares)
+    assert drawn(falloff.informative(found, shares)) > 3000
+    points = falloff.informative_table(found, shares)
     assert len(points) == 6 and points["share"].notna().all()
-    assert f"over {len(points)} methods" in texts(
-        prune_figures.informative_note(found, shares, model="model-x")
-    )
+    note = falloff.informative_note(found, shares, model="model-x")
+    assert "Random at 8" in texts(note) and "correlation" not in note["alt"]  # of six points
+    more = pd.concat([found, found.assign(tokens=found["tokens"] + 1)])
+    shares_of_more = pd.concat([shares, shares.assign(tokens=shares["tokens"] + 1)])
+    alt = texts(falloff.informative_note(more, shares_of_more, model="model-x"))
+    assert "Rank correlation" in alt and "over 12 methods" in alt
     for name, readable, rows in (
         ("shares", prune_figures.shares_table, shares),
         ("rivals", prune_figures.rivals_table, scoring.rivals(answers, resamples=20)),
@@ -325,16 +361,43 @@ def test_figures_of_the_evaluation():
         assert len(shown) and texts(prune_figures.note(name, shown, model="model-x"))
     table = pd.DataFrame(
         {
-            "task": ["pope", "mean"],
-            "difference": [0.1, -0.02],
-            "low": [0, -0.1],
-            "high": [0.2, 0.1],
-            "n": [10, 30],
+            "task": ["pope", "mmb", "mean"],
+            "difference": [0.1, 0, -0.02],
+            "low": [0, 0, -0.1],
+            "high": [0.2, 0, 0.00018],
+            "n": [10, 40, 50],
+            "images": [9, 10, 19],
         }
     )
-    assert drawn(prune_figures.differences({8: table, 16: table})) > 3000
-    assert "at 8 tokens -2.0 points" in texts(
-        prune_figures.differences_note({8: table}, model="model-x", seeds=3)
-    )
+    figure = prune_figures.differences({8: table, 16: table})
+    assert drawn(figure) > 3000
+    assert [len(ax.containers) for ax in figure.axes] == [2, 2]  # nine images have no interval
+    assert [text.get_text() for text in figure.axes[0].texts] == ["no image differs"]
+    note = prune_figures.differences_note({8: table}, model="model-x", seeds=3)
+    assert "at 8 tokens -2.0 points (-10.0 to +0.02)" in texts(note)
+    assert "Hollow" in note["caption"] and "NoCaps" not in note["caption"]
+    many = prune_figures.differences_note({8: table.iloc[1:]}, model="model-x", seeds=3)
+    assert "Hollow" not in many["caption"]
     assert set(summary["method"]) <= set(pruning.METHODS)
     assert set(get_args(_Pruner)) == set(METHODS) - {"codebook", "random"}
+
+
+def test_names_of_lines_are_pushed_apart_in_their_order():
+    moved = falloff._apart([5, 1, 5, 9], 2)
+    assert moved.tolist() == [4, 1, 6, 9]
+    assert falloff._apart([0, 3], 2).tolist() == [0, 3]
+
+
+def test_what_is_asked_is_told_without_the_instruction():
+    text = "Which object is it?\nA. cup\nB. cow\nAnswer with the option's letter."
+    assert walk._asked(text) == "Which object is it? A. cup B. cow"
+    assert walk._asked("Is it? Please answer yes or no.") == "Is it?"
+
+
+def test_kept_patches_keep_their_colour():
+    kept = np.arange(36) == 7
+    ax = Figure().subplots()
+    greyed(ax, VIEW, kept, GRID)
+    over = np.asarray(ax.images[-1].get_array())
+    assert over.shape == (84, 84, 4) and (over[14:28, 14:28, 3] == 0).all()
+    assert over[..., 3].sum() == 84 * 84 - 14 * 14

@@ -13,10 +13,10 @@ from redlib import batch
 from redlib.__main__ import main
 from redlib.codebook import Codebook, Criteria
 from redlib.errors import RedlibError
-from redlib.figures import pruning as figures
+from redlib.figures import walk as figures
 from redlib.notebook import Session
 from redlib.params import Params
-from redlib.study import codebooks, comparison, given, pruning
+from redlib.study import codebooks, comparison, given, pipeline, pruning
 from redlib.tabletop import scenes
 
 SMALL = {
@@ -65,7 +65,7 @@ def test_it_prunes_and_no_other_is_built(begin, imported, capsys):
     answers = pruning.answer_images(session, book, pruning.thresholds(session, book))
     assert {"ours", "random", "prumerge", "threshold"} < set(answers["method"])
     assert not codebooks.codebook_path(session).exists()
-    shown = pruning.show(session, book, keep=4)
+    shown = pipeline.show(session, book, keep=4)
     assert given.origins(session, book, shown.table) == {}, "nobody told where they come from"
     figures.removed(shown.view, shown.table, {}, session.model.grid)
     note = figures.removed_note(shown.table, model="any", origins={})
@@ -104,8 +104,8 @@ def test_without_a_file_it_is_that_of_notebook_05(begin):
     book = given.codebook(session)
     assert codebooks.codebook_path(session).is_file() and session.ours == ""
     assert given.criteria(session, book, None) == book.criteria
-    shown = pruning.show(session, book, keep=4).table
-    found, wanted = (f(session, book, shown) for f in (given.origins, pruning.origins))
+    shown = pipeline.show(session, book, keep=4).table
+    found, wanted = (f(session, book, shown) for f in (given.origins, pipeline.origins))
     assert found.keys() == wanted.keys() and len(found)
     assert all(found[number].patch == wanted[number].patch for number in wanted)
     assert all(found[number].view.tobytes() == wanted[number].view.tobytes() for number in wanted)
@@ -126,7 +126,7 @@ def test_a_codebook_of_our_own_shows_what_it_can(begin, imported, tmp_path):
     own = Codebook(book.vectors, names, range(10), book.model, book.revision, book.criteria)
     session = begin(own.save(tmp_path / "own.safetensors"))
     read = given.codebook(session)
-    table = pruning.show(session, read, keep=4).table.assign(
+    table = pipeline.show(session, read, keep=4).table.assign(
         kept=False, prototype=[0, 1, 2, 0, 1] * 5
     )
     assert list(given.origins(session, read, table)) == [0]

@@ -198,16 +198,16 @@ def test_the_interval_decides(tmp_path, low, high, verdict):
     frame = pd.DataFrame([row | {"low": low, "high": high}, other | {"low": 0, "high": 0.2}])
     found = _verdict(_run(tmp_path, frame), "llava-1.5-64")
     assert found["verdict"] == verdict
-    assert found["measured"] == "share 0.9"
+    assert found["measured"] == "90% of the unpruned score"
     assert found["run"] == "a run"
     assert (found["needs"] == "") is (verdict in ("holds", "does not hold"))
     if low == low:
-        assert found["interval"] == f"{low:.3g} to {high:.3g}"
+        assert found["interval"] == f"{100 * low:.3g} to {100 * high:.3g}%"
 
 
 def test_an_end_on_the_bound_leaves_it_open_and_is_not_printed_as_the_bound(tmp_path):
     row = {"setting": "base", "method": "random", "tokens": 144, "task": "multi-image"}
-    for high, interval in ((1.0, "0.954 to 1"), (1.0024, "0.954 to 1.002")):
+    for high, interval in ((1.0, "95.4 to 100%"), (1.0024, "95.4 to 100.2%")):
         frame = pd.DataFrame([row | {"share": 0.97, "low": 0.954, "high": high}])
         folder = _run(tmp_path, frame, model="tiny-llava-onevision")
         found = _verdict(folder, "multi-image-random")
@@ -215,26 +215,28 @@ def test_an_end_on_the_bound_leaves_it_open_and_is_not_printed_as_the_bound(tmp_
 
 
 def test_what_one_run_leaves_open_another_may_decide(tmp_path):
-    frame = pd.DataFrame({"centres": [8], "bound": "top-1 below 0.1, cluster below 8"})
-    wide = frame.assign(odds_ratio=1.5, low=0.5, high=3.0, images=20)
-    first = _run(tmp_path / "next", wide, "outliers", model="tiny-llava-next")
-    clear = frame.assign(odds_ratio=0.5, low=0.2, high=0.8, images=20)
-    second = _run(tmp_path / "1.5", clear, "outliers")
-    found = ledger({"one": second, "two": first}).set_index("id").loc["outliers"]
+    frame = pd.DataFrame({"left_out": ["images"], "tokens": 64, "over_random": 0.0})
+    wide = frame.assign(lost=0.05, low=-0.05, high=0.3, images=20)
+    first = _run(tmp_path / "next", wide, "ablation", model="tiny-llava-next")
+    clear = frame.assign(lost=-0.05, low=-0.08, high=-0.02, images=20)
+    second = _run(tmp_path / "1.5", clear, "ablation")
+    found = ledger({"one": second, "two": first}).set_index("id").loc["ablation-images"]
     assert (found["run"], found["verdict"]) == ("two", "not decidable here")
-    assert found["needs"].endswith("; one: does not hold (odds_ratio 0.5; 0.2 to 0.8)")
-    again = {"one": second, "two": first, "three": _run(tmp_path / "again", clear, "outliers",
+    assert found["needs"].endswith(
+        "; one: does not hold (-5 points of the unpruned score lost; -8 to -2 points)"
+    )
+    again = {"one": second, "two": first, "three": _run(tmp_path / "again", clear, "ablation",
                                                         model="tiny-llava-next")}  # fmt: skip
-    assert "three" not in ledger(again).set_index("id").loc["outliers", "needs"]
-    _run(tmp_path / "1.5", wide, "outliers")
-    found = ledger({"one": second, "two": first}).set_index("id").loc["outliers"]
+    assert "three" not in ledger(again).set_index("id").loc["ablation-images", "needs"]
+    _run(tmp_path / "1.5", wide, "ablation")
+    found = ledger({"one": second, "two": first}).set_index("id").loc["ablation-images"]
     assert "one" not in found["needs"].split("; ")[-1].split(":")[0]
 
 
 def test_what_asks_for_more_than_the_paper_is_not_counted():
     frame = ledger({})
     more = frame[frame["beyond"] == "yes"]
-    assert {"table-1-every-column", "ablation-prob-large"} <= set(more["id"])
+    assert {"table-1-every-column", "finding-1-high-average"} <= set(more["id"])
     assert more["note"].str.startswith("more than the paper says").all()
     assert sum(counts(frame).values()) == len(frame) - len(more)
 
@@ -275,14 +277,14 @@ def test_all_rows_of_a_claim_must_hold_and_be_there(tmp_path):
 
     found = look(frame)
     assert found["verdict"] == "holds"
-    assert found["measured"] == "difference 0.05 in 12 rows: 12 hold, 0 do not, 0 are open"
+    assert found["measured"] == "5 points of score ahead in 12 rows: 12 hold, 0 do not, 0 are open"
     frame.loc[3, "low"] = -0.01
     assert look(frame)["verdict"] == "not decidable here"
     frame.loc[5, ["difference", "low", "high"]] = -0.05, -0.09, -0.01
     found = look(frame)
     assert found["verdict"] == "does not hold"
     assert found["measured"].endswith("in 12 rows: 10 hold, 1 do not, 1 are open")
-    assert found["interval"] == "each within -0.09 to 0.09"
+    assert found["interval"] == "each within -9 to 9 points"
     assert look(frame.drop(index=7))["verdict"] == "not run"
     with pytest.raises(RedlibError, match="no column 'against'.*the ledger reads"):
         look(frame.drop(columns="against"))
@@ -297,7 +299,9 @@ def test_between(tmp_path, share, verdict):
     methods = [row | {"method": name, "share": sum(share) / 2} for name in ("prumerge", "fastv")]
     found = _verdict(_run(tmp_path, pd.DataFrame(methods)), "llava-1.5-64-others")
     assert found["verdict"] == verdict
-    assert found["criterion"].startswith("share between 0.8 and 0.9, where setting base, ")
+    assert found["criterion"].startswith(
+        "between 80 and 90% of the unpruned score, where setting base, "
+    )
 
 
 def test_what_was_counted_needs_no_interval(tmp_path):
@@ -407,7 +411,7 @@ def test_the_page_of_a_set_shows_the_ledger(tmp_path, monkeypatch):
     more = (CLAIMS["beyond"] == "yes").sum()
     assert f"{len(CLAIMS) - more} claims: " in text and "holds 1" in text
     assert f"{more} rows more ask for more than the paper says" in text
-    assert "share_of_prefill 0.01" in text and "given as named" in text
+    assert "1% of the operations of a prefill" in text and "given as named" in text
     ids = [a["id"] for _, a in page.tags if "id" in a]
     assert len(ids) == len(set(ids))
     links = [a["href"] for a in page.all("a")]

@@ -37,11 +37,24 @@ def test_nearest_of_another_image_by_hand(monkeypatch):
     scaled = {
         name: rows * torch.tensor([[1.0], [2.0], [3.0], [4.0]]) for name, rows in tokens.items()
     }
-    drawn = {name: SimpleNamespace(image=name) for name in tokens}
+    shown = {"a": [0, 0, 1, 0], "b": [0, 0, 0, 0], "c": [0, 0, 0, 0]}
+
+    def covered(of, half):  # the third token of a shows an object and a word, of half a patch each
+        return np.array(shown[of]) * half
+
+    drawn = {
+        name: SimpleNamespace(
+            image=name,
+            coverage=lambda sight, of=name: covered(of, 0.5)[None],
+            word_coverage=lambda sight, of=name: covered(of, 0.5),
+        )
+        for name in tokens
+    }
     monkeypatch.setattr(gathering, "training_scenes", lambda session: drawn)
     candidates = pd.DataFrame([("a", 0), ("a", 1), ("b", 0)], columns=["image", "patch"])
     table = pd.DataFrame([(n, p) for n in "abc" for p in range(4)], columns=["image", "patch"])
-    session = SimpleNamespace(params=Params(seed=3), model=Seeing(scaled))
+    source = SimpleNamespace(real=False)
+    session = SimpleNamespace(params=Params(seed=3), model=Seeing(scaled), source=source)
     found = gathering.nearest(session, table, SimpleNamespace(candidates=candidates))
     assert found["image"].tolist() == ["a", "b"] and found["tokens"].tolist() == [2, 1]
     near_a = (np.cos(np.radians(10)) + np.cos(np.radians(5))) / 2
@@ -53,6 +66,14 @@ def test_nearest_of_another_image_by_hand(monkeypatch):
         for b in (100, 300, 310)
     ]  # fmt: skip
     assert any(np.allclose(found["others"], pair) for pair in possible)
+    # Without that which shows something, a has the token at 200 degrees alone.
+    bare = [np.cos(np.radians(200 - b)) for b in (100, 300, 310)]
+    assert any(np.allclose(found["bare"], [one, one]) for one in bare)
+    source.real = True
+    photographs = gathering.nearest(session, table, SimpleNamespace(candidates=candidates))
+    assert photographs["bare"].isna().all()
+    assert photographs["candidates"].equals(found["candidates"])
+    source.real = False
     alone = candidates[candidates["image"] == "a"]
     none = gathering.nearest(session, table, SimpleNamespace(candidates=alone))
     assert none.empty and gathering.verdict(none, **DRAWS).holds is None
@@ -63,10 +84,13 @@ def test_nearest_of_another_image_by_hand(monkeypatch):
 )
 def test_the_verdict_on_gathering_is_by_the_interval_over_images(shift, images, holds):
     noise = np.random.default_rng(1).normal(scale=0.02, size=images)
-    near = pd.DataFrame({"image": range(images), "tokens": 3, "others": 0.5})
+    near = pd.DataFrame({"image": range(images), "tokens": 3, "others": 0.5, "bare": np.nan})
     near["candidates"] = 0.5 + shift + noise - noise.mean()
     found = gathering.verdict(near, **DRAWS)
     assert found.holds is holds and f"{3 * images} candidates" in found.evidence
+    assert "neither object nor word" not in found.evidence
+    bare = gathering.verdict(near.assign(bare=near["candidates"] - 0.25), **DRAWS)
+    assert bare.holds is holds and "difference +0.250 (+0.250 to +0.250)" in bare.evidence
 
 
 def test_informative_tokens_kept_by_hand(tiny_vlm):

@@ -8,6 +8,8 @@ import pytest
 import torch
 from pruning import codebook
 
+from redlib.figures import qualitative as figures
+from redlib.geometry import Grid
 from redlib.params import Params
 from redlib.study import describing, qualitative, spotting
 from redlib.tabletop import scenes
@@ -103,6 +105,37 @@ def test_changes_of_descriptions():
     few = table[table["image"].str.contains("-[0-2]$")]
     few = describing.changes(few, resamples=200, seed=0)
     assert {v.holds for v in describing.verdicts(few)} == {None}
+
+
+def test_descriptions_are_drawn_phrase_by_phrase_and_explained():
+    (shown,) = qualitative.drawn("plain", 1)
+    one = shown.objects[0]
+    text = f"{one.noun} {one.colour} {one.size} and {one.colour} {one.size}."
+    counts = describing.counted(text, shown)
+    rows = [("plain", shown.id, side, 9, "0 17", text, *counts) for side in ("full", "pruned")]
+    table = pd.DataFrame(rows, columns=describing._COLUMNS)
+    vlm = SimpleNamespace(grid=Grid(24, 24), view=lambda image: image)
+    figure = figures.descriptions(table, "plain", vlm)
+    for ax in figure.axes[1:]:
+        lines = [each.get_text() for each in ax.texts]
+        assert f"({one.noun}) {one.colour} {one.size}" in lines
+        assert any(line.startswith("owed: ") for line in lines)
+    caption = figures.descriptions_note(table, "plain", model="model-x")["caption"]
+    assert caption.startswith("The first 1 test scenes without a written word from number 3,000,0")
+    assert "with and without" not in caption and "noun in brackets" in caption
+
+
+def test_a_change_of_nothing_is_no_precision():
+    rows = [("plain", f"plain-{n}", side, 144, "", "", 5, 5, 1, n * (side == "full"))
+            for n in range(12) for side in ("full", "pruned")]  # fmt: skip
+    rows += [("text-rich", *row[1:]) for row in rows]
+    table = pd.DataFrame(rows, columns=describing._COLUMNS)
+    changed = describing.changes(table, resamples=50, seed=0)
+    changed = changed[changed["scenes"] == "plain"]
+    drawn = figures.described(changed).axes[1]
+    assert [each.get_text() for each in drawn.texts] == ["no image differs"]
+    alt = figures.described_note(changed, model="model-x")["alt"]
+    assert "plain, omitted: 20.0% with all, 20.0% with 144 tokens, no image differs;" in alt
 
 
 @pytest.fixture(scope="module")
@@ -202,3 +235,6 @@ def test_ours_keeps_the_tokens_least_like_any_prototype(tiny_vlm):
     share = np.mean([shown[k] >= 0.5 for k in np.flatnonzero(found.kept["fastv"])])
     assert found.informative["fastv"] == pytest.approx(share)
     assert len(found.answers) == 6 and set(found.answers["tokens"]) == {6}
+    for sort in qualitative.SORTS:
+        note = figures.examples_note([found], sort, model="model-x", tokens=6)
+        assert ("card" in note["reading"]) == (sort == "text-rich")

@@ -10,7 +10,7 @@ import pytest
 import redlib.answers
 from redlib.bench import mme
 from redlib.bench.intervals import interval, ratio
-from redlib.study import ledger, pruning, scoring
+from redlib.study import LEAST_IMAGES, answered, ledger, scoring
 
 POPE = ("pope-random", "pope-popular", "pope-adversarial")
 FIVE = ("pope", "mme", "mmb", "seed", "rwqa")
@@ -318,7 +318,7 @@ def test_the_ledger_decides_its_claims_by_these_tables(answers, tmp_path):
 )
 def test_a_rival_that_keeps_less_and_answers_more_falsifies(differences, holds):
     """Those that keep as many as Ours, or whose first layers saw all tokens, decide nothing."""
-    names, n = [f"rival {k}" for k in range(len(differences))], pruning.LEAST_IMAGES
+    names, n = [f"rival {k}" for k in range(len(differences))], LEAST_IMAGES
     kept = [(name, 64, 0.2, 0.1, 0.3, n) for name in names] + [
         ("even", 64, 0.0, -0.1, 0.1, n),
         ("fastv", 64, 0.2, 0.1, 0.3, n),
@@ -334,7 +334,7 @@ def test_a_rival_that_keeps_less_and_answers_more_falsifies(differences, holds):
         columns=["setting", "method", "against", "tokens", "task", "difference", "low", "high", "n",
                  "images"],
     )  # fmt: skip
-    verdict = pruning.informative_verdict(found, rivals)
+    verdict = answered.informative_verdict(found, rivals)
     assert verdict.holds is holds
     if holds is False:
         less = sum(high < 0 for _, high in differences)

@@ -20,7 +20,17 @@ from redlib.errors import RedlibError
 from redlib.geometry import Grid
 from redlib.params import Params
 from redlib.store import Store
-from redlib.study import asking, codebooks, maps, patches, pruning, scoring, verdict
+from redlib.study import (
+    answered,
+    asking,
+    codebooks,
+    maps,
+    patches,
+    pruning,
+    savings,
+    scoring,
+    verdict,
+)  # fmt: skip
 from redlib.tabletop import questions, scenes
 
 
@@ -548,16 +558,16 @@ def test_evaluation_from_end_to_end(stage):
         bench.is_correct(r.task, r.answer, r.gold, question=r.question) for r in ours.itertuples()
     ]
     assert ours["correct"].tolist() == right
-    told = pruning.realised(answers, limits)
+    told = answered.realised(answers, limits)
     assert told["test_mean"].between(told["least"], told["most"]).all()
     gap = scoring.gap(answers, tokens=4, resamples=20)
     gap = gap.assign(images=20)
     summary = scoring.scores(answers, resamples=20)
-    assert pruning.better_verdict(summary, gap, 4).holds in (True, False, None)
-    assert "Ours reaches" in pruning.conclusion(summary, {4: gap})
-    costs = pruning.costs(stage, codebook)
+    assert answered.better_verdict(summary, gap, 4).holds in (True, False, None)
+    assert "Ours reaches" in answered.conclusion(summary, {4: gap})
+    costs = savings.costs(stage, codebook)
     assert costs["operations"].iloc[1] == 2_141_979_264
-    assert pruning.write_times(stage, codebook, repeats=1).endswith("06-times.json")
+    assert savings.write_times(stage, codebook, repeats=1).endswith("06-times.json")
 
 
 def test_a_long_build_names_the_command(stage, monkeypatch):

@@ -18,7 +18,7 @@ from redlib.figures import several as figures
 from redlib.modelcard import several as card_several
 from redlib.notebook import begin
 from redlib.params import Params
-from redlib.study import printed, pruning, several
+from redlib.study import answered, printed, several
 
 
 def _answers(right: dict[str, dict[str, list[float]]], chance: float = 0.25) -> pd.DataFrame:
@@ -79,7 +79,7 @@ def test_answers_about_several_images_stand_beside_the_others(tmp_path):
     session = SimpleNamespace(figures=tmp_path, notebook="06")
     second = SEEN[SEEN["method"] == "random"].assign(seed=1, answer="c")  # draw of Random
     seen = pd.concat([SEEN, second], ignore_index=True)
-    assert pruning.open_cells(session, rows, seen) == ["06.answers.csv", "06.right.csv"]
+    assert answered.open_cells(session, rows, seen) == ["06.answers.csv", "06.right.csv"]
     found = answers.read(tmp_path, "06")
     claim = printed.table("claims").set_index("id").loc["multi-image-ours"]
     where = answers.address([answers.rule("ours", 144)], ["multi-image"])
@@ -91,7 +91,7 @@ def test_answers_about_several_images_stand_beside_the_others(tmp_path):
     assert set(pope["random@144"]) == {""}  # asked of pairs and films alone
     mantis = found.said[found.said["task"] == "mantis"]
     assert set(mantis["random@144"]) == {"a"} and set(mantis["random@144#1"]) == {"c"}
-    pruning.open_cells(session, rows, SEEN.iloc[:0])
+    answered.open_cells(session, rows, SEEN.iloc[:0])
     assert "mantis" not in set(answers.read(tmp_path, "06").said["task"])
 
 

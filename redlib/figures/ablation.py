@@ -7,10 +7,12 @@ about a difference that is paired.
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from redlib.figures import style
 from redlib.study.ablation import NOTHING, RANDOM
+from redlib.study.verdict import bounds
 from redlib.tables import readable
 
 ROWS = {
@@ -54,6 +56,7 @@ def rows(
     left.set_yticks(y, labels)
     left.set_ylim(len(labels) - 0.5, -0.5)
     left.set_xlabel("share of the unpruned score, %")
+    say_alike(right, lost, y)
     right.axvline(0, color=style.COLOURS["black"], lw=1, ls="--")
     right.set_xlabel(difference)
     low, high = right.get_xlim()
@@ -78,8 +81,8 @@ def ablation(frame: pd.DataFrame) -> Figure:
     )
 
 
-def ablation_note(frame: pd.DataFrame, *, model: str, tokens: int, told: str) -> dict:
-    """Texts of the figure. told: `study.judged.table3_told`."""
+def ablation_note(frame: pd.DataFrame, *, model: str, tokens: int, told: str, draws: int) -> dict:
+    """Texts of the figure. told: `study.judged.table3_told`; draws: random subsets per image."""
     first = frame.iloc[0]
     last = frame.set_index("left_out").loc["images", "training_images"]
     return {
@@ -89,15 +92,16 @@ def ablation_note(frame: pd.DataFrame, *, model: str, tokens: int, told: str) ->
             "mean over five tasks of the score with these tokens over that with all, counted as in "
             "Table 1, and what is lost against all criteria on the same questions. 95 % intervals "
             f"from drawing images, {int(first['questions'])} questions about "
-            f"{int(first['images'])} test images. Codebooks come from "
+            f"{int(first['images'])} test images; random is the mean of {draws} draws. Codebooks "
+            "come from "
             f"{first['training_images']:.0f} training images, the row of 20 % from {last:.0f}, "
             f"with tau_in in proportion; N counts prototypes. Made with {model}; the "
             "paper's rows (hollow) with LLaVA-Next-8B on five benchmarks."
         ),
         "reading": (
             "A bar right of the dashed line: the criterion helps. A bar across it: these questions "
-            "do not tell. The paper loses most without tau_prob, down to random; a row there that "
-            "loses nothing speaks against it, for this model."
+            "do not tell. The paper loses most without tau_prob, down to random; if our row "
+            "without tau_prob loses nothing, that speaks against the paper, for this model."
         ),
         "alt": told.replace("**", ""),
         "paper_item": "Table 3",
@@ -130,9 +134,27 @@ def ablation_table(frame: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+ALIKE = "no image differs"
+"""What stands for a difference that is 0 with both its ends: on no image do the scores differ."""
+
+
 def points(row: pd.Series, mean: str, low: str, high: str, sign: str) -> str:
-    """Shares as per cent with their interval; `sign` "+" shows that of a difference."""
-    if np.isnan(row[mean]):
+    """A share in per cent with its interval, or with `sign` "+" a difference of shares."""
+    value, *ends = row[[mean, low, high]]
+    if np.isnan(value):
         return "-"
-    a, b, c = (f"{100 * row[name]:{sign}z.1f}" for name in (mean, low, high))
-    return f"{a} [{b}, {c}]"
+    if not sign:
+        return f"{100 * value:z.1f} [{100 * ends[0]:z.1f}, {100 * ends[1]:z.1f}]"
+    return ALIKE if value == ends[0] == ends[1] == 0 else f"{100 * value:+z.1f} [{bounds(*ends)}]"
+
+
+def say_alike(ax: Axes, differences: pd.DataFrame, y: np.ndarray) -> None:
+    """Beside a dot at 0 without length, why it has none: it would read as perfect precision.
+
+    differences: three columns, each row's value and the ends of its interval, drawn at its y.
+    """
+    for at in y[(differences == 0).all(axis=1)]:
+        ax.annotate(
+            ALIKE, (0, at), xytext=(8, 0), textcoords="offset points", va="center", fontsize=9,
+            color=style.COLOURS["grey"],
+        )  # fmt: skip

@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.markers import CARETLEFT
 from matplotlib.patches import ConnectionPatch, Rectangle
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator, NullFormatter
@@ -21,26 +22,28 @@ from redlib.geometry import Grid
 from redlib.params import preset_value
 from redlib.study.asking import FIVE
 from redlib.study.codebooks import GRID, LEAST_PER_IMAGE, Built
+from redlib.study.patches import SCORES
 from redlib.tables import readable
 
 _STEPS = {
-    "tau_prob": "says no word",
+    "tau_prob": "unsure of its word",
     "tau_out": "lies apart",
     "tau_jsd": "is not missed",
 }
 
 
 def cut(view: Image.Image, grid: Grid, patch: int, *, around: int = 1) -> np.ndarray:
-    """Pixels of a patch and `around` patches on each side, (h, w, 3); white beyond the border."""
+    """Pixels of a patch and `around` patches on each side, (h, w, 3); grey beyond the border,
+    since much of a scene's ground is white."""
     left, top, right, bottom = grid.pixel_box(int(patch), view.size)
     step_x, step_y = around * (right - left), around * (bottom - top)
-    canvas = Image.new("RGB", (right - left + 2 * step_x, bottom - top + 2 * step_y), "white")
+    canvas = Image.new("RGB", (right - left + 2 * step_x, bottom - top + 2 * step_y), (217,) * 3)
     canvas.paste(view, (step_x - left, step_y - top))
     return np.asarray(canvas)
 
 
 def show_cut(ax: Axes, pixels: np.ndarray, *, around: int, colour: str) -> None:
-    """A cut with a frame around the patch itself."""
+    """A cut with a thin edge, and a frame around the patch itself."""
     ax.imshow(pixels)
     side = pixels.shape[0] / (2 * around + 1)
     at = (side * around - 0.5, side * around - 0.5)
@@ -49,7 +52,7 @@ def show_cut(ax: Axes, pixels: np.ndarray, *, around: int, colour: str) -> None:
     ax.set_xticks([])
     ax.set_yticks([])
     ax.grid(False)
-    ax.spines[:].set_visible(False)
+    ax.spines[:].set(visible=True, color=style.COLOURS["grey"], linewidth=0.5)
 
 
 @style.styled
@@ -61,31 +64,44 @@ def construction(
     rows: the table of probed tokens of one image. views: what the model sees, by image.
     """
     name = rows["image"].iloc[0]
-    passed = _passed(rows, built)
+    passed, unread = _passed(rows, built)
     lines = min(4, -(-len(built.codebook) // 16))
     figure = style.figure(9.8, 2.85 + 0.62 * lines)
     top, bottom = figure.subfigures(2, 1, height_ratios=(2.5, 0.35 + 0.62 * lines))
-    axes = top.subplots(1, 5)
-    steps = [(f"{len(rows)} probed", np.ones(len(rows), bool), "blue")]
-    steps += [(f"{_STEPS[k]}\n{k}: {int(m.sum())}", m, "orange") for k, m in passed.items()]
+    axes = top.subplots(1, 5, gridspec_kw={"wspace": 0.16})
+    everyone, nobody = np.ones(len(rows), bool), np.zeros(len(rows), bool)
+    steps = [(f"one image,\n{len(rows)} patches probed", everyone, nobody, "blue")]
+    for criterion, mask in passed.items():
+        title = f"{_STEPS[criterion]}\n{criterion}: {int(mask.sum())}"
+        if (left := unread[criterion]).any():
+            title += f"\nof {int((~left).sum())} computed"
+        steps.append((title, mask, left, "orange"))
     both = np.logical_and.reduce(list(passed.values()))
-    steps.append((f"all three:\n{int(both.sum())} candidates", both, "red"))
-    for ax, (title, mask, tint) in zip(axes, steps, strict=True):
+    steps.append((f"all three:\n{int(both.sum())} candidates", both, nobody, "red"))
+    for ax, (title, mask, left, tint) in zip(axes, steps, strict=True):
         style.image_panel(ax, style.faded(views[name]), grid)
-        for patch in rows["patch"][mask]:
-            row, column = grid.row_col(int(patch))
-            ax.add_patch(
-                Rectangle((column, row), 1, 1, facecolor=style.COLOURS[tint], lw=0, alpha=0.85)
-            )
+        looks = (
+            (mask, {"facecolor": style.COLOURS[tint], "lw": 0, "alpha": 0.85}),
+            (left, _UNREAD),
+        )
+        for which, look in looks:
+            for patch in rows["patch"][which]:
+                row, column = grid.row_col(int(patch))
+                ax.add_patch(Rectangle((column, row), 1, 1, **look))
         ax.set_title(title, fontsize=10, loc="center")
-    axes[0].set_title(f"one image,\n{len(rows)} patches probed", fontsize=10, loc="center")
-    for left, right in zip(axes[:-1], axes[1:], strict=True):
+    for left, right in ((axes[0], axes[1]), (axes[3], axes[4])):
         top.add_artist(
             ConnectionPatch(
-                (1.02, 0.5), (-0.02, 0.5), coordsA="axes fraction",
+                (1.01, 0.5), (-0.01, 0.5), coordsA="axes fraction",
                 coordsB="axes fraction", axesA=left, axesB=right,
                 arrowstyle="-|>", mutation_scale=13, color=style.COLOURS["grey"], lw=1.5,
             )
+        )  # fmt: skip
+    # The criteria do not wait for one another: each is asked of every probed patch.
+    for ax in axes[1:3]:
+        ax.text(
+            1.08, 0.5, "+", transform=ax.transAxes, ha="center", va="center", fontsize=16,
+            color=style.COLOURS["grey"], in_layout=False,
         )  # fmt: skip
     _sheet(bottom, built, views, grid, columns=16, rows=lines)
     number = len(built.codebook)
@@ -98,9 +114,19 @@ def construction(
     return figure
 
 
-def _passed(rows: pd.DataFrame, built: Built) -> dict[str, np.ndarray]:
+_UNREAD = {"facecolor": "white", "edgecolor": style.COLOURS["grey"], "hatch": "//////", "lw": 0.5}
+"""How a patch is drawn whose value was not computed."""
+
+
+def _passed(
+    rows: pd.DataFrame, built: Built
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """By criterion, which rows pass it and for which its value was not computed; (n,) bool. A
+    criterion that is switched off passes all and needs no value."""
     columns = {"tau_prob": "top1_head", "tau_out": "cluster_size", "tau_jsd": "jsd_final"}
-    return {name: built.criteria.passes(name, rows[column]) for name, column in columns.items()}
+    passed = {name: built.criteria.passes(name, rows[column]) for name, column in columns.items()}
+    unread = {name: rows[columns[name]].isna().to_numpy() & ~passed[name] for name in columns}
+    return passed, unread
 
 
 def _sheet(figure, built: Built, views: Mapping[str, Image.Image], grid: Grid, *, columns: int,
@@ -118,25 +144,32 @@ def _sheet(figure, built: Built, views: Mapping[str, Image.Image], grid: Grid, *
 
 def construction_note(rows: pd.DataFrame, built: Built, *, model: str) -> dict:
     s = built.survivors
+    passed, unread = _passed(rows, built)
     told = ", ".join(f"{name} {int(s[name])}" for name in _STEPS)
+    here = ", ".join(
+        f"{name} {int(passed[name].sum())}"
+        + (f" of {int((~left).sum())} computed" if left.any() else "")
+        for name, left in unread.items()
+    )
     return {
         "title": "From probed patches to the codebook",
         "caption": (
             f"Algorithm 1 on real patches. Top: the probed patches of {rows['image'].iloc[0]}, "
-            "those "
-            "that pass each criterion, and those that pass all three. Where one criterion already "
-            "rules a patch out for every setting, what a later one needs is not computed and "
-            "counts as not passed. Bottom: prototypes, each in the middle of its 3 x 3 window. "
+            "those that pass each criterion by itself, and those that pass all three. tau_prob is "
+            f"compared with the {SCORES['top1_head']}. Hatched: not computed, since another "
+            "criterion already rules the patch out for every setting; counted as not passed. "
+            "Bottom: prototypes, each in the middle of its 3 x 3 window (grey: beyond the image). "
             f"Drawn with {model}; the paper's Figure 5 is a sketch."
         ),
         "reading": (
-            "Follow the arrows. What is left should be patches that show nothing by themselves; "
-            "prototypes with a clear piece of an object in their frame would speak against the "
-            "criteria."
+            "The three criteria are independent of one another; a candidate passes all of them. "
+            "What is left should be patches that show nothing by themselves; prototypes with a "
+            "clear piece of an object in their frame would speak against the criteria."
         ),
         "alt": (
-            f"Of {int(s['probed'])} probed patches pass {told}; all three {int(s['candidates'])}; "
-            f"{int(s['prototypes'])} become prototypes."
+            f"In the image drawn {len(rows)} patches are probed, and there pass {here}. Of "
+            f"{int(s['probed'])} probed patches of all images pass {told} (of those computed); all "
+            f"three {int(s['candidates'])}; {int(s['prototypes'])} become prototypes."
         ),
         "paper_item": "Figure 5, left",
     }
@@ -147,19 +180,22 @@ def grid_scores(scores: pd.DataFrame, chosen: int) -> Figure:
     """Five-task mean of every setting against its number of prototypes."""
     settings = scores[scores["prototypes"].notna()]
     beside = scores.set_index("setting")["mean"]
-    figure = style.figure(8.6, 4.2)
+    figure = style.figure(9.6, 4.2)
     ax = figure.subplots()
     tints = dict(zip(sorted(settings["tau_prob"].unique()), style.CYCLE, strict=False))
     marks = dict(zip(sorted(settings["tau_out"].unique()), "os^Dv", strict=False))
+    passed_over = _passed_over(scores, chosen)
     for row in settings[settings["prototypes"] > 0].itertuples():
+        tint = style.COLOURS[tints[row.tau_prob]]
+        look = {"mfc": "white", "mec": tint, "mew": 1.6} if passed_over[row.Index] else {}
         ax.plot(
-            row.prototypes, row.mean, marks[row.tau_out],
-            color=style.COLOURS[tints[row.tau_prob]], ms=8, mec="white",
+            row.prototypes, 100 * row.mean, marks[row.tau_out],
+            **({"color": tint, "ms": 8, "mec": "white"} | look),
         )  # fmt: skip
     best = scores.loc[chosen]
     ax.plot(
         best["prototypes"],
-        best["mean"],
+        100 * best["mean"],
         "o",
         ms=16,
         mfc="none",
@@ -167,19 +203,32 @@ def grid_scores(scores: pd.DataFrame, chosen: int) -> Figure:
         mew=1.6,
     )
     for name, dash in (("unpruned", "-"), ("random", "--")):
-        ax.axhline(beside[name], color=style.COLOURS["black"], lw=1.2, ls=dash)
+        ax.axhline(100 * beside[name], color=style.COLOURS["black"], lw=1.2, ls=dash)
     handles = [
-        *(_mark("o", tint, f"tau_prob {value:.3g}") for value, tint in tints.items()),
+        *(_mark("o", tint, _tau_prob(settings, value)) for value, tint in tints.items()),
         *(_mark(mark, "grey", f"tau_out {value:g}") for value, mark in marks.items()),
-        Line2D([], [], ls="", marker="o", mfc="none", mec="black", ms=12, label="chosen"),
+        _hollow("o", 12, "chosen"),
+        *([_hollow("s", 6, "higher, but\ntoo few tokens")] if passed_over.any() else []),
         Line2D([], [], color="black", lw=1.2, label="unpruned"),
         Line2D([], [], color="black", lw=1.2, ls="--", label="random, 64"),
     ]  # fmt: skip
     figure.legend(handles=handles, loc="outside right upper")
     _logarithmic(ax)
     ax.set_xlabel("prototypes in the codebook (log scale)")
-    ax.set_ylabel("five-task mean at 64 tokens")
+    ax.set_ylabel("five-task mean at 64 tokens (%)")
     return figure
+
+
+def _passed_over(scores: pd.DataFrame, chosen: int) -> pd.Series:
+    """Which settings scored higher than the chosen one, so that only LEAST_PER_IMAGE can have ruled
+    them out: (n,) bool. Scores that differ by rounding alone are equal."""
+    return scores["prototypes"].gt(0) & scores["mean"].round(6).gt(scores["mean"].round(6)[chosen])
+
+
+def _tau_prob(settings: pd.DataFrame, value: float) -> str:
+    """A threshold, and the quantile of the probed tokens that it is, if the grid names one."""
+    entry = settings.loc[settings["tau_prob"] == value, "tau_prob_entry"].iloc[0]
+    return f"tau_prob {value:.3g}" + ("" if np.isnan(entry) else f" ({entry:.0%} quantile)")
 
 
 def _logarithmic(ax: Axes) -> None:
@@ -194,12 +243,23 @@ def _mark(marker: str, tint: str, label: str) -> Line2D:
     return Line2D([], [], ls="", marker=marker, color=style.COLOURS[tint], label=label)
 
 
+def _hollow(marker: str, size: float, label: str) -> Line2D:
+    return Line2D([], [], ls="", marker=marker, mfc="none", mec="black", ms=size, label=label)
+
+
 def grid_note(scores: pd.DataFrame, chosen: int, *, model: str, images: int) -> dict:
     settings = scores[scores["prototypes"].notna()]
     alive = settings[settings["prototypes"] > 0]
     best = scores.loc[chosen]
     beside = scores.set_index("setting")["mean"]
     least = ", ".join(f"{name} at least {n}" for name, n in LEAST_PER_IMAGE.items())
+    alike = alive.groupby(["tau_prob", "tau_out"]).size().max()
+    hidden = [name for name in ("tau_jsd", "tau_in") if settings[name].nunique() > 1]
+    unseen = (
+        f"{' and '.join(hidden)} also var{'y' if len(hidden) > 1 else 'ies'} and "
+        f"{'are' if len(hidden) > 1 else 'is'} not shown, so up to {alike} marks share a look. "
+    )
+    higher = _passed_over(scores, chosen)
     return {
         "title": "Choosing the thresholds",
         "caption": (
@@ -207,19 +267,22 @@ def grid_note(scores: pd.DataFrame, chosen: int, *, model: str, images: int) -> 
             "scored by "
             f"the mean of five tasks ({', '.join(FIVE)}) at 64 kept tokens on {images} calibration "
             f"scenes; settings without a prototype: {len(settings) - len(alive)}. Chosen is the "
-            f"highest mean among those with enough per training image ({least}), if there are any. "
+            f"highest mean among those with enough per training image ({least}), if there are any; "
+            f"hollow: a higher mean with fewer than that ({int(higher.sum())}). "
+            f"{unseen if hidden else ''}No intervals are drawn. "
             f"Drawn with {model}; the paper reports one setting per model."
         ),
         "reading": (
             "Each mark is a codebook. Marks at about one height mean that the thresholds hardly "
             "matter; a best mark far above its neighbours may be luck on few scenes, which is why "
             "the test scenes are asked only once, in notebook 06. Marks below the dashed line are "
-            "worse than keeping tokens by lot."
+            "worse than keeping tokens by lot. A hollow mark may be no worse a codebook than the "
+            "chosen one; it rests on few tokens."
         ),
         "alt": (
-            f"Means from {alive['mean'].min():.3f} to {alive['mean'].max():.3f}; chosen "
-            f"{best['mean']:.3f} with {int(best['prototypes'])} prototypes; unpruned "
-            f"{beside['unpruned']:.3f}, random {beside['random']:.3f}."
+            f"Means from {alive['mean'].min():.1%} to {alive['mean'].max():.1%}; chosen "
+            f"{best['mean']:.1%} with {int(best['prototypes'])} prototypes; unpruned "
+            f"{beside['unpruned']:.1%}, random {beside['random']:.1%}."
         ),
         "paper_item": "Section 9.1, hyperparameters",
     }
@@ -256,7 +319,7 @@ def survivors_table(built: Built, contested: pd.DataFrame) -> pd.DataFrame:
     what = "images" if c.rule_in == "images" else "candidates"
     rules = {
         "probed": "probed",
-        "tau_prob": f"top-1 probability below {c.tau_prob:.4g} (tau_prob), of those computed",
+        "tau_prob": f"{SCORES['top1_head']} below {c.tau_prob:.4g} (tau_prob), of those computed",
         "tau_out": f"cluster within the image {least} {c.tau_out:g} (tau_out)",
         "tau_jsd": f"JSD below {c.tau_jsd:.3g} (tau_jsd), of those computed",
         "candidates": "all three: candidates",
@@ -316,15 +379,20 @@ def stages_note(counts: pd.DataFrame, *, model: str) -> dict:
     }
 
 
+_SURE = 0.5
+"""A token says its word with confidence from this top-1 over the top-50 on."""
+
+
 @style.styled
 def token_map(rows: pd.DataFrame, *, low: float, words: int = 12) -> Figure:
-    """Figure 7: one image's tokens by t-SNE, coloured by top-1 probability and [cls] similarity.
+    """Figure 7: one image's tokens by t-SNE, coloured by the top-1 over the top-50 and by [cls]
+    similarity.
 
-    low: a probability below it is ringed. words: how many confident tokens are named.
+    low: a value of the first below it is ringed. words: how many confident tokens are named.
     """
     figure = style.figure(9.6, 5.2)
     axes = figure.subplots(1, 2, sharex=True, sharey=True)
-    panels = (("top1_head", "top-1 probability"), ("cls_similarity", "[cls] similarity"))
+    panels = [(name, SCORES[name]) for name in ("top1_head", "cls_similarity")]
     for ax, (name, label) in zip(axes, panels, strict=True):
         drawn = ax.scatter(
             rows["x"], rows["y"], c=rows[name], cmap=style.AMOUNT, s=20, linewidths=0
@@ -336,13 +404,14 @@ def token_map(rows: pd.DataFrame, *, low: float, words: int = 12) -> Figure:
         )  # fmt: skip
         figure.colorbar(drawn, ax=ax, location="bottom", label=label, shrink=0.95, aspect=28)
         ax.set_title(f"coloured by {label}")
+        ax.set_xlabel("t-SNE, no unit")
         ax.set_xticks([])
         ax.set_yticks([])
         ax.grid(False)
     placed: list[np.ndarray] = []
     named: dict[str, int] = {}
     span = np.ptp(rows[["x", "y"]].to_numpy(), axis=0)
-    sure = rows[rows["top1_head"] >= low].sort_values("top1_head", ascending=False)
+    sure = rows[rows["top1_head"] >= _SURE].sort_values("top1_head", ascending=False)
     for row in sure.itertuples():
         at = np.array([row.x, row.y])
         if len(placed) >= words:
@@ -370,9 +439,10 @@ def token_map_note(rows: pd.DataFrame, *, low: float, model: str) -> dict:
         "caption": (
             f"The {len(rows)} visual tokens of {rows['image'].iloc[0]} by t-SNE (exact, started "
             "from "
-            f"principal components, seed fixed). Rings: top-1 probability below {low:.3g}. Words: "
-            "what the most confident tokens decode to alone, where there is room. Drawn with "
-            f"{model}; the paper's figure shows LLaVA-Next."
+            f"principal components, seed fixed). Rings: {SCORES['top1_head']} below {low:.3g}. "
+            f"Words: what tokens decode to alone, of the {int((rows['top1_head'] >= _SURE).sum())} "
+            f"with a {SCORES['top1_head']} of {_SURE:g} or more, where there is room, and none "
+            f"more than twice. Drawn with {model}; the paper's figure shows LLaVA-Next."
         ),
         "reading": (
             "Distances between far groups mean nothing in t-SNE. The paper sees its "
@@ -381,8 +451,8 @@ def token_map_note(rows: pd.DataFrame, *, low: float, model: str) -> dict:
             "similarity is high; the table below tests the first on many images."
         ),
         "alt": (
-            f"{int(ringed.sum())} of {len(rows)} tokens are ringed; rank correlation of top-1 "
-            f"probability with [cls] similarity in this image {rho:+z.2f}."
+            f"{int(ringed.sum())} of {len(rows)} tokens are ringed; rank correlation of the "
+            f"{SCORES['top1_head']} with [cls] similarity in this image {rho:+z.2f}."
         ),
         "paper_item": "Figure 7",
     }
@@ -408,10 +478,11 @@ def odds(table: pd.DataFrame) -> Figure:
         part = table[(table["bound"] == bound) & np.isfinite(table["odds_ratio"])]
         ratio, low, high = (part[c].clip(*edges) for c in ("odds_ratio", "low", "high"))
         y = np.array([centres.index(c) for c in part["centres"]]) + shift
-        ax.errorbar(
-            ratio, y, xerr=[ratio - low, high - ratio], fmt="o", color=style.COLOURS[tint], lw=1.5,
-            label=bound,
-        )  # fmt: skip
+        colour, none = style.COLOURS[tint], (part["odds_ratio"] == 0).to_numpy()
+        ax.errorbar(ratio, y, xerr=[ratio - low, high - ratio], fmt="none", ecolor=colour, lw=1.5)
+        ax.plot(ratio[~none], y[~none], "o", color=colour, label=bound)
+        # Zero lies beyond a logarithmic axis: a triangle whose tip touches the frame.
+        ax.plot(ratio[none], y[none], ls="", marker=CARETLEFT, color=colour, ms=9, clip_on=False)
     ax.axvline(1, color=style.COLOURS["black"], lw=1, ls="--")
     _logarithmic(ax)
     ax.set_xlim(*edges)
@@ -425,17 +496,27 @@ def odds(table: pd.DataFrame) -> Figure:
 
 def odds_note(table: pd.DataFrame, *, model: str) -> dict:
     first = table[table["centres"] == 8].iloc[0]
+    low = table.assign(bound=table["bound"].str.split(",").str[0]).groupby("bound", sort=False)
+    shares = ", ".join(
+        f"{share:.0%} ({bound})" for bound, share in low["low_share"].first().items()
+    )
+    zero = (
+        " A triangle at the frame is an odds ratio of 0."
+        if (table["odds_ratio"] == 0).any()
+        else ""
+    )
     return {
         "title": "Are low-probability tokens outliers?",
         "caption": (
-            "Odds of lying in a small cluster for tokens with a low top-1 probability over those "
-            f"of the other tokens, within images, {int(first['tokens'])} tokens of "
+            f"Odds of lying in a small cluster for tokens with a low {SCORES['top1_head']} over "
+            f"those of the other tokens, within images, {int(first['tokens'])} tokens of "
             f"{int(first['images'])} test scenes, 95 % intervals from resampling images. Low is "
-            "below the 0.1 of the paper's section 8.1, and below tau_prob; small is below the "
+            "below the 0.1 of the paper's section 8.1, and below tau_prob: "
+            f"{shares} of all tokens; small is below the "
             "paper's 8, and below tau_out, scaled from the probed tokens to all. Clusters are "
             "those of all tokens of the image; a cluster is small below the bound at 8 clusters, "
             "and below 8 / C of it at C. No mark: no cluster is that small or "
-            "no token that low. An interval up to the frame goes on. "
+            f"no token that low. An interval up to the frame goes on.{zero} "
             f"Drawn with {model}; the paper shows it by a map of one image, of LLaVA-Next."
         ),
         "reading": (
@@ -457,23 +538,24 @@ def odds_note(table: pd.DataFrame, *, model: str) -> dict:
 
 @style.styled
 def candidate_map(placed: pd.DataFrame, *, tau_in: float) -> Figure:
-    """Figure 8: all candidates by t-SNE, coloured by image; ringed: in a cluster over tau_in."""
-    figure = style.figure(9.0, 6.2)
+    """Figure 8: all candidates by t-SNE; ringed: in a cluster over tau_in, the largest of them each
+    in a colour of its own."""
+    figure = style.figure(9.8, 5.8)
     ax = figure.subplots()
-    code = pd.factorize(placed["image"])[0]
-    # Neighbouring numbers get distant hues: steps of the golden ratio around the circle.
-    tints = style.colors.hsv_to_rgb(
-        np.column_stack(
-            [code * 0.618034 % 1, np.full(len(code), 0.65), 0.55 + 0.3 * (code % 3) / 2]
-        )
-    )
-    kept = placed["prototype"].to_numpy(bool)
-    ax.scatter(placed["x"], placed["y"], c=tints, s=24, linewidths=0)
+    ax.scatter(placed["x"], placed["y"], c=style.COLOURS["grey"], s=14, linewidths=0, alpha=0.6)
+    kept = placed[placed["prototype"]]
     ax.scatter(
-        *placed.loc[kept, ["x", "y"]].to_numpy().T, s=52, facecolors="none",
-        edgecolors=style.COLOURS["black"], linewidths=1.1,
+        kept["x"], kept["y"], s=46, facecolors="none", edgecolors=style.COLOURS["black"],
+        linewidths=0.8,
     )  # fmt: skip
-    for cluster, part in placed[kept].groupby("cluster"):
+    largest = _largest(kept, len(style.CYCLE))
+    for cluster, tint, marker in zip(largest, style.CYCLE, "os^Dvp", strict=False):
+        part = kept[kept["cluster"] == cluster]
+        first = part.iloc[0]
+        ax.scatter(
+            part["x"], part["y"], s=26, c=style.COLOURS[tint], marker=marker, linewidths=0,
+            label=f"{cluster}: {first['cluster_size']} tokens,\n{first['cluster_images']} images",
+        )  # fmt: skip
         away = (part[["x", "y"]] - part[["x", "y"]].median()).pow(2).sum(axis=1)
         ax.annotate(
             str(cluster), part.loc[away.idxmin(), ["x", "y"]], xytext=(0, 5),
@@ -485,8 +567,16 @@ def candidate_map(placed: pd.DataFrame, *, tau_in: float) -> Figure:
     ax.set_yticks([])
     ax.grid(False)
     ax.set_xlabel("t-SNE, no unit")
-    ax.set_title(f"one colour per image; ringed: in a cluster of more than {tau_in:g}")
+    ax.set_title(f"ringed: in a cluster of more than {tau_in:g}")
+    title = "the largest clusters" if kept["cluster"].nunique() > len(largest) else "the clusters"
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside right upper", title=title)
     return figure
+
+
+def _largest(kept: pd.DataFrame, n: int) -> list[int]:
+    """The n clusters of most candidates, largest first."""
+    sizes = kept.groupby("cluster")["cluster_size"].first()
+    return sizes.sort_values(ascending=False, kind="stable").index[:n].tolist()
 
 
 def candidate_map_note(placed: pd.DataFrame, built: Built, *, model: str) -> dict:
@@ -495,41 +585,59 @@ def candidate_map_note(placed: pd.DataFrame, built: Built, *, model: str) -> dic
     drawn = (
         "" if len(placed) == len(built.candidates) else f" ({len(placed)} of them, evenly taken)"
     )
+    coloured = (
+        f"; in colour the {len(style.CYCLE)} largest of these {len(sizes)}"
+        if len(sizes) > len(style.CYCLE)
+        else ", each in a colour and shape"
+    )
+    counts = chosen.groupby("cluster")[["cluster_size", "cluster_images"]].first()
+    told = ", ".join(
+        f"{cluster} ({counts.loc[cluster, 'cluster_size']} from "
+        f"{counts.loc[cluster, 'cluster_images']})"
+        for cluster in _largest(chosen, len(style.CYCLE))
+    )
     return {
         "title": "Candidates of all images in feature space",
         "caption": (
-            f"The {len(built.candidates)} candidates{drawn} by t-SNE, one colour per "
-            f"training image ({built.candidates['image'].nunique()}). Ringed: "
-            "the members of clusters that the inlier threshold keeps; a number names the cluster, "
-            "as in the sheet below, above its member nearest to the cluster's middle. "
+            f"The {len(built.candidates)} candidates{drawn} of "
+            f"{built.candidates['image'].nunique()} training images by t-SNE. Ringed: the members "
+            f"of clusters that the inlier threshold keeps{coloured}. A number names the cluster, "
+            "as in the sheet below, above its member nearest to the cluster's middle; the legend "
+            "says how many candidates it holds and from how many images. "
             f"Drawn with {model}; the paper's figure shows LLaVA-Next."
         ),
         "reading": (
-            "A group of many colours holds tokens that images share: general, so kept. A group of "
-            "one colour is one image's own. Ringed groups of a single colour would mean that the "
-            "size rule keeps tokens of one image; the released code counts images instead."
+            "A cluster from many images holds tokens that images share: general, so kept. A "
+            "ringed cluster from one or two images would mean that the size rule keeps tokens of "
+            "one image; the released code counts images instead. Clusters are those of the "
+            "features; on the map one may lie in several places."
         ),
         "alt": (
             f"{len(sizes)} of {len(built.clusters.centre_index)} clusters are kept, with "
             f"{len(chosen)} of {len(built.candidates)} candidates; a kept cluster spans "
-            f"{int(sizes.min())} to {int(sizes.max())} images."
+            f"{int(sizes.min())} to {int(sizes.max())} images. Largest, candidates and images: "
+            f"{told}."
         ),
         "paper_item": "Figure 8",
     }
 
 
+SHEET_COLUMNS = 14
+"""Patches that a row of the contact sheet has room for."""
+
+
 @style.styled
 def contact_sheet(
-    built: Built, views: Mapping[str, Image.Image], grid: Grid, *, rows: int = 10, columns: int = 14
+    built: Built, views: Mapping[str, Image.Image], grid: Grid, *, rows: int = 10
 ) -> Figure:
     """Patches behind the largest prototype clusters, a row per cluster."""
     chosen = built.candidates[built.candidates["prototype"]]
     order = chosen["cluster"].value_counts(sort=True).index[:rows]
     figure = style.figure(9.6, 0.62 * len(order) + 0.25)
-    axes = figure.subplots(len(order), columns, squeeze=False)
+    axes = figure.subplots(len(order), SHEET_COLUMNS, squeeze=False)
     for line, cluster in zip(axes, order, strict=True):
         part = chosen[chosen["cluster"] == cluster]
-        take = np.unique(np.linspace(0, len(part) - 1, columns).astype(int))
+        take = np.unique(np.linspace(0, len(part) - 1, SHEET_COLUMNS).astype(int))
         for ax in line:
             ax.axis("off")
         for ax, row in zip(line, part.iloc[take].itertuples(), strict=False):
@@ -552,8 +660,9 @@ def contact_sheet_note(built: Built, words: pd.Series, *, model: str) -> dict:
         "title": "What the prototypes look like",
         "caption": (
             "Patches behind the largest prototype clusters, each in the middle of its 3 x 3 "
-            "window; "
-            "label: cluster, tokens, and images they come from. "
+            "window; label: cluster, tokens, and images they come from. "
+            f"Of each at most {SHEET_COLUMNS} are drawn, spread over the images; grey lies beyond "
+            "the image. "
             f"Drawn with {model}; the paper shows no patches behind its prototypes."
         ),
         "reading": (
@@ -565,7 +674,7 @@ def contact_sheet_note(built: Built, words: pd.Series, *, model: str) -> dict:
         ),
         "alt": (
             f"{chosen['cluster'].nunique()} clusters with {len(chosen)} prototypes; most frequent "
-            f"words of the single-token probe: {told}; mean top-1 probability "
+            f"words of the single-token probe: {told}; mean {SCORES['top1_head']} "
             f"{chosen['top1_head'].mean():.2f}."
         ),
         "paper_item": "Figure 8, patches",

@@ -72,12 +72,15 @@ def samples(frame: pd.DataFrame) -> Figure:
 
 
 def samples_note(
-    frame: pd.DataFrame, overlap: pd.DataFrame, *, model: str, images: int, given: bool
+    frame: pd.DataFrame, overlap: pd.DataFrame, *, model: str, images: int, given: bool, tokens: int
 ) -> dict:
     """overlap: rows of `study.stability.overlaps`; images: training images of all samples; given:
-    whether Ours is a file's codebook, whose thresholds are not those of the samples."""
+    whether Ours is a file's codebook, whose thresholds are not those of the samples; tokens: how
+    many all keep."""
     whose = "this run, not of Ours" if given else "Ours"
     parts = frame[frame["sample"].str.startswith("sample")]
+    first, each = frame.iloc[0], images // len(parts)
+    size = f"{each}" if images % len(parts) == 0 else f"{each} or {each + 1}"
     mean = overlap.groupby("pairs", sort=False)["overlap"].mean()
     told = ", ".join(f"{pairs} {value:.2f}" for pairs, value in mean.items())
     known = parts["share"].dropna()
@@ -87,16 +90,18 @@ def samples_note(
     return {
         "title": "Codebooks from disjoint samples of the training images",
         "caption": (
-            f"{len(parts)} codebooks, each from its own part of {images} training images, with the "
-            f"thresholds of {whose} (tau_in in proportion), judged as the controls are. N counts "
-            f"prototypes; 0: none is left. Drawn with {model}; the paper takes one sample."
+            f"{len(parts)} codebooks, each from its own part ({size} images) of {images} training "
+            f"images, with the thresholds of {whose} (tau_in in proportion), judged as the "
+            f"controls above are, with {tokens} tokens kept. 95 % intervals from drawing images, "
+            f"{int(first['questions'])} questions about {int(first['images'])} test images. N "
+            f"counts prototypes; 0: none is left. Drawn with {model}; the paper takes one sample."
         ),
         "reading": (
-            "Dots at one height mean that it hardly matters which images are taken. The overlap of "
-            "kept tokens says the same without questions: 1 is equal sets, and by lot it is what "
-            "chance gives."
+            "Dots under one another mean that it hardly matters which images are taken. Whether "
+            "the same tokens are kept, no question asked, is not drawn here: it stands in the "
+            "table below on what does not change."
         ),
-        "alt": f"{spread}; overlap of kept tokens: {told}.",
+        "alt": f"{spread}. In the table below, overlap of kept tokens: {told}.",
         "paper_item": "Section 4.1, stability",
     }
 

@@ -68,7 +68,7 @@ def agreement(vlm: VLM, table: pd.DataFrame) -> dict[str, str]:
         f"{table['images'].max()} scenes with 95% intervals over scenes, for a shallow, a middle "
         f"and a deep layer and for their sum. {_models(vlm)}",
         "At 1 two rankings are the same, at 0 they are unrelated. Attention would be a stand-in "
-        "for removal if the red squares lay near 1 in the layers used for pruning.",
+        "for removal if the squares lay near 1 in the layers used for pruning.",
         f"Rank correlations, summed over three layers: {parts}.",
         "Section 3.1",
     )
@@ -253,14 +253,15 @@ def contrast(
 
 
 def token_against_region(
-    vlm: VLM, table: pd.DataFrame, ratio: tuple[float, float, float]
+    vlm: VLM, one: pd.DataFrame, table: pd.DataFrame, ratio: tuple[float, float, float]
 ) -> dict[str, str]:
-    """table: rows of `subjects.measure` of all scenes; ratio: value, low, high."""
+    """one: rows of `subjects.measure` of the drawn image; table: those of all scenes; ratio: value,
+    low, high."""
     medians = table[["jsd_token", "jsd_global"]].median()
     value, low, high = ratio
     return _note(
         "One token against its region",
-        f"Left: {table['image'].iloc[0]}, one token and its 3 x 3 region ablated in the whole "
+        f"Left: {one['image'].iloc[0]}, one token and its 3 x 3 region ablated in the whole "
         f"image, one scale. Right: {len(table)} patches of {table['image'].nunique()} scenes. "
         f"{_models(vlm, 'Figure 6')}",
         "The farther apart the two distributions, the more the cascade gains by ablating regions. "
@@ -281,8 +282,10 @@ def definitions(
     return _note(
         "The paper's divergence and the released one",
         f"{len(table)} patches of {table['image'].nunique()} scenes: JSD final by the paper's "
-        "definition against the release's two changes, alone and together. Dashed: the threshold "
-        f"{tau_jsd:g} that both give. {_models(vlm)}",
+        "definition against the release's two changes, alone and together. 10 candidates: the "
+        f"divergence is taken over as many, not over {paper['candidates']}. Swapped, mean: the "
+        "arguments of the Kullback-Leibler divergence change places, and the candidates' terms are "
+        f"averaged, not summed. Dashed: the threshold {tau_jsd:g} that both give. {_models(vlm)}",
         "Points on the line are equal; parallel to it, only the scale differs and a scaled "
         "threshold would do the same. Points that are above one dashed line but below the other "
         "change sides when the definition changes.",

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
-from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 from PIL import Image
 
 from redlib.figures.style import (
@@ -142,7 +142,9 @@ def layer_ranks(summary: pd.DataFrame) -> Figure:
     left.set_yscale("log")
     top = max(summary.loc[summary["quantity"] != "lead", "high"].max(), 10)
     left.set_ylim(top * 1.3, 0.8)
+    left.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     left.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    left.yaxis.set_minor_formatter(NullFormatter())
     left.set_ylabel("median rank under the head\n(1 = best, at the top)")
     left.set_title("Which token does a state speak for?")
     left.legend(loc="best")
@@ -220,11 +222,11 @@ def _pipeline_text(level: str, row: pd.Series, weights: Sequence[float]) -> str:
     if level == "single":
         return f"it says “{row['word']}”\ntop-1 probability {row['top1']:.2f}"
     if level == "region":
-        return f"JSD region = {row['jsd_region']:.2g}"
+        return f"JSD region = {row['jsd_region']:.3g} nats"
     return (
-        f"JSD global = {row['jsd_global']:.2g}\n\nJSD final\n= {weights[0]:g} x "
-        f"{row['jsd_region']:.2g}\n + {weights[1]:g} x {row['jsd_global']:.2g}\n"
-        f"= {row['jsd_final']:.2g}"
+        f"JSD global = {row['jsd_global']:.3g} nats\n\nJSD final\n= {weights[0]:g} x "
+        f"{row['jsd_region']:.3g}\n + {weights[1]:g} x {row['jsd_global']:.3g}\n"
+        f"= {row['jsd_final']:.3g} nats"
     )
 
 
@@ -470,7 +472,7 @@ def contrast(
         ax.text(
             0, -0.03,
             f"[cls] similarity {row['cls_similarity']:.3f}\nattention {row['attention']:.1e}\n"
-            f"JSD final {row['jsd_final']:.1e}",
+            f"JSD final {row['jsd_final']:.1e} nats",
             transform=ax.transAxes, va="top", fontsize=10,
         )  # fmt: skip
         for column, level in enumerate(levels, start=1):
@@ -478,7 +480,7 @@ def contrast(
             rows = shown_rows[(shown_rows["patch"] == patch) & (shown_rows["level"] == level)]
             _logit_changes(ax, rows, tint, reach[level] if reach[level] > 0 else 1.0)
             what = "token in its region" if level == "region" else "region in the image"
-            ax.set_title(f"{what}\nJSD {row[f'jsd_{level}']:.1e}")
+            ax.set_title(f"{what}\nJSD {row[f'jsd_{level}']:.1e} nats")
     return drawn
 
 
@@ -559,8 +561,8 @@ def definitions(table: pd.DataFrame, *, tau_jsd: float) -> Figure:
         ax.set_xscale("log")
         ax.set_yscale("log")
         ax.set_title(title)
-        ax.set_xlabel("JSD final, paper's definition")
-    axes[0].set_ylabel("JSD final, other definition")
+        ax.set_xlabel("JSD final by the paper (nats)")
+    axes[0].set_ylabel("JSD final, changed (nats)")
     axes[0].plot([], [], color=COLOURS["black"], linewidth=1, label="equal")
     axes[0].plot([], [], color=COLOURS["red"], linestyle="--", label=f"threshold {tau_jsd:g}")
     axes[0].legend(loc="lower right", frameon=True, framealpha=0.9)

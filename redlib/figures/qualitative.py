@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from redlib.figures import style
+from redlib.figures.ablation import ALIKE, say_alike
 from redlib.figures.veil import kept_patches, veiled
 from redlib.geometry import Grid
 from redlib.models import VLM
@@ -34,7 +35,7 @@ from redlib.study.verdict import bounds
 from redlib.tables import readable
 from redlib.tabletop.pairs import clause, differences_named
 from redlib.tabletop.pairs import redraw as redraw_pair
-from redlib.tabletop.world import redraw
+from redlib.tabletop.world import Scene, redraw
 
 DESCRIBED = 2
 """Scenes of a sort, or composites, whose texts are drawn."""
@@ -83,14 +84,11 @@ def examples_note(shown: Sequence[Example], sort: str, *, model: str, tokens: in
         f"{name} answers {right.loc[m, 'sum']} of {right.loc[m, 'size']} right{held[m]}"
         for m, name in METHODS.items()
     )
-    written = "with a written word" if sort == "text-rich" else "without a written word"
-    rule = (
-        f"The first {len(shown)} test scenes {written} from number {START:,} on that have "
-        f"{OBJECTS} objects or more"
-        + ("" if sort == "text-rich" else " and of which MME asks what is there")
-    )
+    rule = _first(len(shown), sort)
+    rule += "" if sort == "text-rich" else " and of which MME asks what is there"
     if real:
         rule = f"The first {len(shown)} images that the seed draws of MME's {CATEGORIES[sort]}"
+    standing = "the objects and the card with the word" if sort == "text-rich" else "the objects"
     return {
         "title": f"What three methods keep: {sort} scenes",
         "caption": (
@@ -102,13 +100,21 @@ def examples_note(shown: Sequence[Example], sort: str, *, model: str, tokens: in
             f"{model}; the paper shows LLaVA-1.5-7B on MMBench and MME."
         ),
         "reading": (
-            "A method that spends its budget well leaves the objects and the card with the word "
-            "standing. A handful of images decides nothing: whether it does so in general is "
-            "counted in notebook 06."
+            f"A method that spends its budget well leaves {standing} standing. A handful of images "
+            "decides nothing: whether it does so in general is counted in notebook 06."
         ),
         "alt": f"{told}.",
         "paper_item": SORT_FIGURE[sort][0],
     }
+
+
+def _first(n: int, sort: str) -> str:
+    """Which scenes of a sort are shown."""
+    word = "with" if sort == "text-rich" else "without"
+    return (
+        f"The first {n} test scenes {word} a written word from number {START:,} on that have "
+        f"{OBJECTS} objects or more"
+    )
 
 
 @style.styled
@@ -119,27 +125,36 @@ def descriptions(table: pd.DataFrame, sort: str, vlm: VLM) -> Figure:
     """
     part = table[table["scenes"] == sort]
     images = list(part["image"].unique())[:DESCRIBED]
-    figure = style.figure(9.8, 3.6 * len(images))
-    rows = figure.subplots(len(images), 3, squeeze=False, width_ratios=(1, 1.05, 1.05))
-    for axes, name in zip(rows, images, strict=True):
-        scene = redraw(name)
-        of = part[part["image"] == name].set_index("side")
+    sides = [part[part["image"] == name].set_index("side") for name in images]
+    texts = [
+        [_phrases(of.loc[side, "description"], redraw(name)) for side in SIDES]
+        for name, of in zip(images, sides, strict=True)
+    ]
+    heights = [0.4 + max(_PICTURE, *(_LINE * len(text) for text in both)) for both in texts]
+    figure = style.figure(9.8, sum(heights))
+    rows = figure.subplots(
+        len(images), 3, squeeze=False, width_ratios=(0.7, 1.15, 1.15), height_ratios=heights
+    )
+    for axes, name, of, both in zip(rows, images, sides, texts, strict=True):
         stays = kept_patches(of.loc[PRUNED, "kept"], vlm.grid)
-        veiled(axes[0], vlm.view(scene.image), stays, vlm.grid)
+        veiled(axes[0], vlm.view(redraw(name).image), stays, vlm.grid)
         axes[0].set_anchor("N")
         axes[0].set_title(f"kept: {int(stays.sum())} of {vlm.grid.size}")
-        for ax, side in zip(axes[1:], SIDES, strict=True):
+        for ax, side, text in zip(axes[1:], SIDES, both, strict=True):
             row = of.loc[side]
-            owed = left_out(row["description"], scene)
-            lines = [(text, mark) for text, mark in marked(row["description"], scene)]
-            _listed(
-                ax,
-                lines or [("(nothing)", VAGUE)],
-                f"{'all' if side == FULL else int(row['tokens'])} tokens: {row['omitted']} omitted,"
-                f" {row['invented']} invented",
-                f"owed: {', '.join(owed)}" if owed else "nothing owed",
-            )
+            tokens = "all" if side == FULL else int(row["tokens"])
+            title = f"{tokens} tokens: {row['omitted']} omitted, {row['invented']} invented"
+            _listed(ax, text, title)
     return figure
+
+
+def _phrases(description: str, scene: Scene) -> list[tuple[str, str, bool]]:
+    """Lines of a description, phrase by phrase, and what it owes."""
+    owed = left_out(description, scene)
+    return _lines(
+        marked(description, scene) or [("(nothing)", VAGUE)],
+        f"owed: {', '.join(owed)}" if owed else "nothing owed",
+    )
 
 
 def descriptions_note(table: pd.DataFrame, sort: str, *, model: str) -> dict:
@@ -155,10 +170,12 @@ def descriptions_note(table: pd.DataFrame, sort: str, *, model: str) -> dict:
     return {
         "title": f"Descriptions before and after pruning: {sort} scenes",
         "caption": (
-            f"The first {len(images)} {sort} ones of the {RULE}; patches that go are covered. Each "
-            "phrase by the scene's graph: a tick, an object is just so; a cross, something in it "
-            "is not in the scene; a tilde, nothing is false but it leaves out colour or size, "
-            "joins two objects or repeats one. Places are not judged. Owed: tuples left out"
+            f"{_first(len(images), sort)}; patches that go are covered. Each phrase by the scene's "
+            "graph: a tick, an object is just so; a cross, something in it is not in the scene; a "
+            "tilde, nothing is false but it leaves out colour or size, joins two objects or "
+            "repeats one. A noun in brackets: left out in the sentence, understood from the phrase "
+            "before. Places are not judged. Invented: tuples that the scene does not have, or that "
+            "are said more often than they are true. Owed: tuples left out"
             + (", the word included, which is asked for by itself" if sort == "text-rich" else "")
             + f". Drawn with {model}; the paper shows LLaVA-Next-8B on photographs and marks them "
             "by hand."
@@ -277,12 +294,11 @@ def game(table: pd.DataFrame, vlm: VLM) -> Figure:
             named = sorted(differences_named(row["answer"]))
             lines = [(clause(*d), RIGHT if d in one.differences else WRONG) for d in named]
             said = _short(row["answer"], 90) or "(nothing)"
+            tokens = "all" if side == FULL else int(row["tokens"])
             _listed(
                 ax,
-                lines or [(f"names no difference: {said}", VAGUE)],
-                f"{'all' if side == FULL else int(row['tokens'])} tokens: {found} of {planted} "
-                f"found, {invented} invented",
-                "",
+                _lines(lines or [(f"names no difference: {said}", VAGUE)], ""),
+                f"{tokens} tokens: {found} of {planted} found, {invented} invented",
             )
     return figure
 
@@ -331,8 +347,8 @@ def spotted(changed: pd.DataFrame) -> Figure:
 def spotted_note(changed: pd.DataFrame, *, model: str) -> dict:
     planted, images, tokens = (changed[name].iloc[0] for name in ("planted", "images", "tokens"))
     told = "; ".join(
-        f"{r.kind} {r.full:.3f} with all, {r.pruned:.3f} with {r.tokens:.0f} tokens, change "
-        f"{r.change:+z.3f} ({r.low:+z.3f} to {r.high:+z.3f})"
+        f"{r.kind} {r.full:.3f} with all, {r.pruned:.3f} with {r.tokens:.0f} tokens, "
+        + (ALIKE if _alike(r) else f"change {r.change:+z.3f} ({r.low:+z.3f} to {r.high:+z.3f})")
         for r in changed.itertuples()
     )
     return {
@@ -354,8 +370,14 @@ def spotted_note(changed: pd.DataFrame, *, model: str) -> dict:
     }
 
 
+def _alike(row: object) -> bool:
+    return row.change == row.low == row.high == 0
+
+
 def _points(row: object) -> str:
-    return f"{100 * row.change:+z.1f} points ({bounds(row.low, row.high)})"
+    return (
+        ALIKE if _alike(row) else f"{100 * row.change:+z.1f} points ({bounds(row.low, row.high)})"
+    )
 
 
 def _below(ax: Axes, text: str, *, line: int = 0, tint: str = "black") -> None:
@@ -367,19 +389,30 @@ def _below(ax: Axes, text: str, *, line: int = 0, tint: str = "black") -> None:
     )  # fmt: skip
 
 
-def _listed(ax: Axes, lines: Sequence[tuple[str, str]], title: str, last: str) -> None:
-    """Phrases under each other, each with its sign and colour, and a last line in grey."""
+_LINE, _PICTURE = 0.2, 2.2
+"""Inches: height of a line of text, and of a picture beside descriptions."""
+
+
+def _lines(phrases: Sequence[tuple[str, str]], last: str) -> list[tuple[str, str, bool]]:
+    """Phrases with their marks, and a last text without one, as lines that fit into a column: text,
+    mark, and whether a phrase begins there."""
+    lines = [
+        (part, mark, n == 0) for text, mark in phrases for n, part in enumerate(wrap(text, 38))
+    ]
+    return lines + [(part, "", False) for part in wrap(last, 42)]
+
+
+def _listed(ax: Axes, lines: Sequence[tuple[str, str, bool]], title: str) -> None:
+    """Lines under each other, phrases with sign and colour of their mark, what has none in grey."""
     ax.axis("off")
     ax.set_title(title, fontsize=10)
-    rows = [(part, mark, n == 0) for text, mark in lines for n, part in enumerate(wrap(text, 38))]
-    rows += [(part, "", False) for part in wrap(last, 42)]
-    step = 1 / max(len(rows) + 1, 15)
-    for n, (text, mark, first) in enumerate(rows):
+    for n, (text, mark, first) in enumerate(lines):
         tint, sign = _LOOK.get(mark, ("grey", ""))
-        y = 0.97 - n * step
+        how = {"textcoords": "offset points", "va": "top", "color": style.COLOURS[tint]}
+        y = -3 - 72 * _LINE * n
         if first:
-            ax.text(0, y, sign, color=style.COLOURS[tint], va="top", fontweight="bold")
-        ax.text(0.07 if mark else 0, y, text, color=style.COLOURS[tint], va="top", fontsize=9.5)
+            ax.annotate(sign, (0, 1), (0, y), "axes fraction", fontweight="bold", **how)
+        ax.annotate(text, (0, 1), (18 if mark else 0, y), "axes fraction", fontsize=9.5, **how)
 
 
 def _sides(ax: Axes, changed: pd.DataFrame, y: np.ndarray, *, scale: float = 1) -> None:
@@ -402,6 +435,7 @@ def _change(ax: Axes, changed: pd.DataFrame, y: np.ndarray, *, scale: float = 1)
     ax.errorbar(
         value, y, xerr=[value - low, high - value], fmt="o", lw=1.6, color=style.COLOURS["blue"]
     )
+    say_alike(ax, changed[["change", "low", "high"]], y)
     ax.axvline(0, color=style.COLOURS["black"], lw=1, ls="--")
     ax.locator_params(axis="x", nbins=5)
     ax.grid(axis="y", visible=False)

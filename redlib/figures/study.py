@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
@@ -20,7 +21,7 @@ from redlib.tables import readable, with_interval
 
 _SHORT = {
     "top1": "top-1\nprobability",
-    "jsd_final": "JSD",
+    "jsd_final": "JSD\n(nats)",
     "attention": "attention\n(3 layers)",
     "attention_running": "running sum\nof attention",
     "cls_similarity": "[cls]\nsimilarity",
@@ -96,7 +97,11 @@ def by_rank_note(curves: pd.DataFrame, correlations: pd.DataFrame, *, model: str
             "would "
             "falsify its statement for this model."
         ),
-        "alt": "Rank correlation of the mean curves with their order: " + "; ".join(found) + ".",
+        "alt": (
+            "Rank correlation of the mean curves with their order (+: falls with the rank): "
+            + "; ".join(found)
+            + "."
+        ),
         "paper_item": "Figure 4",
     }
 
@@ -155,7 +160,8 @@ def running_sum_note(correlations: pd.DataFrame, *, model: str, n: str) -> dict:
         "caption": (
             f"{n}. Left: each image sorted by its own attention, as the paper describes. Right: "
             "image n sorted by the sum over images 1 to n, as the released notebook computes it; "
-            f"its attention row shows that sum. Drawn with {model}; the paper's Figure 4 shows "
+            "its attention row shows that sum. Points are means over images, bands 95 % intervals "
+            f"from resampling images. Drawn with {model}; the paper's Figure 4 shows "
             "LLaVA-Next."
         ),
         "reading": (
@@ -165,7 +171,11 @@ def running_sum_note(correlations: pd.DataFrame, *, model: str, n: str) -> dict:
             "If the left shows a fall and the right does not, the published picture owes its level "
             "curves to the sum."
         ),
-        "alt": "Rank correlation of the mean curve with the order, " + "; ".join(parts) + ".",
+        "alt": (
+            "Rank correlation of the mean curve with the order (+: falls with the rank), "
+            + "; ".join(parts)
+            + "."
+        ),
         "paper_item": "Figure 4, order by attention",
     }
 
@@ -205,11 +215,9 @@ def deciles_note(table: pd.DataFrame, *, model: str, n: str) -> dict:
             "LLaVA-Next."
         ),
         "reading": (
-            "The paper finds very low probabilities among the tokens most similar to [cls] (red) "
-            "and "
-            "suspects registers, background patches that store what belongs elsewhere. A red bar "
-            "as "
-            "high as the others speaks against that for this model."
+            "The paper finds very low probabilities among the tokens most similar to [cls], here "
+            "the first bar, and suspects registers, background patches that store what belongs "
+            "elsewhere. A first bar as high as the others speaks against that for this model."
         ),
         "alt": (
             f"The highest tenth has a mean top-1 probability of {first['mean']:.2f} "
@@ -239,7 +247,7 @@ def areas(table: pd.DataFrame) -> Figure:
                 fmt=marker, color=style.COLOURS[tint], lw=1.5, ms=6, label=reading,
             )  # fmt: skip
         ax.axvline(0.5, color=style.COLOURS["black"], lw=1, ls="--")
-        ax.set_title(fill(title, 24))
+        ax.set_title(f"{fill(title, 24)}\n{_counts(table, target)}", fontsize=10.5)
         ax.set_xlabel("AUROC (0.5 = chance)")
         ax.grid(axis="y", visible=False)
     axes[0].set_yticks(range(len(names)), [SCORES[name] for name in names])
@@ -250,24 +258,33 @@ def areas(table: pd.DataFrame) -> Figure:
     return figure
 
 
+def _counts(table: pd.DataFrame, target: str) -> str:
+    """How many pooled patches a target is true of, and of how many others it is not."""
+    first = table[(table["target"] == target) & (table["reading"] == "pooled")].iloc[0]
+    return f"true: {first['positives']:.0f}, not: {first['negatives']:.0f}"
+
+
 def areas_note(table: pd.DataFrame, *, model: str) -> dict:
     pooled = table[table["reading"] == "pooled"]
-    parts, counts = [], []
+    parts = []
     for target, title in TARGETS.items():
         part = pooled[pooled["target"] == target].dropna(subset="auroc")
         part = part.sort_values("auroc", ascending=False)
         if part.empty:
             parts.append(f"{title}: not measurable, one kind of patch is missing")
             continue
-        counts.append(f"{part['positives'].iloc[0]} and {part['negatives'].iloc[0]}")
         order = "; ".join(f"{SCORES[r.score]} {r.auroc:.2f}" for r in part.itertuples())
         parts.append(f"{title}: {order}")
     return {
         "title": "Which number knows where the objects are",
         "caption": (
-            "Area under the ROC curve of each score for the scenes' truth, pooled over all patches "
-            f"and as the mean over images, with 95 % intervals from resampling images; "
-            f"{' / '.join(counts) or 'no'} patches of which it is true and others. Attention is "
+            "Area under the ROC curve of each score for the scenes' truth, pooled over patches "
+            "and as the mean over images, with 95 % intervals from resampling images; above each "
+            "panel, how many pooled patches it is true of and of how many not. Patches that "
+            "the object in question (left: any object) covers in part, by less than half, are left "
+            "out; left also bare ones with a card (writing); right also all that no object covers "
+            "by half. "
+            "Attention is "
             'that under the one-word prompt, and where an object is asked about ("asked") that '
             "under the question as well; the other scores never see a question. The paper has no "
             f"such figure: photographs come without this truth. Drawn with {model}."
@@ -285,6 +302,10 @@ def areas_note(table: pd.DataFrame, *, model: str) -> dict:
     }
 
 
+FEW = 5
+"""An area over fewer patches than these, of either kind, is not drawn."""
+
+
 @style.styled
 def levels(table: pd.DataFrame) -> Figure:
     """AUROC of each score per number of objects; a panel per target."""
@@ -295,17 +316,30 @@ def levels(table: pd.DataFrame) -> Figure:
     for ax, (target, title) in zip(axes, TARGETS.items(), strict=True):
         part = table[table["target"] == target]
         grid = part.pivot(index="score", columns="level", values="auroc").reindex(names)
+        least = part.assign(least=part[["positives", "negatives"]].min(axis=1))
+        least = least.pivot(index="score", columns="level", values="least").reindex(names)
+        few = (least < FEW) & grid.notna()
+        grid = grid.mask(few)
         drawn = ax.imshow(grid, cmap=style.DIFFERENCE, vmin=0, vmax=1, aspect="auto")
         for row, column in np.ndindex(grid.shape):
             value = grid.iloc[row, column]
+            if few.iloc[row, column]:
+                ax.add_patch(
+                    Rectangle(
+                        (column - 0.5, row - 0.5), 1, 1, fill=False, hatch="///", lw=0,
+                        edgecolor="#C9CED6",
+                    )
+                )  # fmt: skip
+                continue
             text = "-" if np.isnan(value) else f"{value:.2f}"
             shade = "white" if np.isfinite(value) and abs(value - 0.5) > 0.33 else "black"
             ax.text(column, row, text, ha="center", va="center", fontsize=9, color=shade)
         covered = part.groupby("level")["positives"].max().reindex(grid.columns)
         labels = [f"{level}\n({n})" for level, n in covered.items()]
-        ax.set_xticks(range(grid.shape[1]), labels)
+        ax.set_xticks(range(grid.shape[1]), labels, fontsize=8.5)
         ax.set_title(fill(title, 24))
         ax.set_xlabel("objects in the scene\n(patches covered so)")
+        ax.tick_params(axis="y", length=0)  # beside a panel a tick would look like a minus sign
         ax.grid(False)
         ax.spines[:].set_visible(False)
     axes[0].set_yticks(range(len(names)), [SCORES[name] for name in names])
@@ -320,7 +354,9 @@ def levels_note(table: pd.DataFrame, *, model: str) -> dict:
         "title": "Does it hold for easy and crowded scenes alike?",
         "caption": (
             "The pooled area under the ROC curve per difficulty level, the number of objects in "
-            f"the scene; intervals and numbers of patches in the CSV. Drawn with {model}; the "
+            f"the scene. Hatched: true of fewer than {FEW} patches, or of all but so few. A dash: "
+            "true of all patches or of none, or a score that has no question. Intervals and "
+            f"numbers of patches in the CSV. Drawn with {model}; the "
             "paper has no such table."
         ),
         "reading": (
@@ -337,8 +373,8 @@ def levels_note(table: pd.DataFrame, *, model: str) -> dict:
 def example(image: Image.Image, rows: pd.DataFrame, grid: Grid) -> Figure:
     """One image and its sampled patches: the truth, where it is known, two outputs, two
     intermediate states."""
-    figure = style.figure(9.6, 7.4)
-    figure.get_layout_engine().set(h_pad=0.12)
+    figure = style.figure(9.6, 7.8)
+    figure.get_layout_engine().set(h_pad=0.3)
     axes = figure.subplots(2, 3)
     style.image_panel(axes[0, 0], image, grid)
     known = bool(rows["covered"].notna().all())
@@ -362,7 +398,7 @@ def example(image: Image.Image, rows: pd.DataFrame, grid: Grid) -> Figure:
     panels = {
         "covered": "truth: share under objects",
         "top1": "top-1 probability",
-        "jsd_final": "JSD (eq. 11)",
+        "jsd_final": "JSD (eq. 11, nats)",
         "attention": "attention, 3 layers",
         "cls_similarity": "[cls] similarity",
     }
@@ -400,8 +436,8 @@ def example_note(rows: pd.DataFrame, *, model: str) -> dict:
             f"{model}; the paper's patches are of photographs of VQAv2."
         ),
         "reading": (
-            "Red squares lie on an object. A map that knows where the objects are looks like the "
-            "one titled truth. "
+            "Orange-red squares lie on an object. A map that knows where the objects are looks "
+            "like the one titled truth. "
             if known
             else "What covers a patch, a reader has to judge. "
         )

@@ -1,4 +1,4 @@
-"""An image with the patches that go covered, for the figures that show what stays (notebook 07).
+"""An image with the patches that go covered, or greyed, for the figures that show what stays.
 
 A method drops tokens, a reader sees patches; so a token that goes is shown as a veil over its
 patch, in a colour that no ground and no object has, so that nobody takes it for a part of the
@@ -34,3 +34,13 @@ def veiled(ax: Axes, image: Image.Image, stays: np.ndarray, grid: Grid) -> None:
     ax.imshow(veil, extent=(0, grid.width, grid.height, 0))
     grey = style.COLOURS["grey"]
     ax.add_patch(Rectangle((0, 0), grid.width, grid.height, fill=False, edgecolor=grey, lw=1))
+
+
+def greyed(ax: Axes, image: Image.Image, stays: np.ndarray, grid: Grid) -> None:
+    """The image with the patches that go in pale grey, still to be seen and ready for a tint;
+    stays: (L,) bool."""
+    style.image_panel(ax, image, grid)
+    pale = style.faded(image)
+    goes = Image.fromarray(~stays.reshape(grid.height, grid.width))
+    alpha = np.asarray(goes.resize(image.size, Image.Resampling.NEAREST), dtype=float)
+    ax.imshow(np.dstack([pale, pale, pale, alpha]), extent=(0, grid.width, grid.height, 0))

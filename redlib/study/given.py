@@ -28,7 +28,7 @@ from redlib.errors import RedlibError
 from redlib.notebook import Session
 from redlib.params import Params, local
 from redlib.released import UNTOLD
-from redlib.study import codebooks, pruning
+from redlib.study import codebooks, pipeline, pruning
 from redlib.tabletop.world import redraw
 
 
@@ -96,10 +96,10 @@ def criteria(session: Session, book: Codebook, table: pd.DataFrame) -> Criteria:
     return codebooks.criteria_of(session, grid.iloc[0])
 
 
-def origins(session: Session, book: Codebook, shown: pd.DataFrame) -> dict[int, pruning.Origin]:
-    """`pruning.origins` of those prototypes whose patch is told and whose image is at hand.
+def origins(session: Session, book: Codebook, shown: pd.DataFrame) -> dict[int, pipeline.Origin]:
+    """`pipeline.origins` of those prototypes whose patch is told and whose image is at hand.
 
-    shown: the table of `pruning.Shown`.
+    shown: the table of `pipeline.Shown`.
     """
     real = session.source.real
     there = codebooks.training_scenes(session) if real else {}
@@ -115,4 +115,4 @@ def origins(session: Session, book: Codebook, shown: pd.DataFrame) -> dict[int, 
 
     found = shown.loc[~shown["kept"], "prototype"].unique()
     of = [number for number in found if known(int(number))]
-    return pruning.origins(session, book, shown[shown["prototype"].isin(of)])
+    return pipeline.origins(session, book, shown[shown["prototype"].isin(of)])

@@ -25,6 +25,7 @@ from redlib.codebook import Codebook
 from redlib.study import LEAST_IMAGES, printed, scoring
 from redlib.study.ablation import NOTHING, RANDOM
 from redlib.study.asking import FIVE_TASKS, REAL
+from redlib.study.verdict import Verdict, above, bounds
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,6 +120,31 @@ COLUMNS = (
 )  # fmt: skip
 
 
+def most_verdict(judged: Scored, books: Mapping[str, Codebook | None]) -> Verdict:
+    """Section 5.4: losing tau_prob costs significantly, losing another criterion moderately. So it
+    must cost more than each of them, by the interval of the paired difference.
+
+    books: by what is left out (`ablated`).
+    """
+    others = [name for name in books if name not in (NOTHING, "tau_prob", "images")]
+    more = {name: judged.gap(name, "tau_prob") for name in others}
+    told = ", ".join(
+        f"than without {name} {100 * one.mean:+z.1f} ({bounds(one.low, one.high)})"
+        for name, one in more.items()
+    )
+    found = [above(one, 0) for one in more.values()]
+    known = all(np.isfinite(one.mean) for one in more.values())
+    return Verdict(
+        "A codebook without tau_prob costs more of the unpruned score than one without any other "
+        "criterion",
+        None if not known else False if False in found else None if None in found else True,
+        f"points lost more {told}; {judged.questions} questions about {judged.images} images"
+        if known
+        else "one of the codebooks has no prototype, or a task was not asked",
+        "Table 3",
+    )
+
+
 def table3_told(frame: pd.DataFrame) -> str:
     """What the rows say, in a few sentences, whatever they say."""
     at = frame.set_index("left_out")
@@ -140,7 +166,6 @@ def table3_told(frame: pd.DataFrame) -> str:
         )  # fmt: skip
         parts.append(
             f"{what} ({row['prototypes']:.0f} prototypes) it is {row['share']:.1%}, {found} "
-            f"({-100 * row['lost']:+z.1f} points, {-100 * row['high']:+z.1f} to "
-            f"{-100 * row['low']:+z.1f})."
+            f"({-100 * row['lost']:+z.1f} points, {bounds(-row['high'], -row['low'])})."
         )
     return " ".join(parts)

@@ -57,6 +57,19 @@ FEW = f"{LEAST_IMAGES} images at least: an interval of fewer decides nothing"
 TRUTH = "needs known truth"
 """How the evidence begins where photographs were shown (`redlib.study.verdict.untold`)."""
 
+_MEASURES = {
+    ("shares", "share"): (100, "%", "of the unpruned score"),
+    ("rivals", "difference"): (100, " points", "of score ahead"),
+    ("informative-kept", "difference"): (100, " points", "of the informative tokens kept more"),
+    ("ablation", "lost"): (100, " points", "of the unpruned score lost"),
+    ("ablation", "over_random"): (100, " points", "of the unpruned score ahead of random"),
+    ("steps", "change"): (100, " points", "of change, of the unpruned score"),
+    ("captions-pruned", "change"): (100, " points", "of change, of the true tuples"),
+    ("costs", "megabytes"): (1, " MB", "in memory"),
+    ("costs", "share_of_prefill"): (100, "%", "of the operations of a prefill"),
+}
+"""What the columns that rules read are: their scale, their unit, and of what."""
+
 _INTERVAL = re.compile(r"\((?:95% interval )?([-+]?\d[\d.e+-]*%? to [-+]?\d[\d.e+-]*%?)\)")
 
 
@@ -146,13 +159,13 @@ def _row(claim: Any, measured: list[_Found], texts: pd.DataFrame) -> dict[str, s
 
 
 def _criterion(claim: Any) -> str:
-    """A rule as people read it, "share between 0.8 and 0.9, where method ours"."""
+    """A rule as people read it, "between 80 and 90% of the unpruned score, where method ours"."""
     if not claim.rule:
         return ""
-    word, *numbers = claim.rule.split()
+    scale, unit, what = _MEASURES[claim.table, claim.value]
+    word, ends = claim.rule.split()[0], " and ".join(f"{n * scale:g}" for n in _numbers(claim.rule))
     where = claim.where.replace(";", ", ").replace("|", " and ").replace("=", " ")
-    said = f"{claim.value} {word} {' and '.join(numbers)}"
-    return said + (f", where {where}" if where else "")
+    return f"{word} {ends}{unit} {what}, where {where}"
 
 
 def _answers(where: str, value: str) -> str:
@@ -171,7 +184,7 @@ def _answers(where: str, value: str) -> str:
 
 
 def _recomputed(text: pd.Series) -> str:
-    given = f"given by {text['given_by']}" if text["given_by"] else "given by none"
+    given = f"given by {text['given_by']}" if text["given_by"] else "no average of them gives it"
     return f"{text['says']}: {text['recomputed'].replace(';', ',')} ({given.replace(';', ',')})"
 
 
@@ -199,16 +212,18 @@ def _look(claim: Any, run: str, folder: Path) -> _Found | None:
         for a, b, too_few in zip(low, high, few, strict=True)
     ]
     holds = False if False in verdicts else None if None in verdicts else True
-    measured = f"{claim.value} {_range(rows[claim.value])}"
+    scale, unit, what = _MEASURES[claim.table, claim.value]
+    measured = f"{_range(rows[claim.value] * scale)}{unit} {what}"
     if len(rows) > 1:
         measured += f" in {len(rows)} rows: {verdicts.count(True)} hold, "
         measured += f"{verdicts.count(False)} do not, {verdicts.count(None)} are open"
     if ends is None:
         told = "exact"
     elif len(rows) == 1:
-        told = _range([low.min(), high.max()], _numbers(claim.rule))
+        bounds = [scale * bound for bound in _numbers(claim.rule)]
+        told = _range([scale * low.min(), scale * high.max()], bounds) + unit
     else:
-        told = f"each within {_range([low.min(), high.max()])}"
+        told = f"each within {_range([scale * low.min(), scale * high.max()])}{unit}"
     return _Found(holds, measured, told, run, _behind(claim, path), bool(few.any()))
 
 

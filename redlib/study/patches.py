@@ -493,8 +493,9 @@ def trend_verdict(correlations: pd.DataFrame, order: str, quantity: str) -> Verd
     within = _one(correlations, order=order, quantity=quantity, reading="within image")
     falls = _falls(row)
     return Verdict(
-        f"{_capital(QUANTITIES[quantity])} does not decline with falling {ORDERS[order]} (rank "
-        f"correlation of the mean curve surely below {LEVEL:g}; it does if surely above 0)",
+        f"{_capital(QUANTITIES[quantity])} does not decline with falling {ORDERS[order]} (the "
+        f"interval of the mean curve's rank correlation lies below {LEVEL:g}; it declines if that "
+        "lies above 0)",
         None if falls is None else not falls,
         f"rank correlation of the {row['images']} images' mean curve {_triple(row)}; within an "
         f"image on average {_triple(within)} (positive: they fall together)",

@@ -171,8 +171,9 @@ def proxy_verdict(table: pd.DataFrame, *, resamples: int, seed: int, bound: floa
         ),
         holds=None if lower is None else not lower,
         evidence=(
-            f"Spearman correlation within an image {number(found)}; the three rankings disagree "
-            f"about {percent(shares)} of the patches, unrelated ones would about {CHANCE:.0%}; "
+            f"Spearman correlation within an image {number(found)}; the rankings by attention, "
+            f"by contribution and by removal disagree about "
+            f"{percent(shares)} of the patches, unrelated ones would about {CHANCE:.0%}; "
             f"{shares.n} patches of {shares.clusters} scenes."
         ),
         paper_item="Section 3.1",
@@ -428,8 +429,8 @@ def _high_but_empty(
     return Verdict(
         statement,
         above(found, bound),
-        f"{percent(found)} of {found.n} such patches; {silent.mean():.0%} are below {SILENT:.0%} "
-        f"at all; {found.clusters} scenes.",
+        f"{percent(found)} of {found.n} such patches; with those that an object touches "
+        f"{silent.mean():.0%} are below {SILENT:.0%}; {found.clusters} scenes.",
         "Finding 1",
     )
 

@@ -23,58 +23,37 @@ Rules are dear, so not all of them are asked everything: Ours, Random and PruMer
 import hashlib
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
-from torch import nn
 
 from redlib import bench, leave_one_out, probe, stages
 from redlib.bench import captions, coco
 from redlib.bench.letters import circular
 from redlib.bench.looking import NONE, UNPRUNED, Replies, Rule, look, replies
 from redlib.codebook import Codebook
-from redlib.data import benchmarks, prompts, single
+from redlib.data import benchmarks, prompts
 from redlib.data.photo import Photo
 from redlib.errors import RedlibError
-from redlib.models import VLM
 from redlib.notebook import MEASURING, Session
 from redlib.params import Params, family
 from redlib.prune import METHODS as ALL
-from redlib.prune import (
-    calibrate,
-    codebook_bytes,
-    fastv,
-    keep_lowest,
-    keep_threshold,
-    operations,
-    redundancy,
-    sparsevlm,
-)
+from redlib.prune import calibrate, keep_threshold, redundancy
 from redlib.prune.choose import Kept
 from redlib.prune.context import MERGED
-from redlib.prune.inside import read_a_layer
-from redlib.prune.scores import cosines
 from redlib.prune.views import Seen
-from redlib.store import write_json
-from redlib.study import LEAST_IMAGES, codebooks, scoring
-from redlib.study.asking import CAPTIONED, ask, described, exam, identity
-from redlib.study.verdict import Verdict, bounds
-from redlib.tabletop import Question, Scene, scenes
-from redlib.tabletop.world import redraw
+from redlib.study import codebooks
+from redlib.study.asking import CAPTIONED, described, exam, identity
+from redlib.tabletop import Question, Scene
 
 TILE_BUDGETS = (64, 32)
 """Visual tokens of each of the five tiles that LLaVA-Next keeps in Table 1."""
 
 PATIENCE = 600.0
 """Seconds: a missing codebook is built here if it takes no longer."""
-
-SHOWN = ("pope-adversarial", "mme", "seed", "colour", "position")
-"""Tasks of which the sketch of the pipeline shows one question each, all about a square image."""
 
 PAPER = ("ours", "prumerge", "fastv", "random")
 """The methods of the paper's Table 1 and Figure 9."""
@@ -105,21 +84,6 @@ KNOWING = ("oracle", "oracle-inverse")
 
 INFORMATIVE = 0.5
 """A token is informative if an object or the written word covers so much of its patch."""
-
-KEEPS_MORE = "Where Ours keeps more of the informative tokens than a rival, it answers more"
-"""What has to follow if redundancy is what the paper says."""
-MISSED = 0.05
-"""Share of 95 % intervals that miss by chance alone."""
-
-PAPER_TOKENS = 576
-"""Visual tokens of the paper's LLaVA-1.5."""
-
-PAPER_CODEBOOKS = {
-    "LLaVA-1.5": (454, 4096),
-    "LLaVA-Next": (969, 4096),
-    "LLaVA-OneVision": (310, 3584),
-}
-"""Prototypes (section 9.1) and width of the paper's models."""
 
 
 def load_codebook(session: Session) -> Codebook:
@@ -173,93 +137,6 @@ def thresholds(session: Session, codebook: Codebook) -> pd.DataFrame:
         kept = [int(keep_threshold(s, r, rule=p.rule_keep).sum()) for s in scores]
         rows.append((budget, r, float(np.mean(kept)), len(drawn)))
     return pd.DataFrame(rows, columns=["budget", "r", "calibration_mean", "images"])
-
-
-@dataclass(frozen=True, eq=False)
-class Shown:
-    """One test image on its way through the codebook (Figure 5, right).
-
-    Attributes:
-        view: what the model sees.
-        scores, kept, covered: (L,) redundancy score, whether the token stays, share under objects.
-        answers: question, gold, pruned, unpruned, pruned_right, unpruned_right; one row per
-            question.
-        table: patch, score, kept, covered, and prototype, the number of the one that the token is
-            most similar to; one row per token.
-    """
-
-    view: Image.Image
-    scores: np.ndarray
-    kept: np.ndarray
-    covered: np.ndarray
-    answers: pd.DataFrame
-    table: pd.DataFrame
-
-
-def show(session: Session, codebook: Codebook, *, keep: int) -> Shown:
-    """The first test scene with `keep` tokens and all, asked one question of each of SHOWN; of
-    photographs the first of POPE, asked one question of each subset, and `covered` is NaN."""
-    p, vlm = session.params, session.model
-    if p.data == "tabletop":
-        scene = scenes("test", 1)[0]
-        chosen = [q for task in SHOWN for q in ask([scene], (task,), 1)[:1]]
-    else:
-        session.asked += benchmarks.named(p, kinds=("pope",))
-        (scene, *_), chosen = single.ask("pope", 1, p)
-        chosen = [q for q in chosen if q.image == scene.id]
-    tokens = vlm.encode([scene.image]).tokens[0]
-    scores = redundancy(tokens, codebook)
-    mask = keep_lowest(scores, keep)
-    texts = [question.text for question in chosen]
-    covered = np.full(len(tokens), np.nan)
-    if isinstance(scene, Scene):
-        covered = scene.coverage(vlm.sight).sum(axis=0)
-    frame = pd.DataFrame({"patch": np.arange(len(tokens)), "score": scores.cpu().numpy()})
-    frame["kept"], frame["covered"] = mask.cpu().numpy(), covered
-    frame["prototype"] = cosines(tokens, codebook).argmax(dim=-1).cpu().numpy()
-    said = {
-        "pruned": bench.answers(vlm, tokens[mask], texts, max_new_tokens=4),
-        "unpruned": bench.answers(vlm, tokens, texts, max_new_tokens=4),
-    }
-    asked = {"question": texts, "gold": [question.answer for question in chosen]}
-    right = {
-        f"{side}_right": [
-            bench.is_correct(q.task, text, q.answer, question=q.text)
-            for q, text in zip(chosen, words, strict=True)
-        ]
-        for side, words in said.items()
-    }
-    return Shown(
-        vlm.view(scene.image),
-        frame["score"].to_numpy(),
-        frame["kept"].to_numpy(),
-        covered,
-        pd.DataFrame(asked | said | right),
-        frame,
-    )
-
-
-class Origin(NamedTuple):
-    """Where a prototype comes from.
-
-    view: the image as the model sees it. patch: number of the patch, raster order.
-    """
-
-    view: Image.Image
-    patch: int
-
-
-def origins(
-    session: Session, codebook: Codebook, shown: pd.DataFrame, *, most: int = 6
-) -> dict[int, Origin]:
-    """By number, where each of the `most` prototypes that removed most tokens comes from."""
-    photographs = codebooks.training_scenes(session) if session.params.data == "real" else {}
-    found = {}
-    for number in shown.loc[~shown["kept"], "prototype"].value_counts().index[:most]:
-        name = codebook.image[number]
-        source = photographs[name] if photographs else redraw(name)
-        found[int(number)] = Origin(session.model.view(source.image), int(codebook.patch[number]))
-    return found
 
 
 @dataclass(frozen=True)
@@ -542,233 +419,3 @@ def probed(session: Session, scene: Scene | Photo) -> dict[str, list[torch.Tenso
         "top1": [torch.tensor(alone.to_numpy(copy=True))],
         "jsd": [torch.tensor(lost.to_numpy(copy=True))],
     }
-
-
-def open_cells(session: Session, answers: pd.DataFrame, together: pd.DataFrame) -> list[str]:
-    """Write every answer, those of all draws, beside the figures (`scoring.leave`). Returns the
-    names of the files.
-
-    together: answers about several images (`study.several.answer_samples`), a set being a task.
-    """
-    if len(together):
-        about = together.rename(columns={"set": "task"}).assign(setting="base")
-        about["correct"] = about["correct"].fillna(0)  # empty, which MVBench leaves out of its mean
-        answers = pd.concat([answers, about], ignore_index=True)
-    return scoring.leave(session, answers)
-
-
-def joined(gaps: dict[int, pd.DataFrame]) -> pd.DataFrame:
-    """The tables of `scoring.gap` as one, with the number of tokens in front."""
-    parts = [gap.assign(tokens=tokens) for tokens, gap in gaps.items()]
-    frame = pd.concat(parts, ignore_index=True)
-    return frame[["tokens", *frame.columns.drop("tokens")]]
-
-
-def better_verdict(summary: pd.DataFrame, gap: pd.DataFrame, tokens: int) -> Verdict:
-    """Whether choosing by the codebook beats the lot in the five-task mean."""
-    row = gap[gap["task"] == "mean"].iloc[0]
-    mean, few = _means(summary), row["images"] < LEAST_IMAGES
-    return Verdict(
-        f"With {tokens} visual tokens, Ours answers more questions than Random",
-        None if row["low"] <= 0 <= row["high"] or few else bool(row["low"] > 0),
-        f"five-task mean {mean['ours', tokens]:.1%} against {mean['random', tokens]:.1%}, paired "
-        f"difference {_points(row)} over {row['n']} questions about {row['images']} images",
-        "Table 1",
-    )
-
-
-def informative_verdict(found: pd.DataFrame, rivals: pd.DataFrame) -> Verdict:
-    """Whether Ours answers better wherever it keeps more of the informative tokens.
-
-    found: rows of `scoring.informative_gaps`. rivals: of `scoring.rivals`. Rivals that keep fewer
-    at a budget and answer more, each by its interval, say no, if they are more than the one in
-    twenty that a 95 % interval may miss; yes takes all of them. What prunes inside the language
-    model is no rival here: its first layers have seen every token.
-    """
-    inside = [name for name, method in ALL.items() if method.inside is not None]
-    more = found[(found["low"] > 0) & (found["images"] >= LEAST_IMAGES)]
-    more = more[~more["against"].isin(inside)]
-    ours = (rivals["method"] == "ours") & (rivals["setting"] == "base") & (rivals["task"] == "mean")
-    told = rivals[ours].merge(more[["against", "tokens"]], on=["against", "tokens"])
-    told = told[told["images"] >= LEAST_IMAGES]
-    better, worse = int((told["low"] > 0).sum()), int((told["high"] < 0).sum())
-    evidence = "no rival keeps fewer of them by its interval"
-    if len(told):
-        least = told.loc[told["difference"].idxmin()]
-        evidence = (
-            f"of {len(told)} rivals and budgets at which Ours keeps more, it answers more in "
-            f"{better}, less in {worse}, the rest is open; least against {least['against']} at "
-            f"{least['tokens']}: five-task mean {_points(least)} over {least['n']} questions"
-        )
-    refuted = worse > MISSED * len(told)
-    holds = False if refuted else True if better and better == len(told) else None
-    return Verdict(KEEPS_MORE, holds, evidence, "Figures 10, 11")
-
-
-def conclusion(summary: pd.DataFrame, gaps: dict[int, pd.DataFrame]) -> str:
-    """What the numbers say, in two or three sentences, whatever they say."""
-    mean = _means(summary)
-    size = summary.loc[summary["method"] == "unpruned", "tokens"].iloc[0]
-    full, blind = mean["unpruned", size], mean["none", 0]
-    parts = [
-        f"With all {size} visual tokens the five-task mean is {full:.1%}, with none {blind:.1%}."
-    ]
-    for tokens, gap in gaps.items():
-        row = gap[gap["task"] == "mean"].iloc[0]
-        ours = mean["ours", tokens]
-        share = f" ({ours / full:.0%} of the unpruned mean)" if full > 0 else ""
-        if row["images"] < LEAST_IMAGES:
-            told = "too few images to say more"
-        elif row["low"] > 0:
-            told = "better than Random"
-        elif row["high"] < 0:
-            told = "**worse than Random**: the claim is false for this model and codebook"
-        else:
-            told = "**not distinguishable from Random** on these questions"
-        parts.append(
-            f"At {tokens} tokens Ours reaches {ours:.1%}{share}, which is {told}, by "
-            f"{_points(row)}."
-        )
-    return " ".join(parts)
-
-
-def _means(summary: pd.DataFrame) -> pd.Series:
-    mean = summary[(summary["task"] == "mean") & (summary["setting"] == "base")]
-    return mean.set_index(["method", "tokens"])["accuracy"]
-
-
-def _points(row: pd.Series) -> str:
-    """A difference of shares in percentage points with its interval."""
-    between = bounds(row["low"], row["high"])
-    return f"{100 * row['difference']:+z.1f} percentage points (95% interval {between})"
-
-
-def realised(answers: pd.DataFrame, limits: pd.DataFrame) -> pd.DataFrame:
-    """How many tokens the threshold rule kept on the test images, beside what it was set to keep.
-
-    Returns budget, r, calibration_mean, test_mean, least, most (over test images), images, off_by
-    (relative to the budget) and compare_with: "threshold" if the budget is met within 2 %, else "R
-    lowest".
-    """
-    rows = []
-    for row in limits.itertuples():
-        part = answers[(answers["method"] == "threshold") & (answers["tokens"] == row.budget)]
-        kept = part.groupby("image")["kept"].first()
-        off = kept.mean() / row.budget - 1
-        rows.append(
-            {
-                "budget": row.budget,
-                "r": row.r,
-                "calibration_mean": row.calibration_mean,
-                "test_mean": kept.mean(),
-                "least": int(kept.min()),
-                "most": int(kept.max()),
-                "images": len(kept),
-                "off_by": off,
-                "compare_with": "threshold" if abs(off) <= 0.02 else "R lowest",
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def with_reading(summary: pd.DataFrame, vlm: VLM) -> pd.DataFrame:
-    """The scores with what each rule lets the language model read.
-
-    Args:
-        summary: rows of `scoring.scores`.
-
-    Returns them with label, the method's title; layer_tokens, the visual tokens that a layer reads,
-    mean over the layers: those kept, or more where a method prunes behind some layers; and prefill,
-    operations of the layers over these tokens, in millions (2 per parameter and token).
-    """
-    depth, each = len(vlm.decoder.layers), 2 * _parameters(vlm.decoder.layers) / 1e6
-    full = summary[summary["method"] == "unpruned"].groupby("setting")["kept"].first()
-    tokens = [
-        layer_tokens(row.method, full[row.setting], row.kept, depth) for row in summary.itertuples()
-    ]
-    read = summary.assign(label=summary["method"].map(METHODS), layer_tokens=tokens)
-    return read.assign(prefill=each * read["layer_tokens"])
-
-
-def layer_tokens(method: str, size: float, kept: float, depth: int) -> float:
-    """Visual tokens that a layer reads, mean over `depth` layers, where of `size` tokens `kept`
-    stay: as many, or more with a method that prunes behind some of the layers."""
-    if method == "fastv":
-        return read_a_layer([fastv.LAYER - 1], [size, kept], depth)
-    if method == "sparsevlm":
-        ranking = sparsevlm.relative(depth)
-        counts = [size, *sparsevlm.falling(int(size), int(kept), len(ranking))]
-        return read_a_layer(ranking, counts, depth)
-    return kept
-
-
-def _parameters(layers: nn.Module) -> int:
-    """How many parameters; of linear maps by their shape, since packed to a few bits they are held
-    as fewer numbers."""
-    total = 0
-    for module in layers.modules():
-        if isinstance(module, nn.Linear):
-            total += module.in_features * module.out_features
-            total += 0 if module.bias is None else module.out_features
-        else:
-            total += sum(weight.numel() for weight in module.parameters(recurse=False))
-    return total
-
-
-def costs(session: Session, codebook: Codebook) -> pd.DataFrame:
-    """Section 5.3 in numbers: operations per image and bytes of the codebook, here and there.
-
-    Returns model, tokens, prototypes, width, operations, megabytes (float16), and
-    share_of_prefill: the operations relative to those of the language model's layers over the
-    visual tokens (2 per parameter and token), NaN for the paper's model.
-    """
-    vlm = session.model
-    parameters = _parameters(vlm.decoder.layers)
-    size, n = vlm.grid.size, len(codebook)
-    ours = operations(size, n, vlm.width)
-    (prototypes, width), tokens = PAPER_CODEBOOKS["LLaVA-1.5"], PAPER_TOKENS
-    theirs = operations(tokens, prototypes, width)
-    rows = [
-        (vlm.name, size, n, vlm.width, ours, ours / (2 * parameters * size)),
-        ("LLaVA-1.5-7B (paper)", tokens, prototypes, width, theirs, np.nan),
-    ]
-    columns = ["model", "tokens", "prototypes", "width", "operations", "share_of_prefill"]
-    frame = pd.DataFrame(rows, columns=columns)
-    megabytes = [codebook_bytes(p, w) / 1e6 for p, w in frame[["prototypes", "width"]].to_numpy()]
-    frame.insert(5, "megabytes", megabytes)
-    return frame
-
-
-def write_times(session: Session, codebook: Codebook, *, repeats: int = 20) -> str:
-    """Measure the time of scoring one image and of the whole prefill; returns where it is written.
-
-    Times differ from run to run, so they go to runs/<run_name>/results/06-times.json and into no
-    figure, table or notebook.
-    """
-    from redlib.engine import extend
-
-    vlm, scene = session.model, scenes("test", 1)[0]
-    tokens = vlm.encode([scene.image]).tokens[0]
-
-    def best(work: Callable[[], object]) -> float:
-        times = []
-        for _ in range(repeats):
-            start = time.perf_counter()
-            work()
-            if vlm.device.type == "cuda":
-                torch.cuda.synchronize()
-            times.append(time.perf_counter() - start)
-        return 1000 * min(times)
-
-    kept = tokens[keep_lowest(redundancy(tokens, codebook), min(64, len(tokens)))]
-    path = session.file("06-times.json")
-    write_json(
-        path,
-        {
-            "device": vlm.device.type,
-            "redundancy scores, ms": best(lambda: redundancy(tokens, codebook)),
-            "prefill of all visual tokens, ms": best(lambda: extend(vlm, tokens)),
-            "prefill of 64 visual tokens, ms": best(lambda: extend(vlm, kept)),
-        },
-    )
-    return f"runs/{session.name}/results/{path.name}"

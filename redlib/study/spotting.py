@@ -192,7 +192,7 @@ def verdicts(changed: pd.DataFrame | None) -> list[Verdict]:
                 f"{row[PRUNED]:.2f} (planted {row['planted']:.2f}); change {row['change']:+z.3f} "
                 f"(95% interval {row['low']:+z.3f} to {row['high']:+z.3f}), "
                 f"{row['images']:.0f} images; found with all tokens {row['above']:+z.3f} "
-                f"({row['above_low']:+z.3f} to {row['above_high']:+z.3f}) from chance",
+                f"({row['above_low']:+z.3f} to {row['above_high']:+z.3f}) above chance",
                 "Figure 14",
             )
         )

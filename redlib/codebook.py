@@ -288,6 +288,9 @@ class Codebook:
                 f"the codebook names {len(self.image)} images and {len(self.patch)} patches "
                 f"for {len(vectors)} prototypes"
             )
+        if not bool(vectors.any(dim=1).all()):
+            number = int((~vectors.any(dim=1)).nonzero()[0])
+            raise RedlibError(f"prototype {number} of the codebook is zero and has no direction")
 
     def __len__(self) -> int:
         return len(self.vectors)

@@ -229,6 +229,7 @@ def test_files_that_do_not_fit(tmp_path):
     [
         (torch.zeros(0, 4), "empty"),
         (torch.full((5, 4), torch.nan), "NaN or infinite"),
+        (torch.ones(5, 4) * torch.tensor([[1], [1], [0], [1], [1]]), "prototype 2 .* no direction"),
         (torch.zeros(3, 4), "names 5 images and 5 patches for 3"),
     ],
 )

@@ -18,7 +18,8 @@ from redlib.figures import several as figures
 from redlib.modelcard import several as card_several
 from redlib.notebook import begin
 from redlib.params import Params
-from redlib.study import answered, printed, several
+from redlib.study import answered, asking, printed, several
+from redlib.tabletop import Question
 
 
 def _answers(right: dict[str, dict[str, list[float]]], chance: float = 0.25) -> pd.DataFrame:
@@ -206,3 +207,23 @@ def test_other_families_show_that_it_was_not_run(tmp_path, monkeypatch):
     told = several.answer_samples(other, None)
     assert several.conclusion(told) == several.NOT_RUN
     assert several.shares(told).empty and several.rivals(told).empty
+
+
+def test_answers_about_photographs_depend_on_the_bytes_of_their_pictures():
+    """Whose names may stay while they change; of scenes nothing is told."""
+    real, question = Params(data="real"), Question("pope", "pope/1", "Is there a cup?", "yes")
+
+    def both(data, order=1):
+        pictures = [SimpleNamespace(id="pope/1", data=data), SimpleNamespace(id="b", data=b"b")]
+        several_ = [
+            SimpleNamespace(id=one.id, asked=(), source=SimpleNamespace(files=[one.data]))
+            for one in pictures
+        ]
+        return (
+            asking.identity(real, [question], pictures[::order]),
+            several._identity(real, several_[::order]),
+        )
+
+    assert both(b"one") == both(b"one", -1)
+    assert all(one != other for one, other in zip(both(b"one"), both(b"two"), strict=True))
+    assert asking.identity(Params(), [question], []) == several._identity(Params(), []) == {}

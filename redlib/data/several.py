@@ -94,6 +94,11 @@ class Shots:
     film: str = ""
 
     @property
+    def files(self) -> list[bytes]:
+        """The bytes of the photographs, or of the film."""
+        return [Path(self.film).read_bytes()] if self.film else [one.data for one in self.photos]
+
+    @property
     def images(self) -> list[Image.Image]:
         """The photographs, or FRAMES frames at even distances. Raises RedlibError for a film that
         cannot be decoded."""

@@ -89,7 +89,7 @@ def judge(
         draws=draws,
         tokens=keep,
         seed=p.seed,
-        **identity(p, questions),
+        **identity(p, questions, found),
     )
 
     def measure(name: str) -> pd.DataFrame:

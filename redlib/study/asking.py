@@ -89,13 +89,19 @@ def _gathered(
     ]
 
 
-def identity(params: Params, about: Iterable[Question]) -> dict[str, object]:
-    """What a table of answers to questions about photographs depends on; nothing for scenes, whose
-    code says it all."""
+def identity(
+    params: Params, about: Iterable[Question], pictures: Iterable[Scene | Photo]
+) -> dict[str, object]:
+    """What a table of answers to questions about photographs depends on: the questions and the
+    bytes of the pictures, whose names may stay while they change. Nothing for scenes, whose code
+    says it all."""
     if params.data == "tabletop":
         return {}
     told = sorted((q.task, q.image, q.text, q.answer) for q in about)
-    return {"data": "real", "asked": sha256(repr(told).encode()).hexdigest()[:12]}
+    digest = sha256(repr(told).encode())
+    for picture in sorted(pictures, key=lambda one: one.id):
+        digest.update(sha256(picture.data).digest())
+    return {"data": "real", "asked": digest.hexdigest()[:12]}
 
 
 def asked_scenes(split: str, limit: int, *, scale: int = 1) -> list[Scene]:

@@ -119,7 +119,7 @@ def _described_photographs(session: Session, codebook: Codebook) -> pd.DataFrame
     store = session.store(
         "descriptions", code=CODE, budgets=budgets(p),
         codebook=codebook.digest,
-        **identity(p, questions),
+        **identity(p, questions, photos),
     )  # fmt: skip
 
     def measure(name: str) -> pd.DataFrame:

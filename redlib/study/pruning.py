@@ -264,7 +264,11 @@ def answer_images(session: Session, codebook: Codebook, limits: pd.DataFrame) ->
         probe=[p.prompt, p.top_prob, p.top_jsd, p.jsd_definition, p.k_region, p.k_global]
         if "probe" in p.methods
         else None,
-        **identity(p, (question for asking in about.values() for question, _ in asking.asked)),
+        **identity(
+            p,
+            (question for asking in about.values() for question, _ in asking.asked),
+            (asking.scene for asking in about.values()),
+        ),
     )
 
     def measure(name: str) -> pd.DataFrame:

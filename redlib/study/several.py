@@ -234,8 +234,12 @@ def _identity(params: Params, drawn: Iterable[Sample]) -> dict[str, object]:
     """As `asking.identity`."""
     if params.data == "tabletop":
         return {}
-    told = sorted((sample.id, sample.asked) for sample in drawn)
-    return {"data": "real", "asked": hashlib.sha256(repr(told).encode()).hexdigest()[:12]}
+    digest = hashlib.sha256()
+    for sample in sorted(drawn, key=lambda one: one.id):
+        digest.update(repr((sample.id, sample.asked)).encode())
+        for part in sample.source.files:
+            digest.update(hashlib.sha256(part).digest())
+    return {"data": "real", "asked": digest.hexdigest()[:12]}
 
 
 def measure(

@@ -19,6 +19,7 @@ from PIL import Image
 
 from redlib.figures.style import (
     COLOURS,
+    faded,
     figure,
     image_panel,
     ink,
@@ -305,11 +306,12 @@ def words(picture: Image.Image, table: pd.DataFrame, grid: Grid) -> Figure:
     """The decoded word and its probability on every patch (Figure 1, left)."""
     # Cells keep their size, so that the words of 27 columns fit as those of 24 do.
     wider = max(grid.width, 24) / 24
-    drawn = figure(10 * wider, 10.9 * wider)
-    ax = drawn.subplots()
+    drawn = figure(10 * wider, 12.8 * wider)
+    above, below = drawn.subfigures(2, 1, height_ratios=(10.1, 2.7))
+    ax = above.subplots()
     table = table.sort_values("patch")
     norm, cmap = colors.Normalize(0, 1), colormaps["YlGnBu"]
-    image_panel(ax, picture, grid)
+    image_panel(ax, faded(picture), grid)  # grey, so that a tint means its probability alone
     for row in table.itertuples():
         line, col = grid.row_col(row.patch)
         tint = cmap(norm(row.top1))
@@ -331,10 +333,14 @@ def words(picture: Image.Image, table: pd.DataFrame, grid: Grid) -> Figure:
     ax.set_xlabel("column; patch number = number of the row's first patch + column")
     ax.set_ylabel("number of the row's first patch")
     ax.set_title("The word each token says alone (first five letters) and its probability in %")
-    mappable = drawn.colorbar(
-        ScalarMappable(norm, cmap), ax=ax, location="bottom", shrink=0.6, aspect=40, pad=0.01
+    shown, room = below.subplots(1, 2, width_ratios=(1, 2.6))
+    image_panel(shown, picture, grid)
+    shown.set_title("the image", fontsize=10)
+    room.axis("off")
+    bar = below.colorbar(
+        ScalarMappable(norm, cmap), ax=room, location="bottom", shrink=0.9, aspect=30
     )
-    mappable.set_label("top-1 probability")
+    bar.set_label("top-1 probability")
     return drawn
 
 

@@ -41,6 +41,9 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    # What was done is done: no letter that the terminal lacks may end in an error afterwards.
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         chosen = _parser().parse_args(arguments)
         code = chosen.command(chosen) or 0
@@ -78,7 +81,7 @@ def _drop_output() -> None:
 def _run(chosen: argparse.Namespace) -> None:
     only = [part.strip() for part in chosen.only.split(",")] if chosen.only is not None else None
     if chosen.dry_run:
-        print("\n".join(batch.forecast_lines(chosen.file, only)))
+        print("\n".join(batch.forecast_lines(chosen.file, only, jobs=chosen.jobs)))
         return
     rows, page = batch.run(
         chosen.file,
@@ -140,7 +143,18 @@ def _import_codebook(chosen: argparse.Namespace) -> None:
     told = [released.describe(codebook)]
     if chosen.clusters is not None:
         told.insert(0, released.check_clusters(codebook, chosen.clusters))
-    print(*told, codebook.save(out), sep="\n")
+    try:
+        codebook.save(out)
+    except RedlibError as error:
+        # The advice of `store.writing` is for runs, whose folder an environment variable names.
+        cause = error.__context__
+        if not isinstance(cause, OSError) or cause.errno in FULL:
+            raise
+        raise RedlibError(
+            f"{out}: cannot be written ({cause.strerror}); choose a folder that can be written, by "
+            "--out"
+        ) from None
+    print(*told, out, sep="\n")
 
 
 def _show_codebook(chosen: argparse.Namespace) -> None:
@@ -183,18 +197,25 @@ def _bench(chosen: argparse.Namespace) -> int | None:
     return speed.publish(rows, folder / "bench.json")
 
 
+def _file(text: str) -> str:
+    """An argument that names a file; "" would be the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("the name is empty; name a file")
+    return text
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="redlib", description="Visual token redundancy, made runnable.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
     run = commands.add_parser("run", help="run the notebooks for a parameter file or a set")
-    run.add_argument("file", metavar="FILE", help="e.g. params/smoke.yaml")
+    run.add_argument("file", metavar="FILE", type=_file, help="e.g. params/smoke.yaml")
     run.add_argument("--only", metavar="02,03", help="numbers of the notebooks to run")
     run.add_argument("--force", action="store_true", help="run even what has not changed")
     run.add_argument("--dry-run", action="store_true", help="only say what it would fetch and cost")
     run.add_argument("--jobs", type=int, metavar="N", help="how many notebooks at a time")
     run.set_defaults(command=_run)
     page = commands.add_parser("page", help="write the page and the ledger of claims again")
-    page.add_argument("file", metavar="FILE", help="e.g. params/tiny.yaml")
+    page.add_argument("file", metavar="FILE", type=_file, help="e.g. params/tiny.yaml")
     page.set_defaults(command=_page)
     show = commands.add_parser("params", help="names, types, defaults and meaning of parameters")
     show.add_argument("notebook", metavar="NN", nargs="?", help="number of a notebook")
@@ -202,7 +223,7 @@ def _parser() -> argparse.ArgumentParser:
     codebook = commands.add_parser("codebook", help="import or look at a codebook")
     verbs = codebook.add_subparsers(metavar="VERB", required=True, parser_class=_Parser)
     bring = verbs.add_parser("import", help="make one of ours from the authors' released files")
-    bring.add_argument("file", metavar="FILE.pt", help="the prototypes, a tensor (N, D)")
+    bring.add_argument("file", metavar="FILE.pt", type=_file, help="prototypes, a tensor (N, D)")
     bring.add_argument("--model", required=True, help="whose they are: name, folder or hub id")
     bring.add_argument("--revision", help="commit of the model on the hub; default: the newest")
     bring.add_argument("--images", metavar="FILE.json", help="default: of the same name beside it")
@@ -210,7 +231,7 @@ def _parser() -> argparse.ArgumentParser:
     bring.add_argument("--out", metavar="FILE", help="default: FILE.safetensors beside it")
     bring.set_defaults(command=_import_codebook)
     look = verbs.add_parser("show", help="how many prototypes, how alike, of which images")
-    look.add_argument("file", metavar="FILE", help="a codebook that was imported or made by 05")
+    look.add_argument("file", metavar="FILE", type=_file, help="a codebook, imported or made by 05")
     look.set_defaults(command=_show_codebook)
     train = commands.add_parser("train", help="train an embedded model from nothing")
     train.add_argument("name", metavar="NAME", help="e.g. tiny-llava-1.5")

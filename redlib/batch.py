@@ -49,7 +49,7 @@ from redlib import answers, forecast, params, pictures, report
 from redlib.errors import RedlibError
 from redlib.fingerprint import code_version
 from redlib.machine import calibration_seconds, cores
-from redlib.notebook import figures_folder, root, runs_folder
+from redlib.notebook import check_revision, figures_folder, root, runs_folder
 from redlib.params import NOTEBOOKS, PLACES, Params, is_hub_id, local
 from redlib.scale import Workers
 from redlib.store import Missing, read_mapping, write_json, write_text, writing
@@ -144,20 +144,13 @@ def run(
     notebook stopped otherwise; KeyboardInterrupt is passed on as RedlibError that says what is
     kept.
     """
-    runs = params.load_set(file)
+    runs, chosen = _checked(file, only, jobs, _check_inputs)
     folder = root() / "notebooks"
-    chosen = {one.run_name: _choose(only, one) for one in runs}
     shipped = all(one.model in params.embedded() for one in runs)
     threads = _threads(shipped)
     if jobs is None:
         each = threads * max(one.workers for one in runs)
         jobs = max(1, min(MOST_JOBS, cores() // each)) if shipped else 1
-    if jobs < 1:
-        raise RedlibError(f"--jobs: must be 1 or more; got {jobs}")
-    for one in [*runs, *params.load_beside(file)]:
-        _check_inputs(one, chosen.get(one.run_name, ()))
-    for one in runs:
-        _check_codebook(one, chosen[one.run_name])
     for number in sorted({number for part in chosen.values() for number in part}):
         if not (folder / NOTEBOOKS[number]).is_file():
             raise RedlibError(f"{folder / NOTEBOOKS[number]}: no such notebook")
@@ -178,14 +171,15 @@ def run(
     return rows, draw_pages(file)
 
 
-def forecast_lines(file: str | Path, only: Sequence[str] | None = None) -> list[str]:
+def forecast_lines(
+    file: str | Path, only: Sequence[str] | None = None, *, jobs: int | None = None
+) -> list[str]:
     """What `run` would fetch and cost, and nothing is run; see `redlib.forecast`.
 
-    Raises RedlibError as `run` does for the parameters and for what `data_dir` lacks.
+    Raises RedlibError as `run` does, but for what depends on a network or on another machine than
+    this one: the hub, a scheduler, the device, Java.
     """
-    runs = params.load_set(file)
-    for one in runs:
-        _check_data(one, _choose(only, one))
+    runs, _ = _checked(file, only, jobs, _check_given)
     return forecast.lines(runs, only or list(NOTEBOOKS))
 
 
@@ -270,6 +264,25 @@ def _choose(only: Sequence[str] | None, one: Params) -> list[str]:
     return [number for number in NOTEBOOKS if number in (only or there)]
 
 
+def _checked(
+    file: str | Path,
+    only: Sequence[str] | None,
+    jobs: int | None,
+    check: Callable[[Params, Sequence[str]], None],
+) -> tuple[list[Params], dict[str, list[str]]]:
+    """The runs of a parameter file or set and, by name, the notebooks of each, once `check` finds
+    nothing wrong with them or with those of a set beside it."""
+    runs = params.load_set(file)
+    chosen = {one.run_name: _choose(only, one) for one in runs}
+    if jobs is not None and jobs < 1:
+        raise RedlibError(f"--jobs: must be 1 or more; got {jobs}")
+    for one in [*runs, *params.load_beside(file)]:
+        check(one, chosen.get(one.run_name, ()))
+    for one in runs:
+        _check_codebook(one, chosen[one.run_name])
+    return runs, chosen
+
+
 def _check_data(one: Params, numbers: Sequence[str]) -> None:
     """Whether `data_dir` holds what these notebooks read."""
     if one.data_dir is not None and not local(one.data_dir).is_dir():
@@ -280,44 +293,67 @@ def _check_data(one: Params, numbers: Sequence[str]) -> None:
         copies.check(one, numbers)
 
 
-def _check_inputs(one: Params, numbers: Sequence[str] = tuple(NOTEBOOKS)) -> None:
-    """What would stop one of these notebooks after minutes, found before the first one starts."""
-    if one.image is not None and not local(one.image).is_file():
-        raise RedlibError(f"image: no such file {one.image!r}")
+def _check_given(one: Params, numbers: Sequence[str]) -> None:
+    """Whether what the parameters name is there and whole, as far as this machine's files tell."""
+    if one.image is not None:
+        if not local(one.image).is_file():
+            raise RedlibError(f"image: no such file {one.image!r}")
+        pictures.open_image(one.image)
     _check_data(one, numbers)
-    if one.data == "real" and "06" in numbers:
-        from redlib.bench import coco  # torch
+    if one.games_dir is not None:
+        if not local(one.games_dir).is_dir():
+            raise RedlibError(
+                f"games_dir: no folder {one.games_dir!r}; it should hold your pictures"
+            )
+        if one.data == "real" and "07" in numbers:
+            from redlib.data import folder  # only where there is something to check
 
-        coco.ready(one.caption_metric)
-    if one.games_dir is not None and not local(one.games_dir).is_dir():
-        raise RedlibError(f"games_dir: no folder {one.games_dir!r}; it should hold your pictures")
+            for game in folder.own(one.games_dir)[: one.n_games]:
+                pictures.open_image(game.path)
     if one.codebook is not None:
         from redlib.study import given  # torch, only where there is something to check
 
         given.read(one)
+    check_revision(one)
+    shipped = params.embedded()
+    place = local(one.model)
+    if one.model not in shipped:
+        if place.is_dir():
+            from redlib import hub  # transformers, only where there is need
+
+            hub.check_folder(str(place))
+        elif place.exists() or not is_hub_id(one.model):
+            names = ", ".join(shipped) or "none"
+            raise RedlibError(
+                f"model: no folder, Hugging Face id or embedded model {one.model!r} "
+                f"(embedded: {names})"
+            )
+    if one.device_map is not None or one.quantization is not None:
+        from redlib import models  # torch and transformers
+
+        # How the weights are placed counts for nothing here, only whether they can be.
+        models._placing(models.choose_device("auto"), one.device, one.device_map, one.quantization)
+
+
+def _check_inputs(one: Params, numbers: Sequence[str] = tuple(NOTEBOOKS)) -> None:
+    """What would stop one of these notebooks after minutes, found before the first one starts."""
+    _check_given(one, numbers)
+    if one.data == "real" and "06" in numbers:
+        from redlib.bench import coco  # torch
+
+        coco.ready(one.caption_metric)
     if one.scheduler is not None:
         workers = Workers(scheduler=one.scheduler)
         workers.start()
         workers.close()
-    shipped = params.embedded()
-    folder = local(one.model)
-    known = one.model in shipped or folder.is_dir()
-    hub_id = params.is_hub_id(one.model) and not folder.exists()
-    if not known and not hub_id:
-        names = ", ".join(shipped) or "none"
-        raise RedlibError(
-            f"model: no folder, Hugging Face id or embedded model {one.model!r} (embedded: {names})"
-        )
-    if one.image is not None or one.device != "auto" or one.model not in shipped:
-        from redlib import hub, models  # torch and transformers, only where there is need
+    if one.device != "auto":
+        from redlib import models  # torch and transformers, only where there is need
 
         models.choose_device(one.device)
-        if one.image is not None:
-            pictures.open_image(one.image)
-        if folder.is_dir():
-            hub.check_folder(str(folder))
-        elif not known:
-            hub.read_config(one.model, one.revision)
+    if one.model not in params.embedded() and not local(one.model).is_dir():
+        from redlib import hub
+
+        hub.read_config(one.model, one.revision)
 
 
 def _check_codebook(one: Params, numbers: Sequence[str]) -> None:

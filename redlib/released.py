@@ -24,6 +24,7 @@ import ast
 import json
 import pickle
 import re
+import warnings
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -34,7 +35,7 @@ from scipy.sparse.csgraph import connected_components
 
 from redlib.codebook import Codebook, Criteria
 from redlib.errors import RedlibError
-from redlib.hub import read_config, revision_of
+from redlib.hub import locate, read_config, revision_of
 from redlib.params import KINDS, local
 
 UNTOLD = -1
@@ -42,6 +43,9 @@ UNTOLD = -1
 
 ALIKE = 0.9
 """Cosine from which on `describe` counts two prototypes to one group."""
+
+_FRAME = pickle.FRAME[0]
+"""The operation that pickles of protocol 4 and newer begin with."""
 
 _CLUSTER = re.compile(r"cluster: (\d{1,9}), samples: (\[.*\])\s*")
 _SIZE = re.compile(r"torch\.Size\(\[(\d{1,9}), \d+\]\)")
@@ -60,7 +64,7 @@ def bring(
         file: the .pt file.
         model: the checkpoint whose projector made the prototypes: embedded name, folder or Hugging
             Face id. Its configuration is read, and of an id downloaded; its weights are not.
-        revision: commit, branch or tag of an id.
+        revision: commit, branch or tag of an id; a model on this machine has none.
         images: the .json file; by default the one of the same name beside `file`.
 
     Raises:
@@ -74,6 +78,11 @@ def bring(
         raise RedlibError(
             f"{str(file)!r} holds {len(vectors)} prototypes, but {len(named)} images are named "
             "beside it: take the .json of the same codebook (--images)"
+        )
+    if revision is not None and Path(locate(model)).is_dir():
+        raise RedlibError(
+            f"revision: got {revision!r}, but model {model!r} lies on this machine, and only an id "
+            "on the Hugging Face hub has commits; leave it out"
         )
     config = read_config(model, revision)
     width = config.text_config.hidden_size
@@ -160,7 +169,7 @@ def describe(codebook: Codebook) -> str:
     norms = codebook.vectors.norm(dim=1).numpy()
     lines = {
         "prototypes": f"{len(codebook)} of width {codebook.width}",
-        "model": f"{codebook.model}, revision {codebook.revision}",
+        "model": f"{_printable(codebook.model)}, revision {_printable(codebook.revision)}",
         "criteria": _criteria(codebook.criteria),
         "norms": f"{norms.mean():.4g} on average, sd {norms.std():.3g}, "
         f"{norms.min():.4g} to {norms.max():.4g}",
@@ -179,13 +188,18 @@ def describe(codebook: Codebook) -> str:
             f"{', '.join(map(str, sizes[:5]))}{more}"
         )
     counts = Counter(codebook.image).most_common()
-    most = ", ".join(f"{name} ({n})" for name, n in counts[:5])
+    most = ", ".join(f"{_printable(name)} ({n})" for name, n in counts[:5])
     lines["images"] = f"{len(counts)}; most prototypes from {most}"
     untold = codebook.patch.count(UNTOLD)
     if untold:
         lines["patches"] = f"not told of {untold} prototypes"
     column = max(map(len, lines))
     return "\n".join(f"{name:<{column}}  {text}" for name, text in lines.items())
+
+
+def _printable(name: str) -> str:
+    """A name from a file, which may hold line ends and what no terminal shows."""
+    return name if name.isprintable() else repr(name)
 
 
 def _criteria(criteria: Criteria) -> str:
@@ -200,11 +214,19 @@ def _tensor(file: Path) -> torch.Tensor:
     if not file.is_file():
         raise RedlibError(f"no file {str(file)!r}: name the released .pt file")
     try:
-        held = torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what it may not be able to read; it then raises
+            held = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # bytes of another format raise nearly anything as a pickle
-        if isinstance(error, pickle.UnpicklingError) and "global" in str(error):
+        told = str(error) if isinstance(error, pickle.UnpicklingError) else ""
+        if "global" in told.lower():  # torch writes it in either case
             raise RedlibError(
                 f"{str(file)!r} holds more than tensors; it could run code and was not read"
+            ) from error
+        if f"operand {_FRAME}" in told:
+            raise RedlibError(
+                f"{str(file)!r} is a pickle of protocol 4 or newer, of which torch reads no "
+                "tensors alone: save it again with torch.save's default pickle_protocol"
             ) from error
         raise RedlibError(f"{str(file)!r} is no .pt file of torch.save, or not whole") from error
     told = type(held).__name__
@@ -232,7 +254,7 @@ def _images(file: Path) -> list[str]:
 
 def _text(file: Path) -> str:
     try:
-        return local(file).read_text(encoding="utf-8")
+        return local(file).read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
         raise RedlibError(f"no file {str(file)!r}: it is released beside the prototypes") from error
     except (OSError, UnicodeDecodeError) as error:

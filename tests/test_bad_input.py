@@ -1,11 +1,13 @@
 """Bad input on the command line: one clear line, exit code 2, nothing half-written."""
 
 import errno
+import importlib.util
 import os
 import subprocess
 import sys
 
 import pytest
+from PIL import Image
 from throwaway import project
 
 from redlib import __main__ as main_module
@@ -61,6 +63,11 @@ def refuse(capsys, *arguments):
         ("data: photos", "data must be tabletop or real; got 'photos'"),
         ("model: tiny-lava", "model: no folder, Hugging Face id or embedded model 'tiny-lava'"),
         ("model: ./nowhere/model", "model: no folder, Hugging Face id or embedded"),
+        (
+            "{model: tiny-llava-1.5, revision: deadbeef}",
+            "revision: got 'deadbeef', but model 'tiny-llava-1.5' lies on this machine",
+        ),
+        ("{model: model, revision: main}", "has commits; set revision: null"),
     ],
 )
 def test_parameter_files(home, capsys, monkeypatch, text, words):
@@ -90,6 +97,10 @@ def test_binary_and_missing_files(home, capsys):
         (["run", "params/one.yaml", "--only", "2"], "--only: no notebook '2'; there are 01, 02"),
         (["run", "params/one.yaml", "--only", "02,09"], "--only: no notebook '09'"),
         (["run", "params/one.yaml", "--only", "03"], "03_cascaded_leave_one_out.ipynb: no such"),
+        (["run", ""], "argument FILE: the name is empty; name a file"),
+        (["page", ""], "argument FILE: the name is empty"),
+        (["codebook", "show", ""], "argument FILE: the name is empty"),
+        (["codebook", "import", "", "--model", "a"], "argument FILE.pt: the name is empty"),
         (["params", "7"], "no notebook '7'"),
         (["bench", "--small", "--every-patch"], "--every-patch: not allowed with argument --small"),
         (["bench", "--every-patch", "--gpu"], "--gpu: not allowed with argument --every-patch"),
@@ -168,6 +179,60 @@ def test_a_data_dir_without_what_is_asked_of_it(home, capsys, more):
         file.write_text(f"{{data: real, preset: paper, data_dir: {folder}}}")
         assert refuse(capsys, "run", str(file), "--only", "02", *more) == words
     assert not (home / "runs").exists()
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("image: nowhere.jpg", "image: no such file 'nowhere.jpg'"),
+        ("image: text.png", "'text.png' is not an image that Pillow can read"),
+        ("codebook: nowhere", "codebook: no file 'nowhere'"),
+        ("games_dir: nowhere", "games_dir: no folder 'nowhere'"),
+        ("model: ./nowhere/model", "model: no folder, Hugging Face id or embedded"),
+        ("model: params", "model folder 'params' holds no config.json"),
+        ("{model: model, revision: main}", "revision: got 'main', but model 'model' lies on this"),
+        ("quantization: 8bit", "quantization needs the package"),
+        ("device_map: auto", "device_map needs the package accelerate"),
+        ("{device_map: auto, device: cpu}", "device_map: auto chooses the device; leave device at"),
+        ("{set: [one], beside: 5}", "beside must be the name of a set file; got 5"),
+        ("{set: [one], beside: none}", "beside 'none': params/none.yaml: no such parameter file"),
+        ("{set: [one], beside: shut}", "image: no such file 'nowhere.jpg'"),
+    ],
+)
+def test_what_a_run_would_refuse_a_dry_run_refuses_too(
+    home, capsys, monkeypatch, text, words, more
+):
+    find = importlib.util.find_spec
+    extra = ("accelerate", "bitsandbytes")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n: None if n in extra else find(n))
+    (home / "text.png").write_text("text")
+    (home / "params" / "shut.yaml").write_text("image: nowhere.jpg")
+    (home / "params" / "bad.yaml").write_text(text)
+    assert words in refuse(capsys, "run", "params/bad.yaml", *more)
+    assert not (home / "runs").exists()
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_less_than_one_job(home, capsys, more):
+    line = refuse(capsys, "run", "params/one.yaml", "--only", "02", "--jobs", "0", *more)
+    assert line == "--jobs: must be 1 or more; got 0"
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_a_damaged_picture_of_ones_own(home, capsys, monkeypatch, more):
+    """Among those that are shown, before a notebook starts."""
+    monkeypatch.setattr("redlib.data.copies.check", lambda *_: None)
+    (home / "games").mkdir()
+    Image.new("RGB", (8, 8)).save(home / "games" / "a.png")
+    (home / "games" / "b.png").write_text("text")
+    file = home / "params" / "one.yaml"
+    values = "model: tiny-llava-onevision, data: real, preset: paper, games_dir: games"
+    file.write_text(f"{{{values}}}")
+    told = refuse(capsys, "run", str(file), "--only", "07", *more)
+    assert "b.png' is not an image that Pillow can read" in told
+    assert not (home / "runs").exists()
+    assert main(["run", str(file), "--only", "02", "--dry-run"]) == 0, "02 plays no game"
 
 
 def test_as_a_program(home):

@@ -16,6 +16,8 @@ import pytest
 from throwaway import TABLE, project, write_notebook
 
 from redlib import batch
+from redlib.data import COCO, VQAV2
+from redlib.data.benchmarks import BENCHMARKS
 from redlib.errors import RedlibError
 from redlib.notebook import declared
 from redlib.params import BUILDS, NOTEBOOKS, Params, load_file
@@ -502,15 +504,16 @@ def test_what_would_stop_06_is_found_before_the_first_notebook(home, monkeypatch
         raise RedlibError("SPICE needs Java")
 
     monkeypatch.setattr("redlib.bench.coco.ready", ready)
-    names = ("VQAv2", "coco-karpathy", "POPE", "MMBench", "SEED-Bench", "MME", "RealWorldQA",
-             "NoCaps", "flickr30k", "DC100_EN")  # fmt: skip
-    (home / "data").mkdir()
+    shown = ("pope", "mmbench", "seed", "mme", "realworldqa", "nocaps", "flickr", "image-dc")
+    (home / "data" / "train2014").mkdir(parents=True)
     file = project(home, {"01": ["seed = 0"]}, data="real", preset="paper",
                    data_dir=str(home / "data"))  # fmt: skip
-    for name in names:
-        with pytest.raises(RedlibError, match=f"data_dir: no folder '.*/data/{name}' for "):
+    for source in (VQAV2, COCO, *(BENCHMARKS[name] for name in shown)):
+        with pytest.raises(RedlibError, match=f"no folder '.*/data/{source.folder}' for "):
             batch.run(file)
-        (home / "data" / name).mkdir()
+        rows = home / "data" / source.folder / source.files.replace("*", "00000-of-00001.parquet")
+        rows.parent.mkdir(parents=True)
+        rows.write_bytes(b"looked at later")
     assert asked == []
     with pytest.raises(RedlibError, match="^SPICE needs Java$"):
         batch.run(file)

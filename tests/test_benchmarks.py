@@ -444,6 +444,9 @@ def test_a_missing_column_is_one_line(root, tmp_path, name):
         ("mmbench", "C", None, "'C' must hold a text"),
         ("mmbench", "index", None, "'index' must hold a whole number; got None"),
         ("seed", "question", None, "'question' must hold a text"),
+        ("seed", "data_type", None, "row 0: 'data_type' must be image or video; got None"),
+        ("seed", "data_type", "film", "row 0: 'data_type' must be image or video; got 'film'"),
+        ("pope", "category", "random", "POPE: no question of the subset popular in 162 rows; the"),
         ("seed", "choice_b", None, "'choice_b' must hold a text"),
         ("seed", "data_id", [], "'data_id' must hold a text"),
         ("realworldqa", "question", None, "'question' must hold a text"),
@@ -629,11 +632,28 @@ def test_a_letter_of_mantis_is_found_as_its_metric_finds_it(root, tmp_path, said
     assert {one.gold for one in asked} == {"B", "two"}
 
 
-@pytest.mark.parametrize("value", [None, "", "x", 5.7, float("inf"), float("nan"), [1]])
+@pytest.mark.parametrize("name", ["mantis", "muir"])
+def test_a_column_of_no_images(root, tmp_path, name):
+    of = benchmarks.BENCHMARKS[name]
+    old = load_dataset(str(root / of.folder), data_files={of.split: of.files}, split=of.split)
+    (column,) = set(of.columns) & {"images", "image_list"}
+    path = tmp_path / of.folder / of.files.replace("*", "0.parquet")
+    path.parent.mkdir(parents=True)
+    old.remove_columns([column]).add_column(column, [7] * len(old)).to_parquet(path)
+    with pytest.raises(RedlibError, match=f"{of.name}: row .+ has 0 images; two or more are"):
+        several.shots(name, 1, real(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "value", [None, "", "x", 5.7, float("inf"), float("nan"), [1], True, False]
+)
 def test_what_is_no_whole_number(value):
     assert [values.whole(number, "index", "here") for number in (5, "5", 5.0)] == [5, 5, 5]
     with pytest.raises(RedlibError, match="here: 'index' must hold a whole number; got"):
         values.whole(value, "index", "here")
+    for below in (-5, "-5", -5.0):
+        with pytest.raises(RedlibError, match="here: 'index' must not be below zero; got "):
+            values.whole(below, "index", "here")
 
 
 @pytest.mark.parametrize(
@@ -653,6 +673,26 @@ def test_values_that_make_no_question_about_a_film(tmp_path, change, words):
     file.write_text(json.dumps([one | change for one in json.loads(file.read_text())]))
     with pytest.raises(RedlibError, match=f"MVBench, action_antonym, row 0: {words}"):
         several.shots("film", 1, real(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "is empty; delete it and fetch it again"),
+        ("null", "another file, without a list of records; fetch it again"),
+        ('{"a": 1}', "another file, without a list of records"),
+        ("[1, 2]", "another file, without a list of records"),
+        ("[null]", "another file, without a list of records"),
+        ('[{"video": ', "damaged or half downloaded, no JSON; fetch it again"),
+        ("[]", "holds no data set in json/action_antonym.json"),
+    ],
+)
+def test_a_file_of_films_that_holds_no_questions(tmp_path, text, words):
+    where = miniature.mvbench(tmp_path, each=1)
+    (where / "json" / "action_antonym.json").write_text(text)
+    with pytest.raises(RedlibError, match=words) as caught:
+        several.shots("film", 1, real(tmp_path))
+    assert "action_antonym.json" in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_film_that_is_none(tmp_path):

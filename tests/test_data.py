@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import io
 import json
 import os
 import sys
@@ -16,10 +17,12 @@ import photos
 import pytest
 from datasets import ClassLabel, Features, List, Value
 from matplotlib.figure import Figure
+from PIL import Image
 from pyarrow import dataset, parquet
 
-from redlib.data import VQAV2, copies, fetches, images, photographs, reading
+from redlib.data import COCO, VQAV2, copies, fetches, images, photographs, reading
 from redlib.data.images import Images
+from redlib.data.several import FOLDERS
 from redlib.errors import RedlibError
 from redlib.notebook import Session
 from redlib.params import Params, check
@@ -48,7 +51,7 @@ def test_both_forms_of_vqav2_are_one_data_set(tmp_path, kind):
     asked = set()
     for number, data in MANY.items():
         first, second = one.read(number), two.read(number)
-        assert first.id == second.id == f"vqav2-{number}"
+        assert first.id == second.id and first.id.split(".")[0] == f"vqav2-{number}"
         assert first.data == second.data == data
         assert first.question == second.question and str(number) in first.question
         assert first.answers == second.answers == ("cup", *("cup", "star") * 5)
@@ -65,7 +68,7 @@ def test_both_forms_of_coco_are_one_data_set(tmp_path, kind):
     assert one.numbers == two.numbers == tuple(sorted(MANY)) and one.digest == two.digest
     for number, data in MANY.items():
         first, second = one.read(number), two.read(number)
-        assert first.id == second.id == f"coco-{number}"
+        assert first.id == second.id and first.id.split(".")[0] == f"coco-{number}"
         assert first.data == second.data == data and first.captions == second.captions
         assert len(first.captions) == 2 and first.caption.startswith(f"a cup number {number} ")
 
@@ -140,7 +143,9 @@ def test_the_sample_is_the_lot_of_seed_role_and_number(tmp_path):
     of = {seed: Images(real(tmp_path, seed=seed)) for seed in (0, 1)}
 
     def numbers(seed, role, n, start=0):
-        return [int(one.id.split("-")[1]) for one in of[seed].take(role, n, start=start)]
+        return [
+            int(one.id.split("-")[1].split(".")[0]) for one in of[seed].take(role, n, start=start)
+        ]
 
     literal = sorted(MANY, key=lambda n: hashlib.sha256(f"1/study/{n}".encode()).hexdigest())
     assert numbers(1, "study", 9) == literal[:9]
@@ -163,7 +168,7 @@ def test_a_damaged_picture_is_left_out_and_named(tmp_path, capsys, write):
     (wanted,) = {n: n for n in sorted(MANY, key=lambda n: photographs.lot(0, "study", n))[:1]}
     write(tmp_path, damaged(MANY, wanted))
     album = Images(real(tmp_path))
-    found = [one.id for one in album.take("study", 5)]
+    found = [one.id.split(".")[0] for one in album.take("study", 5)]
     assert len(found) == 5 and f"vqav2-{wanted}" not in found
     out = capsys.readouterr().out
     assert "1 of 6 pictures cannot be read" in out and f"vqav2-{wanted}" in out
@@ -222,6 +227,11 @@ def _no_annotations(folder):
     (folder / "VQAv2" / photographs.ANNOTATIONS).unlink()
 
 
+def _folder_for_annotations(folder):
+    _no_annotations(folder)
+    (folder / "VQAv2" / photographs.ANNOTATIONS).mkdir()
+
+
 def _no_answers(folder):
     (folder / "VQAv2" / photographs.ANNOTATIONS).write_text('{"annotations": []}')
 
@@ -241,7 +251,23 @@ def _no_pictures(folder):
         (_each(*ASKED, image_id=5.7), "row 0: 'image_id' must hold a whole number; got 5.7"),
         (_each(*ASKED, question_id=[1]), "row 0: 'question_id' must hold a whole number"),
         (_each(*ANSWERED, question_id=[1]), "row 0: 'question_id' must hold a whole number"),
-        (_each(*ANSWERED, question_id=7), "annotations.json: answers none of the questions of v2_"),
+        (_each(*ASKED, image_id=True), "row 0: 'image_id' must hold a whole number; got True"),
+        (_each(*ASKED, image_id=-5), "row 0: 'image_id' must not be below zero; got -5"),
+        (
+            _each(*ASKED, question_id=42_000),
+            "VQAv2 validation: rows 0 and 1 have the same 'question_id', 42000; every row needs",
+        ),
+        (
+            _each(*ANSWERED, question_id=7),
+            "annotations.json: rows 0 and 1 have the same 'question_id', 7; every row needs its",
+        ),
+        (
+            _each(*ASKED, question="what \ud83d is it?"),
+            "'question' holds half a character, which is",
+        ),
+        (_each(*ANSWERED, answers=["\ud83d"]), "'answer' holds half a character"),
+        (_each(*ANSWERED, multiple_choice_answer="\ud83d"), "'answer' holds half a character"),
+        (_folder_for_annotations, "annotations.json: cannot be read (Is a directory); see who may"),
         (_no_answers, "annotations.json: answers none of the questions of v2_Open"),
         (_no_annotations, "annotations.json: no such file"),
         (_no_pictures, "data_dir: no folder 'val2014' with the images of VQAv2 validation"),
@@ -284,6 +310,8 @@ def test_files_of_a_folder_that_hold_no_records(tmp_path, make, text, words):
         ({"sentences": None}, "image 42: 'sentences' has no caption"),
         ({"sentences": [{"raw": ""}, {"raw": " \n"}]}, "image 42: 'sentences' has no caption"),
         ({"cocoid": None}, "row 0: 'cocoid' must hold a whole number"),
+        ({"sentences": [{"raw": "a cup \ud83d"}]}, "image 42: 'raw' holds half a character"),
+        ({"filename": "\ud83d.jpg"}, "image 42: 'filename' holds half a character"),
     ],
 )
 def test_values_that_make_no_picture_of_coco(tmp_path, change, words):
@@ -291,6 +319,53 @@ def test_values_that_make_no_picture_of_coco(tmp_path, change, words):
     _each(*LISTED, split="train", **change)(tmp_path)
     with pytest.raises(RedlibError, match=f"COCO Karpathy train, {words}"):
         photographs.coco(str(tmp_path)).read(42)
+
+
+def test_one_number_of_coco_in_two_rows(tmp_path):
+    photos.coco_folder(tmp_path / "own", MANY)
+    _each(*LISTED, split="train", cocoid=5)(tmp_path / "own")
+
+    def change(columns):
+        columns["cocoid"][3] = columns["cocoid"][1]
+
+    photos.coco(tmp_path / "hub", MANY, change=change)
+    for form, words in (("own", "rows 0 and 1 .* 'cocoid', 5;"), ("hub", "rows 1 and 3 .* 73;")):
+        with pytest.raises(RedlibError, match=f"COCO Karpathy train: {words} every row needs its"):
+            photographs.coco(str(tmp_path / form))
+
+
+def test_a_number_of_vqav2_stands_for_one_picture(tmp_path):
+    """Which may be stored in two forms, or in one of its rows alone."""
+    file = io.BytesIO()
+    Image.open(io.BytesIO(MANY[42])).save(file, "PNG")
+    for name, other in (("png", file.getvalue()), ("none", b""), ("another", MANY[73])):
+
+        def change(columns, other=other):
+            asked = [n for n, image in enumerate(columns["image_id"]) if image == 42]
+            drawn = min(
+                asked, key=lambda n: photographs.lot(0, "question", columns["question_id"][n])
+            )
+            (left,) = set(asked) - {drawn}
+            columns["image"][left] = {"bytes": other, "path": "x.jpg"}
+
+        photos.vqav2(tmp_path / name, MANY, change=change)
+    for name in ("png", "none"):
+        assert photographs.vqav2(str(tmp_path / name), seed=0).read(42).data == MANY[42]
+    words = (
+        "VQAv2 validation: rows . and . are about image 42 and have different pictures; a number"
+    )
+    with pytest.raises(RedlibError, match=words):
+        photographs.vqav2(str(tmp_path / "another"), seed=0).read(42)
+
+
+def test_json_with_a_byte_order_mark(tmp_path):
+    photos.vqav2_folder(tmp_path, MANY)
+    photos.coco_folder(tmp_path, MANY)
+    for file, _ in (ASKED, ANSWERED, LISTED):
+        path = tmp_path / file
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert photographs.vqav2(str(tmp_path), seed=0).read(42).answers[0] == "cup"
+    assert photographs.coco(str(tmp_path)).read(42).captions
 
 
 def test_captions_that_say_nothing_are_none(tmp_path):
@@ -359,6 +434,22 @@ def _parts(*ends):
 HASHES = "8d8f8b3a12cd34ef", "0a1b2c3d4e5f6071", "ffffffffffffffff"
 
 
+def _empty(folder):
+    (file,) = (folder / "VQAv2" / "data").glob("validation*")
+    file.write_bytes(b"")
+
+
+def _beside(name, data=b"x", *, instead=False):
+    """Another file in the copy, or instead of that of the split."""
+
+    def spoil(folder):
+        for file in (folder / "VQAv2" / "data").glob("validation*") if instead else ():
+            file.unlink()
+        (folder / "VQAv2" / name).write_bytes(data)
+
+    return spoil
+
+
 def _nothing(folder):
     (folder / "VQAv2").rename(folder / "vqa")
 
@@ -394,7 +485,25 @@ def _nothing(folder):
             _parts("00000-of-00001", "new"),
             "holds validation-new.parquet, none of the 1 files; move it elsewhere",
         ),
-        (_another_split, "holds no data set in data/validation-*"),
+        (
+            _another_split,
+            "holds no data set in data/validation-*; it should hold v2_OpenEnded_mscoco_val2014_",
+        ),
+        (_empty, "validation-00000-of-00001.parquet is empty; delete it and fetch it again"),
+        (_beside(f"data/validation-{0:05}-of-00001.zip", b"PK", instead=True), "BadZipFile"),
+        (_beside("VQAv2.py"), "Dataset scripts are no longer supported, but found VQAv2.py"),
+        *(
+            (_beside("README.md", f"---\n{card}\n---\n".encode()), "its README.md or another file")
+            for card in (
+                "[[[",
+                "\tdataset_info: x",
+                "dataset_info: [5]",
+                "dataset_info:\n  features: 5",
+                "configs: [5]",
+                "a: *b",
+                "a: !!python/object:os.system {}",
+            )
+        ),
         (_nothing, "VQAv2' for VQAv2 validation; it should hold v2_OpenEnded"),
     ],
 )
@@ -505,11 +614,13 @@ def test_the_state_of_copies_is_names_sizes_and_times(tmp_path):
     coco = [
         ("COCO Karpathy train/dataset_coco.json", 5, 3 * second),
         ("COCO Karpathy train/train2014", 0, 5 * second),
+        ("COCO Karpathy train/train2014/1.jpg", 7, 4 * second),
     ]
     pope = ("POPE/test-00000-of-00001.parquet", 9, 6 * second)
     films = [
         ("MVBench/action_count.json", 11, 7 * second),
         ("MVBench/videos", 0, 9 * second),
+        ("MVBench/videos/a.mp4", 13, 8 * second),
     ]
     one = real(tmp_path)
     assert copies.state(one, ["04"]) == [vqav2]
@@ -518,6 +629,72 @@ def test_the_state_of_copies_is_names_sizes_and_times(tmp_path):
     several = real(tmp_path, model="llava-onevision")
     assert copies.state(several, ["06"]) == [*coco, pope, *films]
     assert copies.state(Params(), ["05"]) == copies.state(Params(data="real"), ["05"]) == []
+    before = copies.state(one, ["05"])
+    put("train2014/1.jpg", 7, 10)  # over the old one, of which the folder keeps no trace
+    put("train2014", None, 5)
+    assert [new for new in copies.state(one, ["05"]) if new not in before] == [
+        ("COCO Karpathy train/train2014/1.jpg", 7, 10 * second)
+    ]
+    (tmp_path / "train2014" / "2.jpg").symlink_to(tmp_path / "nowhere")
+    put("train2014", None, 5)
+    assert len(copies.state(one, ["05"])) == len(before)
+
+
+def _put(path, *, data=b"x"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+
+
+def test_folders_that_are_empty_or_lack_a_part_are_no_copies(tmp_path):
+    """Told by names, one after the other until nothing is missing; and no file is read."""
+    params = real(tmp_path, model="llava-onevision")
+    numbers = ["04", "05", "06", "07"]
+
+    def said():
+        with pytest.raises(RedlibError) as caught:
+            copies.check(params, numbers)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    for source in copies.needed(params, numbers):
+        folder = tmp_path / source.folder
+        assert f"data_dir: no folder {str(folder)!r} for {source.name}; " in said()
+        folder.mkdir()
+        for task in FOLDERS if source.name == "MVBench" else ("",):
+            name = source.files.format(task)
+            assert f"{source.name}: {folder} holds no data set in {name}; it should " in said()
+            _put(folder / name.replace("*", "00000-of-00002.parquet"))
+            if "*" in name:
+                assert f"{source.name}: {folder} holds 1 of the 2 files {name}, not" in said()
+                _put(folder / name.replace("*", "00001-of-00002.parquet"))
+        if source is COCO:
+            assert "data_dir: no folder 'train2014' with the images of COCO Karpathy" in said()
+            (tmp_path / "train2014").mkdir()
+    copies.check(params, numbers)
+    _put(tmp_path / "POPE" / "data" / "test-00001-of-00002.parquet", data=b"")
+    assert "test-00001-of-00002.parquet is empty; delete it and fetch it again" in said()
+
+
+def test_the_makers_own_forms_are_there_or_told(tmp_path):
+    def said(number):
+        with pytest.raises(RedlibError) as caught:
+            copies.check(real(tmp_path), [number])
+        return str(caught.value)
+
+    _put(tmp_path / "VQAv2" / photographs.QUESTIONS)
+    assert f"data_dir: no file {photographs.ANNOTATIONS!r} in " in said("04")
+    _put(tmp_path / "VQAv2" / photographs.ANNOTATIONS)
+    assert "data_dir: no folder 'val2014' with the images of VQAv2 validation" in said("04")
+    (tmp_path / "val2014").mkdir()
+    copies.check(real(tmp_path), ["04"])
+    assert "it should hold dataset_coco.json, or be a copy of the repository yerevann/coco-" in (
+        told := said("01")
+    )
+    assert told.endswith(", and in either form train2014/ with the images")
+    _put(tmp_path / "coco-karpathy" / photographs.KARPATHY)
+    assert "data_dir: no folder 'train2014' with the images of COCO Karpathy" in said("01")
+    (tmp_path / "coco-karpathy" / "images" / "train2014").mkdir(parents=True)
+    copies.check(real(tmp_path), ["01"])
 
 
 @pytest.mark.parametrize("name", ["image", "image_id", "question_id", "question"])
@@ -642,6 +819,28 @@ def test_a_table_of_other_photographs_is_not_taken_for_these(tmp_path, monkeypat
     note = dict.fromkeys(("title", "caption", "reading", "alt"), "told")
     versions = session.save(photos_table(), "any", **note).note["versions"]
     assert versions["POPE"] == "folder POPE" and versions["VQAv2 validation"] == "folder VQAv2"
+
+
+def test_a_picture_changed_under_its_number_is_another(tmp_path):
+    """By its id, which is that of its rows; so is one with another question or caption."""
+    photos.vqav2_folder(tmp_path, MANY)
+    photos.coco_folder(tmp_path, MANY)
+
+    def ids():
+        album = Images(real(tmp_path))
+        return [one.id for role in ("study", "training") for one in album.take(role, 3)]
+
+    before = ids()
+    for at, below in ((1, "VQAv2/val2014/COCO_val"), (4, "coco-karpathy/train2014/COCO_train")):
+        number = int(before[at].split("-")[1].split(".")[0])
+        (file,) = (tmp_path / below).parent.glob(f"*{number:012d}.jpg")
+        file.write_bytes(MANY[42] if number != 42 else MANY[73])
+    after = ids()
+    assert [a == b for a, b in zip(before, after, strict=True)] == [1, 0, 1, 1, 0, 1]
+    assert [one.split(".")[0] for one in before] == [one.split(".")[0] for one in after]
+    said = ({"captions": ("a cup",)}, {"captions": ("a star",)}, {"question": "what?"})
+    found = [photographs._picture("coco-1", MANY[42], **words).id for words in said]
+    assert len(set(found)) == 3 and all(one.startswith("coco-1.") for one in found)
 
 
 def test_figures_of_photographs_say_image(tmp_path, monkeypatch):

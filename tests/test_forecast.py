@@ -9,6 +9,7 @@ from throwaway import project
 
 from redlib import costs, forecast
 from redlib.__main__ import main
+from redlib.data.benchmarks import BENCHMARKS
 from redlib.params import check, load_set
 
 SEVEN = "llava-hf/llava-1.5-7b-hf"
@@ -76,6 +77,20 @@ def test_a_copy_in_a_folder_is_not_fetched(tmp_path):
     assert table["gigabytes"].sum() == pytest.approx(costs.memory(check(values)))
 
 
+def test_what_is_copied_is_unpacked_as_what_is_fetched(tmp_path):
+    """A benchmark in a folder is a copy of the hub's files, which `datasets` reads as it reads its
+    own."""
+    values = {"model": SEVEN, "data": "real", "preset": "paper"}
+    fetched, copied = (
+        forecast.fetches([check(values | more)], ["06", "07"], cache=tmp_path).set_index("name")
+        for more in ({}, {"data_dir": str(tmp_path)})
+    )
+    held = [of.name for of in BENCHMARKS.values() if of.name in fetched.index]
+    assert fetched.loc[held, "disk"].sum() > 30
+    assert copied.loc[held, "disk"].equals(fetched.loc[held, "disk"])
+    assert copied.loc["COCO Karpathy train", "disk"] == 0, "which has another form"
+
+
 def test_the_set_of_real_models_states_the_full_plan(capsys):
     assert main(["run", "params/7b.yaml", "--dry-run"]) == 0
     out = capsys.readouterr().out
@@ -121,7 +136,8 @@ def test_a_run_on_real_data_says_first_what_it_will_cost(home, capsys):
     values = {"model": "tiny-llava-1.5", "data": "real", "data_dir": str(home), "preset": "paper"}
     file = home / "params" / "one.yaml"
     file.write_text(yaml.safe_dump(values))
-    (home / "VQAv2").mkdir()
+    (home / "VQAv2" / "data").mkdir(parents=True)
+    (home / "VQAv2" / "data" / "validation-00000-of-00001.parquet").write_bytes(b"looked at later")
     assert main(["run", str(file), "--only", "02"]) == 0
     out = capsys.readouterr().out
     assert out.index("VQAv2 validation") < out.index("GPU-hours")

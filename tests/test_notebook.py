@@ -73,6 +73,7 @@ def test_begin_knows_the_parameters_of_all_notebooks(home):
         ({"tau_porb": 0.1}, "notebook 02: unknown parameter 'tau_porb'; did you mean 'tau_prob'?"),
         ({"seed": False}, "notebook 02: seed must be a whole number"),
         ({"budgets": [577]}, "notebook 02: budgets must be from 1 to 576"),
+        ({"revision": "deadbeef"}, "revision: got 'deadbeef', but model 'tiny-llava-1.5' lies on"),
     ],
 )
 def test_begin_refuses_in_one_line(home, names, words):

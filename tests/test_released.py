@@ -3,7 +3,9 @@
 import json
 import os
 import pickle
+import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -116,6 +118,27 @@ def test_what_is_shown(tmp_path, capsys):
     assert "patches" not in told
 
 
+def test_names_that_no_line_holds_and_letters_that_no_terminal_has(files, wide, tmp_path):
+    """As a program, whose output is ASCII."""
+    folder, _, images = files
+    images = ["Größe"] * 4 + ["a\nb"] * 3 + ["\ud800"] * 2 + images[9:]
+    (folder / "book.json").write_text(json.dumps(images))
+    out = ("--out", str(folder / "Größe.safetensors"))
+    for arguments in (
+        ("import", str(folder / "book.pt"), "--model", str(wide[0]), *out),
+        ("show", out[1]),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "redlib", "codebook", *arguments],
+            capture_output=True, text=True, timeout=300,
+            env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        )  # fmt: skip
+        assert (done.returncode, done.stderr) == (0, "")
+        (line,) = (line for line in done.stdout.splitlines() if line.startswith("images"))
+        assert r"most prototypes from Gr\xf6\xdfe (4), 'a\nb' (3), '\ud800' (2)" in line
+    assert Codebook.load(out[1]).image == tuple(images)
+
+
 def refused(capsys, *arguments):
     assert main(["codebook", *map(str, arguments)]) == 2
     out, err = capsys.readouterr()
@@ -126,10 +149,14 @@ def refused(capsys, *arguments):
 class Harmful:
     """A pickle that would run code."""
 
+    def __init__(self, run=exec, code="raise SystemExit('ran')"):
+        self.run, self.code = run, code
+
     def __reduce__(self):
-        return (exec, ("raise SystemExit('ran')",))
+        return (self.run, (self.code,))
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit")  # deprecated, yet such files lie about
 def test_files_that_are_no_codebook(files, wide, capsys):
     folder, vectors, images = files
     model = ("--model", wide[0])
@@ -140,6 +167,9 @@ def test_files_that_are_no_codebook(files, wide, capsys):
 
     (folder / "page.pt").write_text("<html>not found</html>")
     (folder / "code.pt").write_bytes(pickle.dumps(Harmful(), protocol=2))
+    (folder / "shell.pt").write_bytes(pickle.dumps(Harmful(os.system, "exit"), protocol=2))
+    torch.save(vectors, folder / "new.pt", pickle_protocol=5)
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), folder / "script.pt")
     (folder / "log.pt").write_text(log([(70, 65)])[0])
     half = (folder / "book.pt").read_bytes()
     (folder / "half.pt").write_bytes(half[: len(half) // 2])
@@ -149,6 +179,9 @@ def test_files_that_are_no_codebook(files, wide, capsys):
         folder / "log.pt": "is no .pt file of torch.save",
         folder / "half.pt": "not whole",
         folder / "code.pt": "could run code and was not read",
+        folder / "shell.pt": "could run code and was not read",
+        folder / "new.pt": "save it again with torch.save's default pickle_protocol",
+        folder / "script.pt": "is no .pt file of torch.save",
         written("modern.pt", Harmful()): "could run code and was not read",
         written("dict.pt", {"a": vectors}): "one tensor (N, D) of floating-point numbers; got dict",
         written("whole.pt", vectors.int()): "got Tensor shape (70, 4096), torch.int32",
@@ -162,8 +195,10 @@ def test_files_that_are_no_codebook(files, wide, capsys):
     }
     for name in ("nan.json", "eight.json"):
         (folder / name).write_text(json.dumps(images))
-    for file, words in cases.items():
-        assert words in refused(capsys, "import", file, *model), file
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of torch, more lines before ours
+        for file, words in cases.items():
+            assert words in refused(capsys, "import", file, *model), file
     assert not list(folder.glob("*.safetensors"))
     (folder / "none.json").write_text("[]")
     told = refused(capsys, "import", written("none.pt", vectors[:0]), *model)
@@ -178,6 +213,7 @@ def test_what_cannot_be_read_or_written_is_told_before_anything_else(
     out = book / "below" / "x.safetensors"
     told = refused(capsys, "import", book, *model, "--out", out)
     assert "x.safetensors: cannot be written (Not a directory); choose a folder that can" in told
+    assert told.endswith(" be written, by --out\n")
     if sys.platform != "win32":
         import resource
 
@@ -204,6 +240,12 @@ def test_what_cannot_be_read_or_written_is_told_before_anything_else(
     assert not (folder / "new.safetensors").exists()
 
 
+def test_a_list_of_images_that_windows_wrote(files, wide):
+    folder, _, images = files
+    (folder / "book.json").write_bytes(json.dumps(images).encode("utf-8-sig"))
+    assert released.bring(folder / "book.pt", model=str(wide[0])).image == tuple(images)
+
+
 def test_files_that_do_not_fit(files, wide, tiny_folder, capsys):
     folder, vectors, images = files
     book = folder / "book.pt"
@@ -213,6 +255,9 @@ def test_files_that_do_not_fit(files, wide, tiny_folder, capsys):
 
     assert "has width 4096, model" in bad(model=tiny_folder) and not folder.joinpath("x").exists()
     assert "no model 'llava-2'" in bad(model="llava-2")
+    told = bad("--revision", "deadbeef")
+    assert "revision: got 'deadbeef', but model" in told and told.endswith("; leave it out\n")
+    assert "revision: got 'main'" in bad("--revision", "main", model="tiny-llava-1.5")
     (folder / "short.json").write_text(json.dumps(images[1:]))
     assert "holds 70 prototypes, but 69 images" in bad("--images", folder / "short.json")
     (folder / "text.json").write_text("[1,")

@@ -1,6 +1,7 @@
 """The bench: its closed forms, its sample, and that it sees an engine that is wrong."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from redlib.__main__ import main
 from redlib.bench import baselines, pruned, speed
 from redlib.models import VLM, load
 from redlib.study import timing
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -231,3 +234,15 @@ def test_the_rows_of_pruning_on_a_gpu_are_tried_small():
 def test_without_a_gpu_the_bench_says_so(capsys):
     assert main(["bench", "--gpu"]) == 2
     assert "finds no CUDA; --small tries the same" in capsys.readouterr().err
+
+
+def test_the_committed_table_names_each_patch_that_a_threshold_takes_otherwise():
+    rows = json.loads((ROOT / "figures" / "bench" / "exactness.json").read_text(encoding="utf-8"))
+    for name in speed.NAMES:
+        mine = [row for row in rows if f"exactness, {name}, float32" in row["metric"]]
+        logits, _, criteria, *listed = mine
+        patches = int(logits["metric"].split("(")[1].split()[0])
+        assert criteria["n"] == len(speed.CRITERIA) * patches and patches == logits["n"] / 5
+        assert "but for those listed" in criteria["metric"] and criteria["pass"] == "yes"
+        for row in listed:
+            assert "met otherwise; by N" in row["metric"] and row["value"] <= row["bar"]

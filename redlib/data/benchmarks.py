@@ -125,15 +125,16 @@ def fetches(params: Params, *, notebooks: Sequence[str] = ("05", "06", "07", "08
     """What a run would fetch of the benchmarks, at most: nothing of it where it is cached already.
 
     Returns name, id, split, gigabytes, source and disk, as `data.sources.fetches`; films are
-    fetched one by one, so that their size is that of all twenty subtasks. No rows with
+    fetched one by one, so that their size is that of all twenty subtasks. A copy in `data_dir` is
+    unpacked as one from the hub is, since benchmarks have no other form. No rows with
     `data: tabletop`.
     """
     rows = []
     for key in needed(params, notebooks) if params.data == "real" else ():
         of = BENCHMARKS[key]
-        size, disk = of.gigabytes, of.disk
+        size = of.gigabytes
         place = "Hugging Face hub" if of.stated else "Hugging Face hub (size estimated)"
         if params.data_dir is not None:
-            size, place, disk = 0.0, f"folder {params.data_dir}", 0.0
-        rows.append((of.name, of.ids[0], of.split, size, place, disk))
+            size, place = 0.0, f"folder {params.data_dir}"
+        rows.append((of.name, of.ids[0], of.split, size, place, of.disk))
     return pd.DataFrame(rows, columns=["name", "id", "split", "gigabytes", "source", "disk"])

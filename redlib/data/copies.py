@@ -1,27 +1,52 @@
 """The copies of data sets in `data_dir`: are all there that a run reads, and are they as they were?
 
-    check(params, ["04", "06"])      # raises RedlibError, naming the first folder that is missing
+    check(params, ["04", "06"])      # raises RedlibError, naming the first that is missing
     state(params, ["04", "06"])      # names, sizes and times of change: what a result depends on
 
-Both look at names alone, and read no file.
+Both look at names and sizes alone, and read no file.
 """
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from redlib.data import benchmarks, sources
-from redlib.data.reading import copied
+from redlib.data.photographs import image_folder
+from redlib.data.reading import check_complete, copied
 from redlib.data.several import FOLDERS
+from redlib.errors import RedlibError
 from redlib.params import Params, local
 
 _FILM = benchmarks.BENCHMARKS["film"]
 
 
 def check(params: Params, notebooks: Sequence[str]) -> None:
-    """Raises RedlibError, one line, where the folder of a data set that these notebooks read is
-    missing or may not be read; see `needed`."""
+    """Raises RedlibError, one line, where what these notebooks read of a data set is missing or may
+    not be read: its folder, a file of its split, or the folder of its images; see `needed`."""
     for source in needed(params, notebooks):
-        copied(source, params.data_dir)
+        _check_held(source, copied(source, params.data_dir))
+
+
+def _check_held(source: sources.Source, folder: Path) -> None:
+    """Whether a folder holds one of the forms of a data set. Which films there are is found out
+    when they are drawn: MVBench lacks some even where it is published."""
+    files = [name for name in source.published if not name.endswith("/")]
+    makers = bool(files) and (folder / files[0]).is_file()  # as `photographs` tells the forms apart
+    if makers:
+        for name in files:
+            if not (folder / name).is_file():
+                raise RedlibError(
+                    f"data_dir: no file {name!r} in {str(folder)!r}; it belongs beside {files[0]}"
+                )
+    elif source is _FILM:
+        for task in FOLDERS:
+            check_complete(folder, replace(source, files=source.files.format(task)))
+    else:
+        check_complete(folder, source)
+    if makers or source.per_image:  # the repository of VQAv2 holds its images, that of COCO none
+        image_folder(folder, source.published[-1].rstrip("/"), source)
 
 
 def needed(params: Params, notebooks: Sequence[str]) -> list[sources.Source]:
@@ -40,8 +65,9 @@ def state(params: Params, notebooks: Sequence[str]) -> list[tuple[str, int, int]
     """What tells the copies that these notebooks read from others of the same name.
 
     Returns name, size in bytes and time of change in nanoseconds of every file of questions or of
-    rows; of folders of single pictures or films, which may be 80,000, the folder's with size 0.
-    Raises RedlibError for a folder that may not be read.
+    rows, and of every picture or film, since a folder keeps its time when a file in it is written
+    over; of the folders themselves with size 0. Which pictures a run draws is known only once the
+    set's list is read, so all count. Raises RedlibError for a folder that may not be read.
     """
     found = []
     for source in needed(params, notebooks):
@@ -56,4 +82,19 @@ def state(params: Params, notebooks: Sequence[str]) -> list[tuple[str, int, int]
                 seen = path.stat()
                 size = 0 if path.is_dir() else seen.st_size
                 found.append((f"{source.name}/{path.name}", size, seen.st_mtime_ns))
+        for place in filter(Path.is_dir, places):
+            found += [(f"{source.name}/{place.name}/{name}", *of) for name, *of in _below(place)]
     return found
+
+
+def _below(place: Path, above: str = "") -> Iterator[tuple[str, int, int]]:
+    """Name, size and time of change of each file below a folder, 80,000 of them in a second or
+    two."""
+    with os.scandir(local(place)) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if entry.is_dir(follow_symlinks=False):
+                yield from _below(Path(entry), f"{above}{entry.name}/")
+                continue
+            with suppress(OSError):  # a link to nowhere is no picture, and told when it is drawn
+                seen = entry.stat()
+                yield f"{above}{entry.name}", seen.st_size, seen.st_mtime_ns

@@ -65,9 +65,10 @@ def readable(photos: Sequence[Photo], skipped: Skipped) -> bool:
     return good
 
 
-def alike(one: Photo, other: Photo) -> bool:
-    """Whether `other` may be the picture that `one` is: the same file, the same pixels in another
-    form of file, or nothing that can be read and belie it."""
+def alike(one: Any, other: Any) -> bool:
+    """Whether `other` may be the picture that `one` is, each with `data` and `image` as a Photo has
+    them: the same file, the same pixels in another form of file, or nothing that can be read and
+    belie it."""
     try:
         if one.data == other.data:
             return True

@@ -9,12 +9,12 @@ question with ten people's answers or five captions. It keeps the file's bytes, 
 pixels weigh, because some hundred pictures travel to every worker.
 
 The same sample must come from the hub and from a folder, so both forms list the same numbers,
-COCO's own, and `digest` is a hash of that list. It goes into the key of every table: rows measured
-on another edition of a data set are not taken for these.
+COCO's own, and `digest` is a hash of that list. It goes into the key of every table, beside one of
+the pictures that were drawn (`images`): rows measured on another edition of a data set are not
+taken for these.
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from http.client import HTTPException
@@ -25,9 +25,20 @@ from urllib.request import urlopen
 
 from PIL import Image
 
-from redlib.data.reading import Unreadable, column, copied, decode, encoded, revision, row, table
+from redlib.data.photo import alike
+from redlib.data.reading import (
+    Unreadable,
+    column,
+    copied,
+    decode,
+    encoded,
+    parsed,
+    revision,
+    row,
+    table,
+)
 from redlib.data.sources import ANNOTATIONS, COCO, KARPATHY, QUESTIONS, VQAV2, Source
-from redlib.data.values import texts, whole, written
+from redlib.data.values import once, texts, whole, written
 from redlib.errors import RedlibError
 from redlib.params import local
 from redlib.store import atomic
@@ -41,7 +52,9 @@ class Picture:
     """One photograph and what was said about it.
 
     Attributes:
-        id: the data set and COCO's number, "vqav2-262148".
+        id: the data set, COCO's number, and eight letters of a hash of all that follows, since a
+            file may be replaced under its number: "vqav2-262148.1f3a9c2e". So a table keeps its
+            rows of other photographs where one is exchanged, and where more are asked for.
         data: the image file's bytes.
         question: one of VQAv2's about it, "" elsewhere.
         answers: what ten people answered to that; the most frequent first.
@@ -110,6 +123,7 @@ def vqav2(data_dir: str | None, *, seed: int) -> Photographs:
         questions = _records(folder / QUESTIONS, "questions", needed)
         answered = _records(folder / ANNOTATIONS, "annotations", ("question_id", "answers"))
         numbered = _numbers((one["question_id"] for one in answered), "question_id", VQAV2)
+        once(numbered, "question_id", ANNOTATIONS)
         about = dict(zip(numbered, answered, strict=True))
         images, ids = (_numbers((one[key] for one in questions), key, VQAV2) for key in needed[:2])
         if about.keys().isdisjoint(ids):  # answers are optional, but a file is there to hold some
@@ -132,6 +146,7 @@ def vqav2(data_dir: str | None, *, seed: int) -> Photographs:
         images, ids = (
             _numbers(column(found, key), key, VQAV2) for key in ("image_id", "question_id")
         )
+    once(ids, "question_id", VQAV2.name)
     asked: dict[int, list[int]] = {}
     for at, image in enumerate(images):
         asked.setdefault(image, []).append(at)
@@ -141,12 +156,20 @@ def vqav2(data_dir: str | None, *, seed: int) -> Photographs:
         stored, image = entry(at)
         name, where = f"vqav2-{number}", f"{VQAV2.name}, image {number}"
         first = texts(stored.get("multiple_choice_answer") or None, "answer", where)
-        return _picture(
+        found = _picture(
             name,
             encoded(image, name),
             question=written(stored["question"], "question", where),
             answers=first + texts(stored.get("answers"), "answer", where),
         )
+        for other in asked[number]:  # in the hub's form every question holds the picture anew
+            again = entry(other)[1]
+            if again != image and not _again(found, again):
+                raise RedlibError(
+                    f"{VQAV2.name}: rows {at} and {other} are about image {number} and have "
+                    "different pictures; a number stands for one: fetch the data set again"
+                )
+        return found
 
     digest = _digest(f"{image} {question}" for image, question in zip(images, ids, strict=True))
     return _photographs(VQAV2, data_dir, digest, asked, read)
@@ -182,7 +205,9 @@ def coco(data_dir: str | None) -> Photographs:
             return row(found, at)
 
         numbers = column(found, "cocoid")
-    at = {number: n for n, number in enumerate(_numbers(numbers, "cocoid", COCO))}
+    numbers = _numbers(numbers, "cocoid", COCO)
+    once(numbers, "cocoid", COCO.name)
+    at = {number: n for n, number in enumerate(numbers)}
 
     def read(number: int) -> Picture:
         one, name, where = at_hand(at[number]), f"coco-{number}", f"{COCO.name}, image {number}"
@@ -239,7 +264,17 @@ def _photographs(
 def _picture(name: str, data: bytes, **said: Any) -> Picture:
     """A picture that is known to decode."""
     decode(data, name)
-    return Picture(name, data, **said)
+    told = hashlib.sha256(data)
+    told.update(repr(sorted(said.items())).encode())
+    return Picture(f"{name}.{told.hexdigest()[:8]}", data, **said)
+
+
+def _again(found: Picture, stored: Any) -> bool:
+    """Whether what is stored may be the picture once more, or nothing that can be read."""
+    try:
+        return alike(found, Picture(found.id, encoded(stored, found.id)))
+    except Unreadable:
+        return True
 
 
 def _numbers(found: Iterable[Any], field: str, source: Source) -> list[int]:
@@ -257,14 +292,10 @@ def _folder(source: Source, data_dir: str | None) -> Path | None:
 
 def _records(path: Path, key: str, fields: Iterable[str]) -> list[Mapping[str, Any]]:
     """The list under `key` of a JSON file, of mappings that have at least `fields`."""
-    try:
-        entries = json.loads(local(path).read_text(encoding="utf-8"))[key]
-    except FileNotFoundError:
-        raise RedlibError(f"{path}: no such file; it belongs beside the other of VQAv2") from None
-    except (OSError, ValueError, RecursionError):
-        raise RedlibError(f"{path}: damaged or half downloaded, no JSON; fetch it again") from None
-    except (KeyError, TypeError):
-        entries = None
+    if not local(path).exists():
+        raise RedlibError(f"{path}: no such file; it belongs beside the other of VQAv2")
+    held = parsed(path)
+    entries = held.get(key) if isinstance(held, dict) else None
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise RedlibError(f"{path}: another file, without a list of records {key!r}")
     for name in fields:
@@ -275,6 +306,11 @@ def _records(path: Path, key: str, fields: Iterable[str]) -> list[Mapping[str, A
 
 def _image_file(folder: Path, below: str, name: str, source: Source) -> Path:
     """An image of the folder form."""
+    return image_folder(folder, below, source) / name
+
+
+def image_folder(folder: Path, below: str, source: Source) -> Path:
+    """The folder `below` with the images of a set. Raises RedlibError if there is none."""
     places = (local(place / below) for place in source.beside(folder))
     there = next((place for place in places if place.is_dir()), None)
     if there is None:
@@ -282,4 +318,4 @@ def _image_file(folder: Path, below: str, name: str, source: Source) -> Path:
             f"data_dir: no folder {below!r} with the images of {source.name}; it belongs to "
             f"{str(folder)!r}"
         )
-    return there / name
+    return there

@@ -14,6 +14,7 @@ the bytes of its file.
 """
 
 import io
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -86,7 +87,8 @@ def table(source: Source, data_dir: str | None, *, columns: Sequence[str]) -> An
     or with HF_DATASETS_OFFLINE=1 what is cached of it, under any of its names.
     columns: those that must be there.
     Raises RedlibError, one line, if there is no such folder or split, if the hub cannot be reached
-    and nothing is cached, if the data set is gated, if a file is damaged, or without a column.
+    and nothing is cached, if the data set is gated, if a file is damaged or missing, or without a
+    column.
     """
     folder = _on_hub(source) if data_dir is None else copied(source, data_dir)
     found = _load(folder, source)
@@ -109,12 +111,22 @@ def copied(source: Source, data_dir: str) -> Path:
         f"copy it there with `hf download --repo-type dataset {source.ids[0]} --local-dir {folder}`"
     )
     if source.published:
-        *files, last = source.published
-        remedy = (
-            f"it should hold {', '.join(files)} and {last}, or be a copy of the repository "
-            f"{source.ids[0]}"
-        )
+        remedy = _form(source)
     raise RedlibError(f"data_dir: no folder {str(folder)!r} for {source.name}; {remedy}")
+
+
+def _form(source: Source) -> str:
+    """What a folder should hold to be the copy of a data set."""
+    repository = f"be a copy of the repository {source.ids[0]}"
+    if not source.published:
+        return f"it should {repository}"
+    *files, images = source.published
+    if source.per_image:  # the repository has no images
+        return (
+            f"it should hold {', '.join(files)}, or {repository}, and in either form {images} with "
+            "the images"
+        )
+    return f"it should hold {', '.join(files)} and {images}, or {repository}"
 
 
 def revision(source: Source, data_dir: str | None) -> str:
@@ -222,7 +234,10 @@ def _load(folder: Path, source: Source) -> Any:
     from datasets.exceptions import DatasetGenerationError
     from pyarrow import ArrowInvalid
 
-    _check_complete(folder, source)
+    check_complete(folder, source)
+    for path in sorted(folder.glob(source.files)):
+        if path.suffix == ".json":
+            _check_json(path)
     try:
         return load_dataset(
             str(folder), data_files={source.split: source.files}, split=source.split
@@ -243,6 +258,35 @@ def _load(folder: Path, source: Source) -> Any:
                 f"({first_line(error)}); expected is a copy of {source.ids[0]}"
             ) from None
         raise _refused(error, source) from None
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged card may end in any error of yaml and of `datasets`
+        raise RedlibError(
+            f"{source.name}: {folder} cannot be read ({type(error).__name__}: "
+            f"{first_line(error)}); its README.md or another file in it is damaged, or none of "
+            f"{source.ids[0]}: delete it and fetch it again"
+        ) from None
+
+
+def _check_json(path: Path) -> None:
+    """Raises RedlibError for a JSON file that holds no list of rows, of some of which, a bare
+    `null`, the reader of `datasets` dies."""
+    held = parsed(path)
+    if not isinstance(held, list) or not all(isinstance(one, dict) for one in held):
+        raise RedlibError(f"{path}: another file, without a list of records; fetch it again")
+
+
+def parsed(path: Path) -> Any:
+    """What a JSON file of a data set holds. Raises RedlibError, one line, for one that cannot be
+    read or is none."""
+    try:
+        return json.loads(local(path).read_text(encoding="utf-8-sig"))  # some editors add the mark
+    except OSError as error:
+        raise RedlibError(
+            f"{path}: cannot be read ({error.strerror}); see who may read it, and where it lies"
+        ) from None
+    except (ValueError, RecursionError):
+        raise RedlibError(f"{path}: damaged or half downloaded, no JSON; fetch it again") from None
 
 
 def _refused(error: OSError, source: Source) -> RedlibError:
@@ -263,11 +307,22 @@ def _refused(error: OSError, source: Source) -> RedlibError:
     )
 
 
-def _check_complete(folder: Path, source: Source) -> None:
-    """Of a split in numbered files, "-00003-of-00068.parquet", all have to be there, once, and
-    nothing else: fewer or more would make another sample, and nobody would notice."""
+def check_complete(folder: Path, source: Source) -> None:
+    """Raises RedlibError unless `folder` has files of the split, none of them empty.
+
+    Of a split in numbered files, "-00003-of-00068.parquet", all have to be there, once, and nothing
+    else: fewer or more would make another sample, and nobody would notice. No file is read.
+    """
     local((folder / source.files).parent)  # glob passes over what the reader may not look into
-    names = sorted(path.name for path in folder.glob(source.files))
+    files = sorted(path for path in folder.glob(source.files) if path.is_file())
+    if not files:
+        raise RedlibError(
+            f"{source.name}: {folder} holds no data set in {source.files}; {_form(source)}"
+        )
+    for path in files:
+        if path.stat().st_size == 0:
+            raise RedlibError(f"{source.name}: {path} is empty; delete it and fetch it again")
+    names = [path.name for path in files]
     shards = {name: (int(m[1]), int(m[2])) for name in names if (m := _SHARD.search(name))}
     if not shards:
         return

@@ -146,7 +146,8 @@ def _sets(name: str, params: Params, part: str) -> Iterator[Shots]:
     plain = rows(found, [c for c in of.columns if c != column])
     ids = names(plain, own, of.name)
     for at in _order(name, len(plain), params, part):
-        count = len(row(images, at)[column] or ())
+        stored = row(images, at)[column]
+        count = len(stored) if isinstance(stored, list) else 0
         if count < 2:
             raise RedlibError(f"{of.name}: row {at} has {count} images; two or more are needed")
         key = f"{name}/{ids[at]}"

@@ -63,7 +63,8 @@ def ask(
 
     Raises:
         RedlibError: as `reading.table`; over 1 % of the images are damaged; a value that makes no
-            question; two rows with one name and two pictures; nothing to ask.
+            question; two rows with one name and two pictures; a subset of POPE is missing; nothing
+            to ask.
     """
     of = BENCHMARKS[name]
     found = table(of, params.data_dir, columns=of.columns)
@@ -134,6 +135,7 @@ def _question(task: str, text: str, answer: str, group: str = "", options: int =
 
 
 def _pope(plain: list[dict[str, Any]], params: Params) -> Iterator[Unit]:
+    missing = dict.fromkeys(POPE_SUBSETS)
     for at, row in enumerate(plain):
         where = f"POPE, row {at}"
         task = f"pope-{written(row['category'], 'category', where).strip().lower()}"
@@ -142,10 +144,17 @@ def _pope(plain: list[dict[str, Any]], params: Params) -> Iterator[Unit]:
                 f"{where}: 'category' must be random, popular or adversarial; got "
                 f"{row['category']!r}"
             )
+        missing.pop(task, None)
         question = written(row["question"], "question", where)
         text = prompts.yes_no(question, params.prompts, family(params.model))
         asked = _question(task, text, _yes_or_no(row["answer"], where), options=2)
         yield Unit((at,), written(row["image_source"], "image_source", where), (asked,))
+    if missing:  # the mean over fewer subsets would be another number under the same name
+        subset = next(iter(missing)).removeprefix("pope-")
+        raise RedlibError(
+            f"POPE: no question of the subset {subset} in {len(plain)} rows; the copy is not "
+            "whole: fetch the data set again"
+        )
 
 
 def _mme(plain: list[dict[str, Any]], params: Params) -> Iterator[Unit]:
@@ -203,9 +212,13 @@ def _mmbench(plain: list[dict[str, Any]], params: Params) -> Iterator[Unit]:
 
 def _seed(plain: list[dict[str, Any]], params: Params) -> Iterator[Unit]:
     for at, row in enumerate(plain):
-        if row["data_type"] != "image":  # the others are films
-            continue
         where = f"SEED-Bench, row {at}"
+        if row["data_type"] not in ("image", "video"):
+            raise RedlibError(
+                f"{where}: 'data_type' must be image or video; got {row['data_type']!r}"
+            )
+        if row["data_type"] == "video":
+            continue
         choices = [f"choice_{choice}" for choice in "abcd"]
         options = [written(row[choice], choice, where) for choice in choices]
         text = prompts.lettered(written(row["question"], "question", where), options)

@@ -21,11 +21,26 @@ def there(value: Any) -> str:
 def written(value: Any, field: str, where: str) -> str:
     """A text that has to be there; numbers count as such, since some copies hold "2" as 2.
 
-    Raises RedlibError, saying `where`, for nothing, blanks and all else.
+    Raises RedlibError, saying `where`, for nothing, blanks, half a character and all else.
     """
     if not isinstance(value, str | int | float) or not there(value).strip():
         raise RedlibError(f"{where}: {field!r} must hold a text; got {value!r}")
-    return str(value)
+    return _encodable(str(value), field, where)
+
+
+def _encodable(text: str, field: str, where: str) -> str:
+    """A text as it is. JSON can write one half of a character, "\\ud83d", which no tokenizer takes.
+
+    Raises RedlibError, saying `where`, for a text with one.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise RedlibError(
+            f"{where}: {field!r} holds half a character, which is no UTF-8; got {text!r}: fetch "
+            "the data set again"
+        ) from None
+    return text
 
 
 def letter(value: Any, options: int, where: str) -> str:
@@ -39,11 +54,16 @@ def letter(value: Any, options: int, where: str) -> str:
 
 
 def whole(value: Any, field: str, where: str) -> int:
-    """A whole number, which some copies hold as text. Raises RedlibError for all else."""
+    """A whole number that counts something, which some copies hold as text: a row's own number.
+
+    Raises RedlibError for all else, for True, which Python takes for 1, and below zero.
+    """
     try:
         number = int(value)
-        if isinstance(value, str) or number == value:
-            return number
+        if (isinstance(value, str) or number == value) and not isinstance(value, bool):
+            if number >= 0:
+                return number
+            raise RedlibError(f"{where}: {field!r} must not be below zero; got {value!r}")
     except (TypeError, ValueError, OverflowError):  # the last for infinity
         pass
     raise RedlibError(f"{where}: {field!r} must hold a whole number; got {value!r}")
@@ -55,28 +75,32 @@ def names(plain: Sequence[Mapping[str, Any]], field: str, name: str) -> list[str
     Raises RedlibError for no text, and if two rows are called alike: answers are kept by that name,
     and those to the one would be lost, or told of the other's picture.
     """
-    found: dict[str, int] = {}
-    for at, row in enumerate(plain):
-        own = written(row[field], field, f"{name}, row {at}")
-        if own in found:
+    own = [written(row[field], field, f"{name}, row {at}") for at, row in enumerate(plain)]
+    once(own, field, name)
+    return own
+
+
+def once(own: Sequence[str | int], field: str, name: str) -> None:
+    """Raises RedlibError if two rows of the data set `name` are called alike in `field`."""
+    first: dict[str | int, int] = {}
+    for at, called in enumerate(own):
+        if first.setdefault(called, at) != at:
             raise RedlibError(
-                f"{name}: rows {found[own]} and {at} have the same {field!r}, {own!r}; every row "
-                "needs its own: fetch the data set again"
+                f"{name}: rows {first[called]} and {at} have the same {field!r}, {called!r}; every "
+                "row needs its own: fetch the data set again"
             )
-        found[own] = at
-    return list(found)
 
 
 def texts(value: Any, field: str, where: str) -> tuple[str, ...]:
     """The texts in a column of answers or captions, in each form that data sets store them.
 
     value: a list of texts, a list of {field: text, ...}, {field: [texts], ...}, one text, or None.
-    Raises RedlibError, saying `where`, for all else.
+    Raises RedlibError, saying `where`, for half a character and all else.
     """
     if value is None:
         return ()
     if isinstance(value, str):
-        return (value,)
+        return (_encodable(value, field, where),)
     if isinstance(value, dict):
         return texts(value.get(field), field, where)
     if isinstance(value, list):

@@ -9,9 +9,9 @@ question with ten people's answers or five captions. It keeps the file's bytes, 
 pixels weigh, because some hundred pictures travel to every worker.
 
 The same sample must come from the hub and from a folder, so both forms list the same numbers,
-COCO's own, and `digest` is a hash of that list. It goes into the key of every table, beside one of
-the pictures that were drawn (`images`): rows measured on another edition of a data set are not
-taken for these.
+COCO's own, and `digest` is a hash of that list. It goes into the key of every table, and a
+picture's id holds a hash of its file: rows measured on another edition of a data set, or on another
+picture of that number, are not taken for these.
 """
 
 import hashlib

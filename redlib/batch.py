@@ -144,7 +144,13 @@ def run(
     notebook stopped otherwise; KeyboardInterrupt is passed on as RedlibError that says what is
     kept.
     """
-    runs, chosen = _checked(file, only, jobs, _check_inputs)
+    runs, chosen = _checked(file, only, jobs)
+    if any(one.data == "real" or is_hub_id(one.model) for one in runs):
+        for line in [*forecast.lines(runs, only or list(NOTEBOOKS)), ""]:
+            say(line)
+    # Behind the forecast, which a network that is down, or a gated model, need not keep back.
+    for one in [*runs, *params.load_beside(file)]:
+        _check_reach(one, chosen.get(one.run_name, ()))
     folder = root() / "notebooks"
     shipped = all(one.model in params.embedded() for one in runs)
     threads = _threads(shipped)
@@ -154,9 +160,6 @@ def run(
     for number in sorted({number for part in chosen.values() for number in part}):
         if not (folder / NOTEBOOKS[number]).is_file():
             raise RedlibError(f"{folder / NOTEBOOKS[number]}: no such notebook")
-    if any(one.data == "real" or is_hub_id(one.model) for one in runs):
-        for line in [*forecast.lines(runs, only or list(NOTEBOOKS)), ""]:
-            say(line)
     waiting = []
     for one in runs:
         for number in chosen[one.run_name]:
@@ -179,7 +182,7 @@ def forecast_lines(
     Raises RedlibError as `run` does, but for what depends on a network or on another machine than
     this one: the hub, a scheduler, the device, Java.
     """
-    runs, _ = _checked(file, only, jobs, _check_given)
+    runs, _ = _checked(file, only, jobs)
     return forecast.lines(runs, only or list(NOTEBOOKS))
 
 
@@ -265,19 +268,16 @@ def _choose(only: Sequence[str] | None, one: Params) -> list[str]:
 
 
 def _checked(
-    file: str | Path,
-    only: Sequence[str] | None,
-    jobs: int | None,
-    check: Callable[[Params, Sequence[str]], None],
+    file: str | Path, only: Sequence[str] | None, jobs: int | None
 ) -> tuple[list[Params], dict[str, list[str]]]:
-    """The runs of a parameter file or set and, by name, the notebooks of each, once `check` finds
-    nothing wrong with them or with those of a set beside it."""
+    """The runs of a parameter file or set and, by name, the notebooks of each, once `_check_given`
+    finds nothing wrong with them or with those of a set beside it."""
     runs = params.load_set(file)
     chosen = {one.run_name: _choose(only, one) for one in runs}
     if jobs is not None and jobs < 1:
         raise RedlibError(f"--jobs: must be 1 or more; got {jobs}")
     for one in [*runs, *params.load_beside(file)]:
-        check(one, chosen.get(one.run_name, ()))
+        _check_given(one, chosen.get(one.run_name, ()))
     for one in runs:
         _check_codebook(one, chosen[one.run_name])
     return runs, chosen
@@ -293,7 +293,7 @@ def _check_data(one: Params, numbers: Sequence[str]) -> None:
         copies.check(one, numbers)
 
 
-def _check_given(one: Params, numbers: Sequence[str]) -> None:
+def _check_given(one: Params, numbers: Sequence[str] = tuple(NOTEBOOKS)) -> None:
     """Whether what the parameters name is there and whole, as far as this machine's files tell."""
     if one.image is not None:
         if not local(one.image).is_file():
@@ -335,9 +335,9 @@ def _check_given(one: Params, numbers: Sequence[str]) -> None:
         models._placing(models.choose_device("auto"), one.device, one.device_map, one.quantization)
 
 
-def _check_inputs(one: Params, numbers: Sequence[str] = tuple(NOTEBOOKS)) -> None:
-    """What would stop one of these notebooks after minutes, found before the first one starts."""
-    _check_given(one, numbers)
+def _check_reach(one: Params, numbers: Sequence[str] = tuple(NOTEBOOKS)) -> None:
+    """Whether what lies beyond this machine's files is in reach, which would else stop one of these
+    notebooks after minutes: Java, a scheduler, the device, the hub."""
     if one.data == "real" and "06" in numbers:
         from redlib.bench import coco  # torch
 

@@ -4,9 +4,11 @@ A local Parquet file of drawn scenes takes the place of POPE's data set; prompt,
 and the score are those of lmms-eval's task `pope`. The model is the shipped tiny-llava-1.5, found
 by the entry point, with all its tokens and with 64. The score must be ours, to the last answer.
 
-Not part of `make test`: it needs lmms-eval, which lives in an environment of its own.
+Not part of `make test`: it needs lmms-eval, which lives in an environment of its own. lmms-eval
+brings pycocoevalcap along, so that CIDEr meets the real package here, if there is a Java.
 """
 
+import shutil
 from importlib import metadata, resources
 from pathlib import Path
 
@@ -140,3 +142,52 @@ def test_pruned_by_a_codebook(asked, ours, task, tmp_path):
     assert said == answers
     assert score == pytest.approx(expected)
     print(f"\n{KEEP} tokens: accuracy {score[0]:.4f}, F1 {score[1]:.4f}, n {len(said)}")
+
+
+@pytest.mark.skipif(shutil.which("java") is None, reason="CIDEr's tokenizer needs java on the PATH")
+def test_cider_is_that_of_pycocoevalcap():
+    """Nothing stands in for package or Java. What the tokenizer has to make of the captions is
+    written by hand, and given to the package's own class."""
+    from pycocoevalcap.cider.cider import Cider
+
+    from redlib.bench import coco
+
+    coco.ready("CIDEr")
+    captions = {  # in another order than the references, for the images must not be confused
+        "apart": "Horses run.",
+        "alike": "two CUPS, stand on\na red table",
+        "partly": "A dog can't run.",
+    }
+    references = {
+        "alike": ["Two cups stand on a red table."] * 2,
+        "partly": ["A dog can't sleep!", "The dog is awake"],
+        "apart": ["Grey clouds; a small boat."],
+    }
+    said = {
+        "apart": ["horses run"],
+        "alike": ["two cups stand on a red table"],
+        "partly": ["a dog ca n't run"],
+    }
+    told = {
+        "apart": ["grey clouds a small boat"],
+        "alike": ["two cups stand on a red table"] * 2,
+        "partly": ["a dog ca n't sleep", "the dog is awake"],
+    }
+    found = coco.cider(captions, references)
+    mean, each = Cider().compute_score(told, said)
+    assert found.to_dict() == pytest.approx(dict(zip(told, each, strict=True)))
+    assert found.mean() == pytest.approx(mean)
+    # All references are the answer: every cosine is 1. No word in common: every one is 0.
+    assert found["alike"] == pytest.approx(10)
+    assert 0 == found["apart"] < found["partly"] < found["alike"]
+
+
+@pytest.mark.skipif(shutil.which("java") is None, reason="CIDEr's tokenizer needs java on the PATH")
+def test_cider_by_hand():
+    """Each word and pair of words is of one image, so that all weigh log 2. "Red star" shares one
+    of two words with "red cup" (a cosine of 1/2) and no pair; of three and four words there are
+    none: 10 x (1/2 + 0 + 0 + 0) / 4. The other shares its pair too: 10 x (1 + 1 + 0 + 0) / 4."""
+    from redlib.bench import coco
+
+    found = coco.cider({"a": "Red star", "b": "blue star."}, {"a": ["red cup"], "b": ["Blue star"]})
+    assert found.to_dict() == pytest.approx({"a": 1.25, "b": 5.0})

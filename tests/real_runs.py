@@ -71,7 +71,7 @@ def finished(tmp_path_factory):
             real.publish(folder / "cache", model, commit=values["revision"])
             file = folder / f"{name}.yaml"
             file.write_text(yaml.safe_dump(values | COUNTS | here))
-            batch._check_inputs(params.load_file(file))
+            batch._check_given(params.load_file(file))
             unrendered.run(file, list(params.NOTEBOOKS), patch)
         every = folder / "7b.yaml"
         every.write_text((ROOT / "params" / "7b.yaml").read_text(encoding="utf-8"))

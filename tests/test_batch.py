@@ -519,14 +519,14 @@ def test_what_would_stop_06_is_found_before_the_first_notebook(home, monkeypatch
         batch.run(file)
     assert asked == ["SPICE"] and not (home / "runs").exists()
     (one,) = batch.params.load_set(file)
-    batch._check_inputs(one, ["05", "07"])
-    batch._check_inputs(one.model_copy(update={"data": "tabletop"}), ["06"])
+    batch._check_reach(one, ["05", "07"])
+    batch._check_reach(one.model_copy(update={"data": "tabletop"}), ["06"])
     assert asked == ["SPICE"], "of no other notebook, and of no scene"
     several = one.model_copy(update={"model": "tiny-llava-onevision"})
     with pytest.raises(RedlibError, match="data/Mantis-Eval' for Mantis-Eval; copy it there with"):
-        batch._check_inputs(several, ["06"])
+        batch._check_given(several, ["06"])
     shutil.rmtree(home / "data" / "coco-karpathy")
-    batch._check_inputs(one, ["07"])
+    batch._check_given(one, ["07"])
 
 
 def test_progress_of_the_loop_that_a_cell_is_in(tmp_path):

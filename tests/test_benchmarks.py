@@ -11,6 +11,7 @@ import av
 import miniature
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as parquet
 import pytest
 from datasets import ClassLabel, Dataset, Features, Image, List, Value, load_dataset
 from PIL import Image as Pillow
@@ -375,6 +376,38 @@ def test_images_that_the_file_does_not_call_so(root, tmp_path, form):
     assert np.array_equal(np.asarray(photos[0].image), np.asarray(before[0].image))
 
 
+def as_sequences(feature):
+    """Features of a Parquet file's metadata as `datasets` wrote them before it had lists."""
+    if isinstance(feature, dict):
+        older = {key: as_sequences(value) for key, value in feature.items()}
+        return older | {"_type": "Sequence"} if feature.get("_type") == "List" else older
+    return feature
+
+
+@pytest.mark.parametrize("name", ["seed", "nocaps", "flickr", "mantis", "muir"])
+def test_lists_under_their_former_name_read_alike(root, tmp_path, name):
+    of = benchmarks.BENCHMARKS[name]
+    (file,) = (root / of.folder).glob(of.files)
+    table = parquet.read_table(file)
+    told = json.loads(table.schema.metadata[b"huggingface"])
+    older = as_sequences(told)
+    assert "Sequence" in json.dumps(older) and "List" not in json.dumps(older)
+    assert "Sequence" not in json.dumps(told), "the miniature has the present form"
+    path = tmp_path / of.folder / file.relative_to(root / of.folder)
+    path.parent.mkdir(parents=True)
+    metadata = {b"huggingface": json.dumps(older).encode()}
+    parquet.write_table(table.replace_schema_metadata(metadata), path)  # and without a card
+    if name in benchmarks.SEVERAL:
+        before, after = (several.shots(name, 5, real(at)) for at in (root, tmp_path))
+        asked = [[(one.id, one.asked, one.files) for one in found] for found in (before, after)]
+        assert asked[0] == asked[1] and len(before) == 5
+    else:
+        (photos, before), (same, after) = (single.ask(name, 5, real(at)) for at in (root, tmp_path))
+        assert before == after and before
+        held = [[(one.id, one.data, one.references) for one in each] for each in (photos, same)]
+        assert held[0] == held[1]
+
+
 # --- what can be wrong ---------------------------------------------------------------------------
 
 
@@ -420,6 +453,16 @@ def test_a_missing_column_is_one_line(root, tmp_path, name):
                 name, 1, params
             )
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("column", benchmarks.BENCHMARKS["film"].columns)
+def test_a_missing_column_of_films_is_one_line(tmp_path, column):
+    file = miniature.mvbench(tmp_path, each=1) / "json" / "action_antonym.json"
+    rows = json.loads(file.read_text())
+    file.write_text(json.dumps([{k: v for k, v in one.items() if k != column} for one in rows]))
+    with pytest.raises(RedlibError, match=f"MVBench: no column '{column}'; there are ") as caught:
+        several.shots("film", 1, real(tmp_path))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

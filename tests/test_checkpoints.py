@@ -99,7 +99,7 @@ def test_nothing_in_the_cache_and_no_network(cache):
     with pytest.raises(RedlibError, match="HF_HUB_OFFLINE is set"):
         read_config(real.NEXT)
     with pytest.raises(RedlibError, match="HF_HUB_OFFLINE is set"):
-        batch._check_inputs(Params(model=real.NEXT))
+        batch._check_reach(Params(model=real.NEXT))
 
 
 def test_a_download_that_broke_off(cache):
@@ -117,12 +117,12 @@ def test_a_copied_folder_that_lacks_a_file(tmp_path):
     folder = real.save(tmp_path / "model", real.LLAVA)
     (folder / "model-00003-of-00007.safetensors").unlink()
     with pytest.raises(RedlibError, match="00003-of-00007.safetensors' is missing, one of 7 files"):
-        batch._check_inputs(Params(model=str(folder)))
+        batch._check_given(Params(model=str(folder)))
     assert "model-00003-of-00007.safetensors' is missing" in refused(name=str(folder))
     for odd in ("[]", '{"weight_map": []}', "[" * 100_000):
         (folder / "model.safetensors.index.json").write_text(odd)
         with pytest.raises(RedlibError, match="index.json' is truncated or damaged"):
-            batch._check_inputs(Params(model=str(folder)))
+            batch._check_given(Params(model=str(folder)))
 
 
 class Hub(BaseHTTPRequestHandler):

@@ -703,6 +703,13 @@ def test_a_missing_column_is_named(tmp_path, name):
     _complains(tmp_path, f"VQAv2 validation: no column '{name}'; there are ")
 
 
+@pytest.mark.parametrize("name", ["cocoid", "filepath", "filename", "sentences", "url"])
+def test_a_missing_column_of_coco_is_named(tmp_path, name):
+    photos.coco(tmp_path, MANY, change=lambda columns: columns.pop(name))
+    with pytest.raises(RedlibError, match=f"^COCO Karpathy train: no column '{name}'; there are "):
+        photographs.coco(str(tmp_path))
+
+
 def test_numbers_have_to_be_numbers(tmp_path):
     photos.vqav2(tmp_path, MANY, types={"image_id": photos.TEXT},
                  change=lambda c: c.update(image_id=[f"x{n}" for n in c["image_id"]]))  # fmt: skip

@@ -8,13 +8,21 @@ addresses and caches are fixed when the libraries are imported.
 import hashlib
 import json
 import os
+import socket
+import struct
 import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import miniature
 import photos
 import pytest
+from huggingface_hub.utils import httpx
+
+from redlib.data import VQAV2, reading, several
+from redlib.errors import RedlibError
+from redlib.params import Params
 
 COMMIT = "a" * 40
 PICTURES = photos.jpegs(6)
@@ -28,6 +36,17 @@ try:
 except RedlibError as error:
     print("redlib:", error)
 """
+FILMS = """
+from redlib.data import several
+from redlib.errors import RedlibError
+from redlib.params import Params
+
+try:
+    for one in several.shots("film", 40, Params(data="real")):
+        print("film", one.id, one.film, len(one.images))
+except RedlibError as error:
+    print("redlib:", error)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -35,11 +54,25 @@ def repository(tmp_path_factory):
     return photos.vqav2(tmp_path_factory.mktemp("hub"), PICTURES)
 
 
-def serve(folder, name, asked, gated=()):
+def serve(folder, name, asked, gated=(), torn=()):
     """A hub that holds `name`, noting each file that is asked for; of `gated` ones it holds only
-    the names."""
+    the names. torn: endings; for each, the first file of that ending is cut off once, amid its
+    body. All addresses that were asked for are in its `paths`."""
+    torn = list(torn)
 
     class Hub(BaseHTTPRequestHandler):
+        def reset(self, data):
+            """A part of a file, and then no end of the connection but its reset."""
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data[: len(data) // 2])
+            linger = struct.pack("ii", 1, 0)  # closed with nothing awaited, TCP sends a reset
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            # The server shuts a connection down before it closes it, which would end it in order.
+            self.server.close_request(self.connection)
+            self.close_connection = True
+
         def answer(self, code, body=b"", **headers):
             self.send_response(code)
             for key, value in {"Content-Length": str(len(body)), **headers}.items():
@@ -50,6 +83,7 @@ def serve(folder, name, asked, gated=()):
 
         def do_GET(self):
             path = self.path.split("?")[0]
+            self.server.paths.append(path)
             if path.startswith(f"/api/datasets/{name}/tree/"):
                 files = [file for file in folder.rglob("*") if file.is_file()]
                 listed = [
@@ -64,9 +98,14 @@ def serve(folder, name, asked, gated=()):
                 if name in gated:
                     return self.answer(403, **{"X-Error-Code": "GatedRepo"})
                 file = folder / path.split("/", 6)[6]
+                if not file.is_file():
+                    return self.answer(404, **{"X-Error-Code": "EntryNotFound"})
+                data = file.read_bytes()
                 if self.command == "GET":
                     asked.append(file.relative_to(folder).as_posix())
-                data = file.read_bytes()
+                    if file.suffix in torn:
+                        torn.remove(file.suffix)
+                        return self.reset(data)
                 tag = hashlib.sha256(data).hexdigest()
                 self.answer(200, data, ETag=f'"{tag}"', **{"X-Repo-Commit": COMMIT})
             else:
@@ -78,16 +117,17 @@ def serve(folder, name, asked, gated=()):
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server.paths = []
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return server
 
 
-def take(home, port, **environment):
+def take(home, port, script=TAKE, **environment):
     known = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
     known |= {"HF_HOME": str(home), "HF_ENDPOINT": f"http://127.0.0.1:{port}", **environment}
     known |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", TAKE], env=known, capture_output=True, text=True, check=True
+        [sys.executable, "-c", script], env=known, capture_output=True, text=True, check=True
     )
     return done.stdout
 
@@ -126,3 +166,64 @@ def test_a_gated_data_set_says_which_step_to_take(repository, tmp_path):
     server.shutdown()
     assert f"redlib: VQAv2 validation: {name} is gated: accept its terms at https://" in out
     assert "hf auth login" in out
+
+
+def test_a_connection_lost_amid_a_file_is_told_and_the_same_command_goes_on(repository, tmp_path):
+    name = "lmms-lab-encoder/VQAv2"
+    asked = []
+    server = serve(repository, name, asked, torn=[".parquet"])
+    out = take(tmp_path, server.server_port)
+    (told,) = [line for line in out.splitlines() if line.startswith("redlib:")]
+    words = f"redlib: VQAv2 validation: {name}: the connection to the hub was lost (ReadError: "
+    assert told.startswith(words) and "run the same command again, which goes on" in told
+    assert not any("/lmms-lab/" in path for path in server.paths), "fetched under the other name"
+    asked.clear()
+    again = take(tmp_path, server.server_port)
+    server.shutdown()
+    server.server_close()
+    taken, edition = again.splitlines()[-2:]
+    assert taken.startswith("took ") and edition == f"{name}@{COMMIT}"
+    assert "data/validation-00000-of-00001.parquet" in asked
+
+
+@pytest.mark.parametrize("kind", [httpx.RemoteProtocolError, httpx.ProxyError, httpx.ReadTimeout])
+def test_whatever_breaks_a_connection_is_told(monkeypatch, kind):
+    def broken(*_, **__):
+        raise kind("a reason\nand more")
+
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", broken)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", broken)
+    words = rf"the connection to the hub was lost \({kind.__name__}: a reason\); "
+    with pytest.raises(RedlibError, match=f"^VQAv2 validation: lmms-lab-encoder/VQAv2: {words}"):
+        reading.table(VQAV2, None, columns=())
+    with pytest.raises(RedlibError, match=f"^MVBench: vlnqa/1.mp4: {words}"):
+        several._film("vlnqa/1.mp4", Params(data="real"))
+
+
+def test_films_are_fetched_one_by_one_from_their_branch(tmp_path):
+    """One that the hub lacks, that of a whole subtask, and one amid which the connection breaks."""
+    name = "OpenGVLab/MVBench"
+    folder = miniature.mvbench(tmp_path / "hub", each=2)
+    for file in folder.rglob("*.mp4"):  # of files with the same bytes the cache fetches one
+        own = file.name.encode()
+        file.write_bytes(file.read_bytes() + struct.pack(">I4s", 8 + len(own), b"free") + own)
+    asked = []
+    server = serve(folder, name, asked, torn=[".mp4"])
+    out = take(tmp_path / "home", server.server_port, FILMS)
+    (torn,) = [file for file in asked if file.endswith(".mp4")]
+    words = f"redlib: MVBench: {torn}: the connection to the hub was lost (ReadError: "
+    assert out.splitlines()[-1].startswith(words) and "film/" not in out
+    asked.clear()
+    again = take(tmp_path / "home", server.server_port, FILMS)
+    server.shutdown()
+    server.server_close()
+    assert "without its subtask fine_grained_pose, since the first film drawn of it" in again
+    assert "nturgbd_convert/" in again and "(RemoteEntryNotFoundError)" in again
+    shown = [line.split() for line in again.splitlines() if line.startswith("film film/")]
+    assert len({id for _, id, *_ in shown}) == len(shown) == 19
+    below = [file.partition(f"/snapshots/{COMMIT}/")[2] for *_, file, _ in shown]
+    assert sorted(below) == sorted(asked), "each once, and no questions for a second time"
+    assert torn in asked and {frames for *_, frames in shown} == {"16"}
+    fetched = [path for path in server.paths if path.endswith(".mp4")]
+    assert all(path.startswith(f"/datasets/{name}/resolve/video/") for path in fetched)

@@ -153,10 +153,10 @@ def test_refused_before_a_notebook_starts(tiny_folder, imported, tmp_path):
         (str(tmp_path / "text.safetensors"), "^codebook: cannot read .* as a codebook"),
     ):
         with pytest.raises(RedlibError, match=words):
-            batch._check_inputs(Params(codebook=file, model=str(tiny_folder)))
+            batch._check_given(Params(codebook=file, model=str(tiny_folder)))
     with pytest.raises(RedlibError, match="not 'tiny-llava-1.5'; import it with --model tiny-ll"):
-        batch._check_inputs(Params(codebook=str(imported)))
-    batch._check_inputs(Params(codebook=str(imported), model=str(tiny_folder)))
+        batch._check_given(Params(codebook=str(imported)))
+    batch._check_given(Params(codebook=str(imported), model=str(tiny_folder)))
 
 
 def test_another_file_of_the_same_name_is_another_run(imported, tmp_path):

@@ -1,24 +1,33 @@
 """Where memory ends, simulated: a layer that gives up above a size. Whoever halves says the same
 afterwards as without the error, says so once, and names what does not fit by itself in one line.
 
-The engine's own plans, which are halved too, are in test_engine.
+The engine's own plans, which are halved too, are in test_engine. Here they are laid on a GPU of
+24 GB beside the real models' weights, as arithmetic: shapes are real, nothing is allocated.
 """
 
 import gc
 import weakref
+from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
+import real
 import torch
 from conftest import random_image
 from pruning import codebook, picture, save
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import AutoConfig, AutoModelForImageTextToText
 
-from redlib import memory, states
+from redlib import costs, engine, leave_one_out, memory, probe, states
 from redlib.bench import answers
 from redlib.bench.answering import answers_between
 from redlib.bench.looking import Rule, look, replies
 from redlib.errors import RedlibError
 from redlib.models import VLM, load
+from redlib.params import PRESETS
+from redlib.planner import Plan
 
 CPU = torch.device("cpu")
 TEXTS = [
@@ -258,3 +267,135 @@ def test_what_failed_is_gone_before_the_next_try():
 )
 def test_which_errors_are_of_memory(error, known):
     assert memory.out_of_memory(error) is known
+
+
+GPU = 24e9
+"""Bytes of the GPU that README asks for. One of 24 GiB has 1.8e9 more; the driver wants some."""
+
+FLOAT = 4  # bytes of a number that is read: the head runs in float32
+
+
+def shapes_of(name: str, layers: int | None = None) -> SimpleNamespace:
+    """What plans and the decoder's layers need of a real model: all shapes and no weight."""
+    config = AutoConfig.for_model(**real.CONFIGS[name])
+    config.text_config.num_hidden_layers = layers or config.text_config.num_hidden_layers
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config).half()
+    return SimpleNamespace(
+        model=model,
+        decoder=model.model.language_model,
+        width=config.text_config.hidden_size,
+        dtype=torch.float16,
+        device=torch.device("cuda"),  # by name: the budget of new tokens is a GPU's
+        grid=costs.SHAPES[name].grid,
+        repeats=PRESETS["paper"]["repeats"][real.NAMES.index(name)],
+    )
+
+
+def held(made: Plan, shape: costs.Shape) -> Iterator[tuple[int, int]]:
+    """Of each batch, bytes held in the layers and while it is read, as `engine._Work` goes along.
+
+    Both with what earlier batches keep for it. In the layers: what the budget states, and a copy of
+    the keys and values that the rows continue, where they are not all the same ones. Then: the keys
+    and values of the rows and one word more, twice, since those are copied of which the article is
+    fed back, or the part that is kept (as if of all rows); the head in float32, the logits, and
+    three more of their size behind the softmax.
+    """
+    position = 2 * costs.HALF * shape.layers * shape.key_heads * shape.head
+    kept: dict[int, int] = {}
+    for number, batch in enumerate(made.batches):
+        above = -1 if batch.parent is None else batch.parent
+        kept = {old: size for old, size in kept.items() if old <= above}
+        n, own = len(batch.rows), batch.end - batch.start
+        stated = n * (own * made.budget.per_token + batch.end * made.budget.per_position)
+        copied = n * batch.start * position if len(set(batch.donors)) > 1 else 0
+        read = 2 * n * (batch.end + 1) * position
+        read += FLOAT * shape.vocabulary * (shape.width + 4 * n)
+        waiting = sum(kept.values())
+        yield waiting + stated + copied, waiting + read
+        if batch.keep:
+            kept[number] = n * batch.keep * position
+
+
+EXPERIMENTS = {
+    "single": (),
+    "region": ("region",),
+    "global": ("global",),
+    "both": ("region", "global"),
+    "all": leave_one_out.LEVELS,
+}
+
+
+@pytest.mark.parametrize("levels", EXPERIMENTS.values(), ids=EXPERIMENTS)
+@pytest.mark.parametrize("name", real.NAMES)
+def test_experiments_on_every_token_fit_a_gpu_of_24_gb(name, levels, monkeypatch):
+    """Half of what the weights leave is the batch's own; kept and copied keys have the other."""
+    vlm, shape = shapes_of(name), costs.SHAPES[name]
+    free = GPU - sum(weight.nbytes for weight in vlm.model.parameters())
+    monkeypatch.setattr(engine, "free_memory", lambda device: free)
+    numbers, patches = costs._Numbers(shape), range(vlm.grid.size)
+    if levels:
+        made, _ = leave_one_out.ablation_plan(vlm, numbers, patches, levels)
+    else:
+        made = probe.single_plan(vlm, numbers, patches)
+    assert made.budget.memory == engine.MEMORY_SHARE * free
+    layers, read = (max(bytes_) for bytes_ in zip(*held(made, shape), strict=True))
+    print(f"{name}, {levels or 'single'}: {layers / 1e9:.2f}, {read / 1e9:.2f} of {free / 1e9:.2f}")
+    assert max(layers, read) < free
+    assert max(len(batch.rows) for batch in made.batches) > 4, "not one by one, for want of memory"
+
+
+class Live(TorchDispatchMode):
+    """Counts the bytes of tensors that are alive at a time, also of those that have no memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self.known: set[int] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, torch.Tensor):
+                self.count(tensor.untyped_storage())
+        return made
+
+    def count(self, storage: torch.UntypedStorage, *, new: bool = True) -> None:
+        if (key := storage._cdata) in self.known:
+            return  # a view
+        size = storage.nbytes() if new else 0
+        self.known.add(key)
+        self.now += size
+        self.most = max(self.most, self.now)
+        weakref.finalize(storage, self._gone, key, size)
+
+    def _gone(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.now -= size
+
+
+@pytest.mark.parametrize("name", real.NAMES)
+def test_a_forward_holds_no_more_than_the_budget_states(name, monkeypatch):
+    """Counted tensor by tensor on two layers of the real widths. Of attention the output alone, as
+    the fused kernels of a GPU have no scores in memory."""
+    vlm, shape = shapes_of(name, layers=2), costs.SHAPES[name]
+    monkeypatch.setattr(engine, "free_memory", lambda device: GPU)
+    monkeypatch.setattr(
+        engine.functional, "scaled_dot_product_attention", lambda q, *_, **__: torch.empty_like(q)
+    )
+    limit = engine.budget(vlm)
+    for n, own, end, donors in ((239, 26, 31, 1), (166, 30, 39, 166), (8, 601, 606, 1)):
+        half = {"dtype": torch.float16, "device": "meta"}
+        before = [
+            torch.empty(donors, shape.key_heads, end - own, shape.head, **half) for _ in range(4)
+        ]
+        rows, last = torch.empty(n, own, vlm.width, **half), torch.full((n,), own - 1).to("meta")
+        with Live() as live, torch.no_grad():
+            for there in (*vlm.model.parameters(), *before):
+                live.count(there.untyped_storage(), new=False)
+            live.count(rows.untyped_storage())
+            engine._decode(
+                vlm, engine.Prefix(tuple(before[:2]), tuple(before[2:])), rows, last=last, keep=end
+            )
+        stated = n * (own * limit.per_token + end * limit.per_position)
+        assert 0.5 * stated < live.most < stated, "neither too much nor so little that rows are few"

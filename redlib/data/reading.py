@@ -164,13 +164,27 @@ def _on_hub(source: Source, *, offline: bool = False) -> Path:
     name is not fetched again under the new one. Of several complaints the one is told that a reader
     can act on: a licence to accept, else that about the first name.
     """
+    from huggingface_hub.errors import HTTPError
+
     complaints = []
     for name in sorted(source.ids, key=lambda name: not _begun(name)):
         try:
             return _snapshot(name, source, offline)
         except RedlibError as error:
             complaints.append(error)
+        except HTTPError as error:  # under another name it would be fetched from the start
+            raise cut_off(f"{source.name}: {name}", error) from None
     raise min(complaints, key=lambda error: "is gated" not in str(error))
+
+
+def cut_off(what: str, error: Exception) -> RedlibError:
+    """What to say where a connection to the hub broke off, of which httpx complains in errors of
+    its own that are no OSError."""
+    return RedlibError(
+        f"{what}: the connection to the hub was lost ({type(error).__name__}: "
+        f"{first_line(error)}); see to the connection and run the same command again, which goes "
+        "on with what is not cached yet"
+    )
 
 
 def _begun(name: str) -> bool:

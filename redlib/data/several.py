@@ -27,7 +27,7 @@ from PIL import Image
 from redlib.data import prompts
 from redlib.data.benchmarks import BENCHMARKS, SEVERAL
 from redlib.data.photo import Photo, readable, rows, told
-from redlib.data.reading import MOST_UNREADABLE, Skipped, Unreadable, row, table
+from redlib.data.reading import MOST_UNREADABLE, Skipped, Unreadable, cut_off, row, table
 from redlib.data.values import letter, names, written
 from redlib.errors import RedlibError
 from redlib.params import Params, local
@@ -267,7 +267,11 @@ def _absent(task: str, plain: list[dict[str, Any]], params: Params, why: Unreada
 
 
 def _film(path: str, params: Params) -> str:
-    """The file of a film, fetched where it has to be. Raises Unreadable where it is missing."""
+    """The file of a film, fetched where it has to be.
+
+    Raises Unreadable where it is missing, and RedlibError where the connection broke off: such a
+    film is there, and left out it might take its whole subtask along.
+    """
     of = BENCHMARKS["film"]
     if params.data_dir is not None:
         file = local(Path(params.data_dir, of.folder, path))
@@ -276,7 +280,7 @@ def _film(path: str, params: Params) -> str:
         return str(file)
     from datasets import config  # either of HF_DATASETS_OFFLINE and HF_HUB_OFFLINE
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError
 
     try:
         return hf_hub_download(
@@ -285,6 +289,8 @@ def _film(path: str, params: Params) -> str:
         )  # fmt: skip
     except (HfHubHTTPError, LocalEntryNotFoundError) as error:
         raise Unreadable(f"{path} cannot be fetched ({type(error).__name__})") from None
+    except HTTPError as error:
+        raise cut_off(f"{of.name}: {path}", error) from None
 
 
 def frames(film: str, number: int = FRAMES) -> list[Image.Image]:

@@ -5,11 +5,11 @@ one question of the paper: measure image by image into a table that can be resum
 numbers with intervals that draw whole images, and hold these against a statement that was worded
 before (`verdict`). Nothing is drawn here; `redlib.figures` takes the tables.
 
-`subjects`, `probing` and `patches` are behind notebooks 01 to 04, `codebooks`, `ablation`, `judged`,
-`preserved`, `maps` and `gathering` behind 05, `pipeline`, `pruning`, `scoring`, `answered`, `several`
-and `savings` behind 06, `qualitative`, `describing`, `spotting` and `opening` behind 07, `controls`
-and `stability` behind 08. `ledger` and `comparison` read what all of them left; `extent` says
-beforehand how much they ask.
+`subjects`, `probing` and `patches` are behind notebooks 01 to 04, `codebooks`, `ablation`,
+`judged`, `preserved`, `maps` and `gathering` behind 05, `pipeline`, `pruning`, `scoring`,
+`answered`, `several` and `savings` behind 06, `qualitative`, `describing`, `spotting` and `opening`
+behind 07, `controls` and `stability` behind 08. `ledger` and `comparison` read what all of them
+left; `extent` says beforehand how much they ask.
 """
 
 LEAST_IMAGES = 10

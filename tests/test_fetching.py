@@ -201,6 +201,18 @@ def test_whatever_breaks_a_connection_is_told(monkeypatch, kind):
         several._film("vlnqa/1.mp4", Params(data="real"))
 
 
+@pytest.mark.parametrize("kind", [ConnectionError, TimeoutError])
+def test_a_film_that_breaks_off_is_not_left_out(monkeypatch, kind):
+    """Whichever of the hub's two ways of sending it is taken: these are the errors of Xet."""
+
+    def broken(*_, **__):
+        raise kind("a reason")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", broken)
+    with pytest.raises(RedlibError, match=rf"1.mp4: .* was lost \({kind.__name__}: a reason\); "):
+        several._film("vlnqa/1.mp4", Params(data="real"))
+
+
 def test_films_are_fetched_one_by_one_from_their_branch(tmp_path):
     """One that the hub lacks, that of a whole subtask, and one amid which the connection breaks."""
     name = "OpenGVLab/MVBench"

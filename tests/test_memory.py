@@ -296,23 +296,26 @@ def held(made: Plan, shape: costs.Shape) -> Iterator[tuple[int, int]]:
     """Of each batch, bytes held in the layers and while it is read, as `engine._Work` goes along.
 
     Both with what earlier batches keep for it. In the layers: what the budget states, and a copy of
-    the keys and values that the rows continue, where they are not all the same ones. Then: the keys
-    and values of the rows and one word more, twice, since those are copied of which the article is
-    fed back, or the part that is kept (as if of all rows); the head in float32, the logits, and
-    three more of their size behind the softmax.
+    the keys and values that the rows continue, where they are not all the same ones. Then the head
+    in float32, the logits, and three more of their size behind the softmax. Where a row is intact,
+    its article may be fed back: the keys and values of all rows beside what the budget states for
+    one word of each. Where later batches continue some, there is a moment with their copy, too.
     """
-    position = 2 * costs.HALF * shape.layers * shape.key_heads * shape.head
+    limit, position = made.budget, 2 * costs.HALF * shape.layers * shape.key_heads * shape.head
     kept: dict[int, int] = {}
     for number, batch in enumerate(made.batches):
         above = -1 if batch.parent is None else batch.parent
         kept = {old: size for old, size in kept.items() if old <= above}
         n, own = len(batch.rows), batch.end - batch.start
-        stated = n * (own * made.budget.per_token + batch.end * made.budget.per_position)
-        copied = n * batch.start * position if len(set(batch.donors)) > 1 else 0
-        read = 2 * n * (batch.end + 1) * position
-        read += FLOAT * shape.vocabulary * (shape.width + 4 * n)
+        layers = n * (own * limit.per_token + batch.end * limit.per_position)
+        layers += n * batch.start * position if len(set(batch.donors)) > 1 else 0
+        read = FLOAT * shape.vocabulary * (shape.width + 4 * n)
+        if any(made.tree.like[row] == row for row in batch.rows):
+            read += n * (limit.per_token + (batch.end + 1) * (limit.per_position + position))
+        elif batch.keep:
+            read += n * (batch.end + batch.keep) * position
         waiting = sum(kept.values())
-        yield waiting + stated + copied, waiting + read
+        yield waiting + layers, waiting + read
         if batch.keep:
             kept[number] = n * batch.keep * position
 
@@ -340,7 +343,6 @@ def test_experiments_on_every_token_fit_a_gpu_of_24_gb(name, levels, monkeypatch
         made = probe.single_plan(vlm, numbers, patches)
     assert made.budget.memory == engine.MEMORY_SHARE * free
     layers, read = (max(bytes_) for bytes_ in zip(*held(made, shape), strict=True))
-    print(f"{name}, {levels or 'single'}: {layers / 1e9:.2f}, {read / 1e9:.2f} of {free / 1e9:.2f}")
     assert max(layers, read) < free
     assert max(len(batch.rows) for batch in made.batches) > 4, "not one by one, for want of memory"
 

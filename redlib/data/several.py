@@ -289,7 +289,7 @@ def _film(path: str, params: Params) -> str:
         )  # fmt: skip
     except (HfHubHTTPError, LocalEntryNotFoundError) as error:
         raise Unreadable(f"{path} cannot be fetched ({type(error).__name__})") from None
-    except HTTPError as error:
+    except (HTTPError, ConnectionError, TimeoutError) as error:  # the latter two are hf_xet's
         raise cut_off(f"{of.name}: {path}", error) from None
 
 

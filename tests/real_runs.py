@@ -2,10 +2,11 @@
 
 The model is named by its id of the hub and comes, at the commit that the file names, from the cache
 of a download; the data sets lie in a folder as `hf download` makes it. Only the counts are others
-than in the file, and captions are judged by a stand-in, since CIDEr and SPICE need Java (CIDEr meets
-its package in `harness.py`). Random weights say nothing, so what is looked at is that every notebook
-reaches its end, for each family's own figures, and that the results say what made them. The
-notebooks run without kernels and pixels, but for two that the command itself runs and publishes.
+than in the file, and captions are judged by a stand-in, since CIDEr and SPICE need Java (CIDEr
+meets its package in `harness.py`). Random weights say nothing, so what is looked at is that every
+notebook reaches its end, for each family's own figures, and that the results say what made them.
+The notebooks run without kernels and pixels, but for two that the command itself runs and
+publishes.
 """
 
 import json

@@ -49,7 +49,7 @@ from redlib import answers, forecast, params, pictures, report
 from redlib.errors import RedlibError
 from redlib.fingerprint import code_version
 from redlib.machine import calibration_seconds, cores
-from redlib.notebook import check_revision, figures_folder, root, runs_folder
+from redlib.notebook import figures_folder, root, runs_folder
 from redlib.params import NOTEBOOKS, PLACES, Params, is_hub_id, local
 from redlib.scale import Workers
 from redlib.store import Missing, read_mapping, write_json, write_text, writing
@@ -314,7 +314,7 @@ def _check_given(one: Params, numbers: Sequence[str] = tuple(NOTEBOOKS)) -> None
         from redlib.study import given  # torch, only where there is something to check
 
         given.read(one)
-    check_revision(one)
+    params.check_revision(one.model, one.revision)
     shipped = params.embedded()
     place = local(one.model)
     if one.model not in shipped:

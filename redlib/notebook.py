@@ -37,7 +37,7 @@ from PIL import Image
 from redlib import __version__, report
 from redlib.errors import RedlibError
 from redlib.fingerprint import code_version
-from redlib.params import NOTEBOOKS, PLACES, Params, check, embedded, local
+from redlib.params import NOTEBOOKS, PLACES, Params, check, check_revision
 from redlib.scale import Workers
 from redlib.store import Missing, Store, atomic, read_json, write_json, writing
 
@@ -69,7 +69,7 @@ def begin(notebook: str, names: Mapping[str, Any]) -> "Session":
     underscore counts as a parameter, and so does every parameter that another notebook declares.
     When the cell is run again later, names that are no parameters are taken for the reader's own.
     Raises RedlibError, one line, for an unknown name or a value of wrong type or range, and as
-    `check_revision`.
+    `params.check_revision`.
     """
     if notebook not in NOTEBOOKS:
         raise RedlibError(f"no notebook {notebook!r}; there are {', '.join(NOTEBOOKS)}")
@@ -87,22 +87,8 @@ def begin(notebook: str, names: Mapping[str, Any]) -> "Session":
     # ipywidgets and says so in the first cell's output.
     warnings.filterwarnings("ignore", message="IProgress not found")
     params = check(values, source=f"notebook {notebook}")
-    check_revision(params)
+    check_revision(params.model, params.revision)
     return Session(notebook, params)
-
-
-def check_revision(params: Params) -> None:
-    """A folder's files are those that lie there, whatever commit the parameters name, which the
-    notes beside the figures would repeat.
-
-    Raises RedlibError for a revision of a model that is embedded or a folder.
-    """
-    here = params.model in embedded() or local(params.model).is_dir()
-    if here and params.revision is not None:
-        raise RedlibError(
-            f"revision: got {params.revision!r}, but model {params.model!r} lies on this machine, "
-            "and only an id on the Hugging Face hub has commits; set revision: null"
-        )
 
 
 def root() -> Path:

@@ -131,6 +131,19 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+def check_revision(model: str, revision: str | None, remedy: str = "set revision: null") -> None:
+    """A folder's files are those that lie there, whatever commit is named, which the notes beside
+    the figures would repeat.
+
+    Raises RedlibError for a revision of a model that is embedded or a folder.
+    """
+    if revision is not None and (model in embedded() or local(model).is_dir()):
+        raise RedlibError(
+            f"revision: got {revision!r}, but model {model!r} lies on this machine, and only an id "
+            f"on the Hugging Face hub has commits; {remedy}"
+        )
+
+
 def is_hub_id(model: str) -> bool:
     """Whether a model's name has the form of a Hugging Face id; "./mine" is a path."""
     return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", model) is not None

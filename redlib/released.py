@@ -35,8 +35,8 @@ from scipy.sparse.csgraph import connected_components
 
 from redlib.codebook import Codebook, Criteria
 from redlib.errors import RedlibError
-from redlib.hub import locate, read_config, revision_of
-from redlib.params import KINDS, local
+from redlib.hub import read_config, revision_of
+from redlib.params import KINDS, check_revision, local
 
 UNTOLD = -1
 """The patch of a prototype that nobody wrote down."""
@@ -79,11 +79,7 @@ def bring(
             f"{str(file)!r} holds {len(vectors)} prototypes, but {len(named)} images are named "
             "beside it: take the .json of the same codebook (--images)"
         )
-    if revision is not None and Path(locate(model)).is_dir():
-        raise RedlibError(
-            f"revision: got {revision!r}, but model {model!r} lies on this machine, and only an id "
-            "on the Hugging Face hub has commits; leave it out"
-        )
+    check_revision(model, revision, remedy="leave it out")
     config = read_config(model, revision)
     width = config.text_config.hidden_size
     if vectors.shape[1] != width:

@@ -332,7 +332,7 @@ def _check_given(one: Params, numbers: Sequence[str] = tuple(NOTEBOOKS)) -> None
         from redlib import models  # torch and transformers
 
         # How the weights are placed counts for nothing here, only whether they can be.
-        models._placing(models.choose_device("auto"), one.device, one.device_map, one.quantization)
+        models.placement(models.choose_device("auto"), one.device, one.device_map, one.quantization)
 
 
 def _check_reach(one: Params, numbers: Sequence[str] = tuple(NOTEBOOKS)) -> None:

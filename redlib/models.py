@@ -433,7 +433,7 @@ def load(
     """
     source = hub.locate(name)
     place = choose_device(device)
-    options = _placing(place, device, device_map, quantization)
+    options = placement(place, device, device_map, quantization)
     with _quiet():
         try:
             config = hub.read_config(name, revision)
@@ -579,10 +579,12 @@ def _processor(source: str, revision: str | None, kind: str) -> transformers.Pro
     )
 
 
-def _placing(
+def placement(
     place: torch.device, device: str, device_map: str | None, quantization: str | None
 ) -> dict[str, object]:
-    """How from_pretrained is to place the weights; nothing where the model is moved afterwards."""
+    """How from_pretrained is to place the weights: its keyword arguments, none where the model is
+    moved to `place` afterwards. What cannot be placed so, or lacks a package, raises RedlibError.
+    """
     if device_map not in (None, "auto"):
         raise RedlibError(f"device_map must be auto or null; got {device_map!r}")
     if quantization not in (None, *QUANTIZATIONS):

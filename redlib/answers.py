@@ -26,6 +26,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -103,15 +104,20 @@ class Answers:
     said: pd.DataFrame
     right: pd.DataFrame
 
-    @property
+    # Kept, since a page asks for them at each of its thousands of links.
+    @cached_property
     def rules(self) -> list[str]:
         """The rules of the file, in its order."""
         return [name for name in self.said.columns if name not in KEYS]
 
+    @cached_property
+    def tasks(self) -> list[str]:
+        """The tasks of the file, in its order."""
+        return self.said["task"].unique().tolist()
+
     def parts(self, task: str) -> list[str]:
         """The tasks of the file that `task` stands for, [] for one that is not there."""
-        there = list(dict.fromkeys(self.said["task"]))
-        return [name for name in there if any(_within(name, part) for part in _members(task))]
+        return [name for name in self.tasks if any(_within(name, part) for part in _members(task))]
 
     def link(self, where: str) -> str:
         """The address of the answers that `where` ("rules/tasks", see `address`) names, from the
@@ -235,7 +241,7 @@ def pack(found: Answers) -> dict[str, Any]:
     def coded(column: pd.Series) -> str:
         return " ".join(place[line] for line in column)
 
-    tasks = list(dict.fromkeys(said["task"]))
+    tasks = found.tasks
     members = [name for names in GROUPS.values() for name in names]
     groups = {
         name: [[part for part in tasks if _within(part, member)] for member in _members(name)]

@@ -74,11 +74,16 @@ def browser():
     options.binary_location = CHROMIUM
     # no-sandbox: a container's root may not make namespaces; the pages are our own files.
     # flooding protection drops what goes beyond 200 fragments in ten seconds, without a word.
+    # What a fresh profile asks the network or its user comes between the page and its keys.
     for flag in (
         "--headless=new",
         "--disable-ipc-flooding-protection",
         "--no-sandbox",
         "--disable-dev-shm-usage",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
     ):
         options.add_argument(flag)
     options.add_argument("--host-resolver-rules=MAP * ~NOTFOUND")

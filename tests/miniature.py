@@ -9,6 +9,7 @@ import io
 import json
 import shutil
 from functools import cache
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from datasets import ClassLabel, Dataset, Features, Image, List, Value
 
 from redlib.bench.letters import NUMBER_WORDS, options_in
 from redlib.data.several import FOLDERS
+from redlib.data.single import MME_PERCEPTION
 from redlib.tabletop import questions, scenes
 from redlib.tabletop.questions import DETAIL
 
@@ -145,15 +147,23 @@ def seed(root, *, label=False):
     return write(root, "SEED-Bench", columns, features, "data/test-*")
 
 
+@cache
+def mme_pairs():
+    """(number of the picture, category, question with yes, question with no) of every pair. The ten
+    categories of perception take turns, whatever a pair asks; the last is cognition, which the
+    paper's column lacks."""
+    turn = cycle([*MME_PERCEPTION, "code_reasoning"])
+    both = zip(asked("mme")[::2], asked("mme")[1::2], strict=True)
+    return [(n, next(turn), yes, no) for (n, yes), (_, no) in both]
+
+
 def mme(root):
-    """The drawn world's MME in the schema of MME: a pair for every category of a picture, whose
-    name in MME holds its category; code_reasoning is cognition, which the paper's column lacks."""
-    names = {"existence": "existence", "text": "OCR", "count": "code_reasoning"}
+    """The drawn world's MME in the schema of MME; the name of a picture holds its category."""
     shown = pictures()
     rows = [
-        (f"{names[q.group]}/{n:04}.png", shown[n], q.text, q.answer.capitalize(), names[q.group])
-        for n, q in asked("mme")
-        if q.group in names
+        (f"{category}/{n:04}.png", shown[n], q.text, q.answer.capitalize(), category)
+        for n, category, *pair in mme_pairs()
+        for q in pair
     ]
     columns = dict(zip(MME, map(list, zip(*rows, strict=True)), strict=True))
     features = dict.fromkeys(MME, TEXT) | {"image": Image()}

@@ -62,10 +62,10 @@ def root(tmp_path_factory):
 def held(monkeypatch):
     """The numbers of the benchmarks in miniature, counted on the pictures they were made of."""
     wide = miniature.drawn(width=504, height=336)
-    pairs = [q for _, q in miniature.asked("mme") if q.group in ("existence", "text")]
+    pairs = [pair for pair in miniature.mme_pairs() if pair[1] != "code_reasoning"]
     turned = Counter((n, q.group) for n, q in miniature.asked("mmb"))
     numbers = {
-        "pope": miniature.PICTURES, "mmbench": len(turned), "mme": len(pairs) // 2,
+        "pope": miniature.PICTURES, "mmbench": len(turned), "mme": len(pairs),
         "seed": len(miniature.asked("seed")), "realworldqa": len(questions(wide, "rwqa")),
         "film": 3 * (len(several.FOLDERS) - 1),
     }  # fmt: skip

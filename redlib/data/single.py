@@ -32,6 +32,11 @@ from redlib.errors import RedlibError
 from redlib.params import Params, family
 from redlib.tabletop.questions import Question
 
+MME_PERCEPTION = (
+    "existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark",
+    "artwork", "OCR",
+)  # fmt: skip
+"""The ten categories whose sum the paper's column is, as the data set writes them."""
 MILLION = 1_000_000
 """MMBench numbers the rotations of a question n as n, n + 1,000,000, ..."""
 
@@ -165,6 +170,13 @@ def _mme(plain: list[dict[str, Any]], params: Params) -> Iterator[Unit]:
         category = written(row["category"], "category", where)
         if category not in MME_COGNITION:  # the paper's column is perception alone
             pairs.setdefault((key, category), []).append(at)
+    held = {category for _, category in pairs}
+    for category in MME_PERCEPTION:
+        if category not in held:  # the sum over fewer would be another number under the same name
+            raise RedlibError(
+                f"MME: no question of the category {category} in {len(plain)} rows; the copy is "
+                "not whole: fetch the data set again"
+            )
     for (key, category), both in pairs.items():
         if len(both) != 2:
             raise RedlibError(f"MME: image {key!r} has {len(both)} questions, not a pair")

@@ -2,15 +2,19 @@
 
 A local Parquet file of drawn scenes takes the place of POPE's data set; prompt, requests, parsing
 and the score are those of lmms-eval's task `pope`. The model is the shipped tiny-llava-1.5, found
-by the entry point, with all its tokens and with 64. The score must be ours, to the last answer.
+by the entry point, with all its tokens and with 64. The score must be ours, to the last answer, and
+with all tokens that of lmms-eval's own class for such checkpoints, which knows nothing of redlib.
 
 Not part of `make test`: it needs lmms-eval, which lives in an environment of its own. lmms-eval
 brings pycocoevalcap along, so that CIDEr meets the real package here, if there is a Java.
 """
 
 import shutil
+import sys
 from importlib import metadata, resources
+from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -124,6 +128,20 @@ def test_all_tokens(asked, ours, task):
     assert (score, said) == (pytest.approx(scored(vlm, tokens, asked, keep_all)[0]), said)
     assert said == scored(vlm, tokens, asked, keep_all)[1]
     print(f"\nall 576 tokens: accuracy {score[0]:.4f}, F1 {score[1]:.4f}, n {len(said)}")
+
+
+def test_all_tokens_by_the_class_of_lmms_eval(asked, ours, task, monkeypatch):
+    from redlib.bench import keep_all
+    from redlib.hub import locate
+
+    if find_spec("decord") is None:  # imported first, and needed for films alone
+        monkeypatch.setitem(sys.modules, "decord", SimpleNamespace(VideoReader=None, cpu=None))
+    vlm, tokens, _ = ours
+    score, said = theirs(task, "llava_hf", pretrained=locate(MODEL), device_map="cpu")
+    expected, answers = scored(vlm, tokens, asked, keep_all)
+    assert said == answers
+    assert score == pytest.approx(expected)
+    print(f"\nllava_hf: accuracy {score[0]:.4f}, F1 {score[1]:.4f}, n {len(said)}")
 
 
 def test_pruned_by_a_codebook(asked, ours, task, tmp_path):

@@ -41,7 +41,9 @@ except ImportError:
 
 SETS = ("tiny", "tiny-full")
 RUNS, FULL = ([one.run_name for one in load_set(ROOT / "params" / f"{name}.yaml")] for name in SETS)
-PAGES = [*SETS, *RUNS, *FULL]
+ALONE = ["tiny-llava-1.5-probe", "tiny-llava-onevision-all"]
+"""Runs of no set, whose figures are committed too."""
+PAGES = [*SETS, *RUNS, *FULL, *ALONE]
 
 # Everything that Tab must reach, and what it did reach, by the element itself.
 TABLE_LINKS = "[...document.querySelectorAll('table a, .scroll')]"
@@ -54,14 +56,14 @@ def figures(tmp_path_factory):
     for name in ("figures", "params"):
         shutil.copytree(ROOT / name, root / name)
     (root / "notebooks").mkdir()
-    for run in (*RUNS, *FULL):
+    for run in (*RUNS, *FULL, *ALONE):
         folder = root / "figures" / run
         if not (folder / "06.answers.csv").exists():
             made_answers(folder)
     before = os.environ.get("REDLIB_ROOT")
     os.environ["REDLIB_ROOT"] = str(root)
     try:
-        for name in SETS:
+        for name in (*SETS, *ALONE):
             batch.draw_pages(root / "params" / f"{name}.yaml")
     finally:
         os.environ.pop("REDLIB_ROOT") if before is None else os.environ.update(REDLIB_ROOT=before)

@@ -7,6 +7,9 @@ meets its package in `harness.py`). Random weights say nothing, so what is looke
 notebook reaches its end, for each family's own figures, and that the results say what made them.
 The notebooks run without kernels and pixels, but for two that the command itself runs and
 publishes.
+
+The bench for a GPU stands here too: models as small as those of `redlib bench --small` have the
+real ones' tokens.
 """
 
 import json
@@ -18,6 +21,7 @@ from pathlib import Path
 
 import matplotlib
 import miniature
+import numpy as np
 import pandas as pd
 import photos
 import pytest
@@ -27,7 +31,7 @@ import yaml
 from huggingface_hub import constants
 
 from redlib import batch, params
-from redlib.bench import coco
+from redlib.bench import coco, speed
 from redlib.codebook import Codebook
 from redlib.store import read_json
 
@@ -154,3 +158,21 @@ def test_every_table_is_of_the_commit_in_half_precision(finished, model):
 def test_the_page_of_the_set_has_all_three(finished):
     page = finished[1].read_text(encoding="utf-8")
     assert all(name in page for name in FILES.values())
+
+
+def test_the_bench_for_a_gpu_is_tried_small(monkeypatch):
+    """How fast it is, models of two narrow layers do not tell."""
+    monkeypatch.setattr(speed, "SAMPLE", dict.fromkeys(speed.SAMPLE, 1))
+    machine, *rows = speed.measure_gpu(small=True)
+    assert "small, on the CPU" in machine["metric"]
+    names = list(speed.REAL)
+    assert [row["metric"].split(",")[0] for row in rows] == [names[0]] * 7 + [names[1]] * 7
+    for mine in (rows[:7], rows[7:]):
+        for level, row in zip(speed.LEVELS, mine[:3], strict=True):
+            assert f"planned tokens, {level}: N over ours" in row["metric"]
+            assert row["pass"] == "yes"
+        for (what, bar), row in zip(speed.BARS_GPU.items(), mine[3:], strict=True):
+            assert (
+                f": {what}: time of {'R' if what == 'cascade' else 'N'} over ours" in row["metric"]
+            )
+            assert np.isfinite(row["value"]) and row["value"] > 0 and row["bar"] == bar

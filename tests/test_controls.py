@@ -118,6 +118,19 @@ def test_samples_share_no_image(stage, table):
     assert stability.samples(stage, table, Criteria(1.0, 30, 90, 1e9)) == dict.fromkeys(found)
 
 
+def test_what_samples_keep_leads_to_their_answers(book):
+    said = answered({"unpruned": 0.9, "ours": 0.8, "sample 0": 0.5}, images=24)
+    scored = judged.scored(said, resamples=50)
+    books = {"ours": book, "sample 0": book, "sample 1": None}
+    frame = stability.spread(scored, books, "ours", tokens=9).set_index("sample")
+    assert frame["answers"].to_dict() == {
+        "ours": "ours@9/mean", "sample 0": "sample@9/mean", "sample 1": "",
+    }  # fmt: skip
+    assert frame["share"]["sample 0"] == scored.share("sample 0").mean < frame["share"]["ours"]
+    assert frame["ahead"]["sample 0"] == pytest.approx(-frame["share"].diff()["sample 0"])
+    assert frame["prototypes"].tolist() == [7, 7, 0] and np.isnan(frame["share"]["sample 1"])
+
+
 def test_overlaps_are_common_over_all(stage, book, table):
     found = stability.samples(stage, table, Criteria(1.0, 30, 0, 1e9))
     images = stability.calibration_tokens(stage)

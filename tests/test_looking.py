@@ -93,11 +93,14 @@ def test_tiles_images_and_frames(made, method):
 
 
 def test_images_stand_where_a_question_has_them(made):
-    """Among questions that have them before the text; each as `generate` answers it alone."""
+    """Among questions that have them before the text; each as `generate` answers it alone. Only
+    OneVision takes several images."""
     vlm, maker = made
-    if vlm.model.config.model_type != "llava_onevision":
-        return
     pictures, book = [picture(1), picture(2)], codebook(width=vlm.width)
+    if vlm.model.config.model_type != "llava_onevision":
+        with pytest.raises(RedlibError, match="several images need a OneVision model"):
+            look(vlm, pictures, setting="several")
+        return
     texts = ["the cat <image> is", TEXTS[0], "<image> what <image> is", "<image> <image> show"]
     looked = look(vlm, pictures, setting="several")
     for rule in (Rule("codebook", 4), Rule(UNPRUNED, 25), Rule("random", 3, seed=1)):

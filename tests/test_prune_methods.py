@@ -28,13 +28,14 @@ def make(
     height=5, width=6, *, tiles=1, cls=True, heads=2, head=3, feature=7, token=4, seed=0, sharp=1.5,
     dtype=torch.float64, levels=None,
 ):  # fmt: skip
-    """A random context. `levels` rounds everything to a few values, so that many are equal."""
+    """A random context. `levels`: everything is one of a few odd numbers over twice of it, so that
+    many are equal and none is zero."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape):
         values = torch.randn(shape, generator=generator, dtype=torch.float32)
         if levels:
-            values = (values * levels).round() / levels
+            values = ((values * levels).floor() + 0.5) / levels
         return values.to(dtype)
 
     patches, rows = height * width, height * width + cls
@@ -177,14 +178,25 @@ def close(actual, expected):
     torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
 
 
+# Of one number a row, so that its products are exact: rounding would tell apart what is equal.
+TIED = {"levels": 2, "heads": 1, "head": 1, "feature": 1, "token": 1}
 CONTEXTS = [
     pytest.param({}, id="cls"),
     pytest.param({"cls": False}, id="no-cls"),
     pytest.param({"tiles": 3, "height": 4, "width": 4}, id="tiles"),
     pytest.param({"height": 8, "width": 8, "seed": 1}, id="more-than-32-neighbours"),
+    pytest.param(TIED | {"height": 8, "width": 8}, id="ties"),
+    pytest.param(TIED | {"cls": False}, id="ties-no-cls"),
     pytest.param({"height": 1, "width": 1}, id="one-token"),
     pytest.param({"height": 1, "width": 2, "cls": False}, id="two-tokens"),
 ]
+
+
+def test_of_tied_contexts_more_than_half_is_equal():
+    for shape in (TIED, TIED | {"cls": False}):
+        context = make(**shape)
+        for values in (literal_single_head(context)[0], context.tokens.flatten().tolist()):
+            assert len(set(values)) < len(context) / 2
 
 
 def budgets(length):

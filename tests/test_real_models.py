@@ -1,5 +1,7 @@
 """What is read from the real checkpoints' files: prompt, grid, newline, pad, layers, tiles."""
 
+from functools import partial
+
 import pytest
 import real
 import torch
@@ -9,10 +11,12 @@ from torch import nn
 
 from redlib import models, states
 from redlib.bench.looking import Rule, look, reply
+from redlib.codebook import Codebook, Criteria
 from redlib.errors import RedlibError
 from redlib.models import load
 from redlib.notebook import Session
 from redlib.params import ONE_WORD_PROMPT, Params
+from redlib.prune import METHODS
 
 GRID = {real.LLAVA: 24, real.NEXT: 24, real.ONEVISION: 27}
 REPEATS = {real.LLAVA: 1, real.NEXT: 24, real.ONEVISION: 27}
@@ -169,16 +173,36 @@ def test_a_weight_in_fewer_bits_can_be_read():
 HEADS = {real.LLAVA: (32, 32), real.NEXT: (32, 8), real.ONEVISION: (28, 4)}
 
 
-@pytest.mark.parametrize("method", ["fastv", "sparsevlm"])
-def test_pruning_inside_at_real_sizes(made, method):
+@pytest.fixture(scope="module")
+def shown(made):
+    """Of a model: tiles -> an image that is seen whole, or in them, and what was told of it."""
+    name, _, vlm = made
+    found = {}
+    for setting, tiles in {"base": 1, "split": 5}.items():
+        if tiles > 1 and name != real.NEXT:
+            continue
+        told = torch.linspace(0, 1, tiles * GRID[name] ** 2)
+        extra = {what: [told] for what in ("coverage", "top1", "jsd")}
+        image = random_image(1, width=672, height=672)
+        found[tiles] = look(vlm, [image], setting=setting, extra=extra)
+    return found
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_pruning_at_real_sizes(made, shown, method):
     """Heads, grouped keys and tokens of the real models: 576, 729, and 2,880 in five tiles."""
     name, _, vlm = made
     text = vlm.model.config.text_config
     assert (text.num_attention_heads, text.num_key_value_heads) == HEADS[name]
-    settings = {"base": 1} | ({"split": 5} if name == real.NEXT else {})
-    for setting, tiles in settings.items():
-        looked = look(vlm, [random_image(1, width=672, height=672)], setting=setting)
-        told = reply(vlm, looked, Rule(method, 64), ["what is it ?"], max_new_tokens=2)
-        for (kept,) in told.chosen:
+    vectors = torch.randn(9, vlm.width, generator=torch.Generator().manual_seed(0))
+    book = Codebook(vectors, ("",) * 9, (0,) * 9, vlm.name, vlm.revision, Criteria.paper())
+    for tiles, looked in shown.items():
+        ask = partial(reply, vlm, looked, Rule(method, 64), ["what is it ?"], codebook=book)
+        if method == "cls-attention" and name == real.ONEVISION:
+            with pytest.raises(RedlibError, match=r"this tower has no \[cls\]"):
+                ask(max_new_tokens=2)
+            continue
+        for (kept,) in ask(max_new_tokens=2).chosen:
             assert (kept.before, kept.after) == (tiles * GRID[name] ** 2, tiles * 64)
-            assert not kept.scores.isnan().any()
+            unscored = kept.scores.isnan()
+            assert bool(unscored.all() if method == "downsample" else not unscored.any())

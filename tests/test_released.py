@@ -73,6 +73,28 @@ def test_the_two_rules_of_tau_in():
     assert kept == {"size": [65, 65], "images": [65]}
 
 
+def test_the_two_rules_at_the_size_of_the_paper(tmp_path):
+    """As many candidates, clusters and prototypes as in the log of LLaVA-1.5, of invented images;
+    how the authors' other clusters are divided does not matter."""
+    released_ones = [(256, 131), (198, 98)]
+    large = [(83, 64)] * 4 + [(82, 41)]  # of more than 64 candidates, but not images
+    text, members = log([(9, 9)] * 55 + large + released_ones + [(10, 5)] * 2)
+    (tmp_path / "clusters.txt").write_text(text)
+    found = released.clusters(tmp_path / "clusters.txt")
+    assert (len(found), sum(map(len, found))) == (64, 1383)
+    by_images, by_size = (
+        released.kept(found, criteria) for criteria in (Criteria.released(), Criteria.paper())
+    )
+    assert [list(cluster) for cluster in by_images] == members[60:62]
+    assert (len(by_size), sum(map(len, by_size))) == (7, 868)
+    images = members[60] + members[61]
+    book = Codebook(torch.ones(454, 2), images, [0] * 454, "any", "none", Criteria.released())
+    assert released.check_clusters(book, tmp_path / "clusters.txt") == (
+        "1383 candidates in 64 clusters: 454 in 2 clusters of more than 64 distinct images, "
+        "868 in 7 clusters of more than 64 candidates"
+    )
+
+
 def test_an_imported_codebook_prunes_a_model_of_its_width(files, wide, capsys):
     folder, vectors, images = files
     place, model = wide

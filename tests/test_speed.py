@@ -11,8 +11,11 @@ from conftest import random_image, save_tiny_llava
 from redlib import engine
 from redlib.__main__ import main
 from redlib.bench import baselines, pruned, speed
+from redlib.codebook import Codebook, Criteria
+from redlib.geometry import release_ranks
 from redlib.models import VLM, load
 from redlib.study import timing
+from redlib.tabletop import scenes
 
 ROOT = Path(__file__).parents[1]
 
@@ -82,6 +85,39 @@ def test_what_only_norms_round_apart_is_told_from_what_is_wrong(wide: VLM, monke
     assert rows[0]["value"] > 1e-8 and 0 < rows[3]["value"] < 1e-9
     norm = wide.decoder.layers[0].input_layernorm
     assert "forward" not in vars(norm), "norms are the stock ones again"
+
+
+def test_candidates_by_the_calibrated_thresholds_are_compared(wide: VLM, monkeypatch):
+    """Of patches that the release looks at; here of a model whose every number passes."""
+    monkeypatch.setattr(speed, "EXACT_IMAGES", 1)
+    looked = release_ranks(576)
+    encoded = wide.encode([scenes("test", 1)[0].image])
+    ranked = encoded.cls_similarity[0].argsort(descending=True, stable=True)[looked].tolist()
+    monkeypatch.setattr(speed, "spread", lambda *_: [*ranked[:3], 0, 575])
+    count = 3 + len({0, 575} & set(ranked))
+    monkeypatch.setattr(speed, "CALIBRATED", {wide.name: Criteria(2, 97, 1, 99)})
+    rows, _ = speed.exactness(wide, 5, seed=0)
+    assert rows[3]["metric"].endswith(f"thresholds ({count} by N, {count} by ours)")
+    assert (rows[3]["value"], rows[3]["n"], rows[3]["pass"]) == (0, count, "yes")
+
+
+def test_a_candidate_by_one_alone_counts_unless_it_lies_near_a_threshold(
+    tiny_vlm: VLM, monkeypatch
+):
+    """Six patches: four candidates by N, two of them not by ours, one of these nearly not by N; one
+    whose cluster is too large; one that nobody looks at."""
+    monkeypatch.setattr(speed, "CALIBRATED", {tiny_vlm.name: Criteria(0.5, 8, 1, 2.0)})
+    sizes = np.array([7, 7, 7, 7, 8, np.nan])
+    right = np.array([[0.1, 0.4, 0.06]] * 6)  # final: 0.4 + 16 x 0.06 = 1.36
+    right[0, 0] = 0.4999
+    found = right.copy()
+    found[0, 0], found[1, 2], found[4:, 0] = 0.5, 0.11, 0.6
+    row = speed._same_candidates("x", tiny_vlm, sizes, found, right)
+    assert "but for 1 within 0.001 of a threshold (4 by N, 2 by ours)" in row["metric"]
+    assert (row["value"], row["n"], row["pass"]) == (1, 5, "no")
+    found[1] = right[1]
+    row = speed._same_candidates("x", tiny_vlm, sizes, found, right)
+    assert (row["value"], row["pass"]) == (0, "yes")
 
 
 def test_a_number_on_the_other_side_of_a_threshold_is_found():
@@ -192,6 +228,17 @@ def test_exactness_over_every_patch_is_a_table_of_its_own(tmp_path, tiny_vlm: VL
     assert all(row["value"] <= row["bar"] == 1e-3 for row in listed)
 
 
+def test_the_codebook_holds_its_unit_vectors_once_and_in_half_precision(monkeypatch):
+    row = pruned.codebook_memory(width=64)
+    assert (row["value"], row["bar"], row["pass"]) == (1.0, 1.0, "yes")
+    assert "454 prototypes (58,112 bytes)" in row["metric"]
+    assert "one image (1,046,016 bytes)" in row["metric"]
+    unit = Codebook.unit
+    monkeypatch.setattr(Codebook, "unit", lambda book, *where: unit(book, *where).float())
+    row = pruned.codebook_memory(width=64)
+    assert row["value"] == pytest.approx(1 + 58_112 / 1_104_128) and row["pass"] == "no"
+
+
 def test_undecided_rows_of_two_workers_say_so(monkeypatch):
     found = {"metric": "two workers over one", "value": 1.5, "n": 7, "bar": 1.7, "matmul": 1.6}
     for verdict, said in ((True, "yes"), (False, "no"), (None, "not decidable here")):
@@ -203,6 +250,7 @@ def test_undecided_rows_of_two_workers_say_so(monkeypatch):
 
 def test_the_study_of_patches_is_timed():
     row = timing.minutes(images=1)
+    assert "projected" in row["metric"] and row["metric"].endswith("of 1 scenes x 100 / 2)")
     assert 0 < row["low"] == pytest.approx(row["value"]) == row["high"]
     assert row["bar"] >= timing.BAR
 
@@ -240,7 +288,9 @@ def test_the_committed_table_names_each_patch_that_a_threshold_takes_otherwise()
     rows = json.loads((ROOT / "figures" / "bench" / "exactness.json").read_text(encoding="utf-8"))
     for name in speed.NAMES:
         mine = [row for row in rows if f"exactness, {name}, float32" in row["metric"]]
-        logits, _, criteria, *listed = mine
+        same = [row for row in mine if ": candidates, " in row["metric"]]
+        assert all(row["pass"] == "yes" for row in same)
+        logits, _, criteria, *listed = (row for row in mine if row not in same)
         patches = int(logits["metric"].split("(")[1].split()[0])
         assert criteria["n"] == len(speed.CRITERIA) * patches and patches == logits["n"] / 5
         assert "but for those listed" in criteria["metric"] and criteria["pass"] == "yes"

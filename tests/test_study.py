@@ -15,6 +15,7 @@ from sklearn.metrics import roc_auc_score
 
 from redlib import bench, prune, stages
 from redlib.codebook import Codebook, NoPrototype
+from redlib.costs import SHAPES
 from redlib.data.images import Images
 from redlib.errors import RedlibError
 from redlib.geometry import Grid
@@ -567,7 +568,17 @@ def test_evaluation_from_end_to_end(stage):
     assert "Ours reaches" in answered.conclusion(summary, {4: gap})
     costs = savings.costs(stage, codebook)
     assert costs["operations"].iloc[1] == 2_141_979_264
+    # N (2d - 1) operations a token, over two per parameter
+    share = 454 * (2 * 4096 - 1) / (2 * savings.PAPER_LAYERS)
+    assert costs["share_of_prefill"].iloc[1] == pytest.approx(share)
     assert savings.write_times(stage, codebook, repeats=1).endswith("06-times.json")
+
+
+def test_the_papers_layers_are_those_of_its_shape():
+    shape = SHAPES["llava-hf/llava-1.5-7b-hf"]
+    assert savings.PAPER_LAYERS == shape.layers * shape.layer
+    assert savings.PAPER_CODEBOOKS["LLaVA-1.5"][1] == shape.width
+    assert savings.PAPER_TOKENS == shape.grid.size
 
 
 def test_a_long_build_names_the_command(stage, monkeypatch):

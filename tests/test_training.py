@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from transformers.utils import is_torchvision_available
 
 from redlib import layouts
 from redlib.bench import captions
@@ -451,13 +452,35 @@ def test_training_an_unknown_name(tmp_path):
         training.train("tiny-llava-9", tmp_path)
 
 
-def test_plain_transformers_loads_the_checkpoint_and_answers():
-    """Without redlib: stock classes, float32 by default, chat template, generate."""
-    model = transformers.LlavaForConditionalGeneration.from_pretrained(CHECKPOINT)
-    processor = transformers.AutoProcessor.from_pretrained(CHECKPOINT)
-    assert model.dtype == torch.float32
-    assert model.config.vision_feature_layer == -2
+SHOWN = {"tiny-llava-1.5": 576, "tiny-llava-next": 576 + 24 * 25,
+         "tiny-llava-onevision": 729 + 27 * 28}  # fmt: skip
+"""Visual tokens that the stock processor makes of a scene: in tiles, the whole and one tile, of
+which each row ends with a newline."""
+
+
+@pytest.fixture(scope="module", params=architectures.NAMES)
+def plain(request):
+    """(name, folder, model) of a shipped checkpoint, as transformers loads it without redlib."""
+    folder = CHECKPOINT.parent / request.param
+    model = transformers.AutoModelForImageTextToText.from_pretrained(folder)
+    return request.param, folder, model
+
+
+def test_plain_transformers_loads_the_checkpoint(plain):
+    """Stock classes, float32 by default."""
+    name, _, model = plain
+    assert type(model) is architectures.CLASSES[name]
+    assert {weight.dtype for weight in model.parameters()} == {model.dtype} == {torch.float32}
+    assert model.config.vision_feature_layer == (-1 if name == "tiny-llava-onevision" else -2)
     assert model.config.text_config.num_hidden_layers >= 6
+
+
+def test_plain_transformers_answers_with_the_checkpoint(plain):
+    """Chat template, processor, generate."""
+    name, folder, model = plain
+    if name == "tiny-llava-onevision" and not is_torchvision_available():
+        pytest.skip("OneVision's stock processor needs torchvision")
+    processor = transformers.AutoProcessor.from_pretrained(folder)
     right = 0
     found = scenes("test", 10, start=700, objects=1)
     for scene in found:
@@ -465,12 +488,14 @@ def test_plain_transformers_loads_the_checkpoint_and_answers():
                                              {"type": "text", "text": ONE_WORD}]}]  # fmt: skip
         text = processor.apply_chat_template(chat, add_generation_prompt=True)
         inputs = processor(images=scene.image, text=text, return_tensors="pt")
-        assert (inputs["input_ids"] == model.config.image_token_id).sum() == 576
+        assert (inputs["input_ids"] == model.config.image_token_id).sum() == SHOWN[name]
         out = model.generate(**inputs, max_new_tokens=4)
         said = processor.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         right += said.split()[-1] == scene.objects[0].noun
     assert right >= 6  # the card says how often; this only tells a trained model from a broken one
 
 
-def test_the_checkpoint_is_small():
-    assert sum(path.stat().st_size for path in CHECKPOINT.iterdir()) <= 16_000_000
+@pytest.mark.parametrize("name", architectures.NAMES)
+def test_the_checkpoint_is_small(name):
+    folder = CHECKPOINT.parent / name
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 16_000_000

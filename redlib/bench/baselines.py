@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from redlib import models
+from redlib.codebook import Criteria
 from redlib.errors import RedlibError
 from redlib.models import VLM
 from redlib.params import embedded
@@ -32,6 +33,13 @@ REAL = {
     "LLaVA-Next-8B": ("tiny-llava-next", {"vocab_size": 128_320, "intermediate_size": 14_336}, 8),
 }
 """Tiny checkpoint of the same family, vocabulary and MLP, and heads of keys among 32."""
+
+CALIBRATED = {
+    "tiny-llava-1.5": Criteria(tau_prob=0.07864, tau_out=24, tau_in=13, tau_jsd=3.1e-4),
+    "tiny-llava-next": Criteria(tau_prob=0.06957, tau_out=8, tau_in=3, tau_jsd=1.54e-4),
+    "tiny-llava-onevision": Criteria(tau_prob=0.1185, tau_out=24, tau_in=1, tau_jsd=1.84e-4),
+}
+"""Those behind the codebook of the committed run of each embedded model (its survivors.csv)."""
 
 
 @torch.no_grad()
@@ -130,14 +138,14 @@ def family_model(name: str, dtype: torch.dtype, seed: int) -> VLM:
 
 def random_model(name: str, device: str, *, small: bool, seed: int) -> VLM:
     """A model of a real one's shape with random weights, in fp16; `small`: a sixteenth as wide and
-    four layers deep, in float32.
+    two layers deep, in float32.
 
     Time does not depend on the weights, and nothing has to be downloaded.
     """
     family, sizes, key_heads = REAL[name]
     processor = architectures.make_processor(family)
     config = copy.deepcopy(architectures.make_model(family, processor.tokenizer).config)
-    part, layers = (16, 4) if small else (1, 32)
+    part, layers = (16, 2) if small else (1, 32)
     text = {
         "hidden_size": 4096 // part,
         "intermediate_size": sizes["intermediate_size"] // part,

@@ -13,7 +13,7 @@ It costs the same whatever the codebook holds, so this one holds tokens drawn by
 paper's: few beside the weights of a model of its width, many beside those of a small one. In the
 embedded model the cosines alone are an eighth of the prefill's operations, and no exact score can
 do without them. So the share is measured once more at the 7B model's width, where a CPU has room
-for one of its layers, and counts it 32 times.
+for one of its layers, and counts it 32 times. What the codebook holds there is counted too.
 
     rows = measure(vlm)                # metric, value, low, high, n, bar, pass
 """
@@ -35,8 +35,9 @@ from redlib.bench.baselines import AFTER, BEFORE, lengthened, random_model
 from redlib.bench.speed import Row, isolated, row, turns
 from redlib.codebook import Codebook, Criteria
 from redlib.models import VLM
-from redlib.prune import keep_lowest, redundancy
+from redlib.prune import codebook_bytes, fastv, keep_lowest, redundancy
 from redlib.prune import operations as scoring
+from redlib.prune.scores import cosines
 from redlib.tabletop import scenes
 
 BATCH, SIZE, KEEP = 8, 576, 64
@@ -57,6 +58,7 @@ def measure(vlm: VLM, *, seed: int = 0) -> list[Row]:
     torch.set_num_threads(1)
     rows = prefill(vlm, BATCH, vlm.grid.size, KEEP, seed=seed)
     rows.append(at_real_width(seed=seed))
+    rows.append(codebook_memory(seed=seed))
     rows.append(_memory(vlm.name, seed=seed))
     return rows
 
@@ -175,6 +177,21 @@ def at_real_width(*, width: int = 4096, heads: int = 32, pairs: int = PAIRS, see
     )
 
 
+def codebook_memory(*, width: int = 4096, seed: int = 0) -> Row:
+    """Bytes that scoring one image in half precision holds at LLaVA-1.5-7B's width, unit vectors
+    and scores, over N x D x 2 + L x N x 4."""
+    visual, codebook = _tokens((1, SIZE), width, 0.02, seed)
+    scores = cosines(visual[0].half(), codebook)
+    unit = codebook.unit(scores.device, torch.float16)  # those that have just been used
+    least = codebook_bytes(PROTOTYPES, width) + SIZE * PROTOTYPES * 4
+    return row(
+        f"memory of the codebook at LLaVA-1.5-7B's width, float16: unit vectors of {len(unit)} "
+        f"prototypes ({unit.nbytes:,} bytes) and float32 scores of one image "
+        f"({scores.nbytes:,} bytes), over N x D x 2 + L x N x 4",
+        (unit.nbytes + scores.nbytes) / least, n=1, bar=1.0, at_most=True,
+    )  # fmt: skip
+
+
 def operations(vlm: VLM, length: int) -> int:
     """Floating-point operations of the decoder layers on one prompt of T tokens."""
     text = vlm.model.config.text_config
@@ -228,9 +245,11 @@ def _choose(visual: Tensor, codebook: Codebook, keep: int) -> Tensor:
 
 def _fastv(vlm: VLM, batch: int, size: int, keep: int, *, pairs: int) -> Row:
     """Time of a full prefill over FastV's, encoding included on both sides. More visual tokens than
-    the grid has are those of an image in tiles, which newlines stand between."""
+    the grid has are those of an image in tiles, which newlines stand between. Of a small model the
+    last layer is behind the cut."""
     longer, question = lengthened(vlm)
     before, after = longer.prompt(question)
+    layer = min(fastv.LAYER, len(vlm.decoder.layers) - 1)
     tiled = size > vlm.grid.size
     side = (2 if tiled else 1) * vlm.model.config.vision_config.image_size
     (scene,) = scenes("test", 1, width=side, height=side)
@@ -247,14 +266,15 @@ def _fastv(vlm: VLM, batch: int, size: int, keep: int, *, pairs: int) -> Row:
         vlm.model(input_ids=ids, **shown, use_cache=True, logits_to_keep=1)
 
     def inside() -> None:
-        with redlib.pruned(vlm.model, "fastv", keep=keep, per="image" if tiled else None):
+        per = "image" if tiled else None
+        with redlib.pruned(vlm.model, "fastv", keep=keep, layer=layer, per=per):
             read()
 
     inside()  # warm up
     ratios = [slow / fast for slow, fast in turns("FastV", read, inside, pairs, vlm.device)]
     return row(
         f"prefill with its images' encoding, batch {batch}, FastV {keep} of {size} from "
-        "layer 2 on: time of full over pruned",
+        f"layer {layer} on: time of full over pruned",
         float(np.median(ratios)), low=min(ratios), high=max(ratios), n=pairs,
     )  # fmt: skip
 

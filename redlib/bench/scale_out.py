@@ -5,7 +5,7 @@ cores themselves. So the speed-up is read beside that of two bare processes that
 Where those do not reach MATMUL_BAR, or in any round stray from what two processes can do (STEADY),
 the machine is too small or too busy to decide.
 
-    row(pairs=7)    # {"metric": "two workers over one", "value": ..., "pass": True}
+    row(pairs=7)    # {"metric": "two workers over one ...", "value": ..., "pass": True}
 
 Each round measures all four, one after another: one process and two workers on the same images,
 one process and two on matrices. One thread each, everything loaded beforehand.
@@ -57,7 +57,7 @@ def judged(probes: Sequence[float], bare: Sequence[float]) -> dict[str, Any]:
     value, matmul = statistics.median(probes), statistics.median(bare)
     steady = all(STEADY[0] <= ratio <= STEADY[1] for ratio in bare)
     return {
-        "metric": "two workers over one",
+        "metric": f"two workers over one (the median of {len(probes)} rounds decides)",
         "value": value,
         "low": min(probes),
         "high": max(probes),

@@ -36,11 +36,12 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from redlib import leave_one_out, models, probe
+from redlib import leave_one_out, models, probe, stages
 from redlib.bench import lazy, scale_out
 from redlib.bench.baselines import (
     AFTER,
     BEFORE,
+    CALIBRATED,
     QUESTION,
     REAL,
     double_norms,
@@ -51,6 +52,7 @@ from redlib.bench.baselines import (
     step,
     stock,
 )
+from redlib.codebook import candidates
 from redlib.engine import Pieces, Readings, run
 from redlib.errors import RedlibError
 from redlib.machine import calibration_seconds
@@ -253,7 +255,8 @@ def memory(name: str, *, seed: int) -> Row:
 
 def exactness(vlm: VLM, patches: int | None, *, seed: int) -> tuple[list[Row], np.ndarray]:
     """Every number against N: logits of single and both cascade levels, their divergences, and by
-    which criteria a patch is a candidate for a codebook whose thresholds lie at the medians.
+    which criteria a patch is a candidate for a codebook whose thresholds lie at the medians; of an
+    embedded model, which are candidates by its calibrated thresholds.
 
     Of a model in float64, patches whose logits are farther off than the bar are compared once more
     with norms that do not round to float32 (`baselines.double_norms`): what was rounded apart
@@ -267,18 +270,20 @@ def exactness(vlm: VLM, patches: int | None, *, seed: int) -> tuple[list[Row], n
     """
     size, bar = vlm.grid.size, LOGITS[vlm.dtype]
     images = scenes("test", EXACT_IMAGES)
-    compared, missed, asked = [], [], []
+    compared, missed, asked, sizes = [], [], [], []
     for number, scene in enumerate(tqdm(images, desc=f"exactness, {vlm.name}", leave=False)):
         chosen = range(size) if patches is None else spread(size, patches, seed + number)
         compared.append(_compare(vlm, scene.image, chosen))
         asked += [(number, patch) for patch in chosen]
         over = np.flatnonzero(compared[-1][0].max(1) > bar)
         missed += [(scene.image, [chosen[place] for place in over])] if len(over) else []
+        if vlm.name in CALIBRATED:
+            sizes.append(_cluster_sizes(vlm, scene.image)[list(chosen)])
     logits, right, found = (np.concatenate(part) for part in zip(*compared, strict=True))
     label = f"exactness, {vlm.name}, {str(vlm.dtype).removeprefix('torch.')}"
     of = f"{len(logits)} patches of {len(images)} images"
     near = NEAR[vlm.dtype]
-    met = _other_side(found, right)
+    met = _other_side(_criteria(found), _criteria(right))
     far = sum(one.share > near for one in met)
     rows = [
         row(f"{label}: logits against N, share of the largest ({of})",
@@ -289,6 +294,8 @@ def exactness(vlm: VLM, patches: int | None, *, seed: int) -> tuple[list[Row], n
             f"{', but for those listed' if near else ''} ({of})",
             far, n=right.size, bar=0, at_most=True),
     ]  # fmt: skip
+    if sizes:
+        rows.append(_same_candidates(label, vlm, np.concatenate(sizes), found, right))
     for one in met if near else ():
         image, patch = asked[one.place]
         rows.append(
@@ -313,9 +320,11 @@ def _compare(
 
     Returns:
         (patches, 5) the largest difference of each logit vector, as `_apart` has it, and twice
-        (patches, 3), by N and by ours, what CRITERIA names.
+        (patches, 3), by N and by ours, top-1 probability (among the top 50, section 9.1) and the
+        divergences of the region and of the whole image.
     """
     vocabulary = vlm.model.config.text_config.vocab_size
+    head = min(probe.TOP, vocabulary)
     skip = partial(probe.is_article, vlm)
     pieces = Pieces(vlm, vlm.encode([image]).tokens[0], QUESTION)
     alone = run(
@@ -331,8 +340,8 @@ def _compare(
         )
         single = step(vlm, shown)[0]
         apart = [_apart(alone, place, single)]
-        right.append([float(single.softmax(-1).max())])
-        found.append([float(alone.top1[place])])
+        right.append([float(single.topk(head).values.softmax(-1)[0])])
+        found.append([float(alone.logits[place, :head].softmax(-1)[0])])
         both = {"region": (step(vlm, window), ablated), "global": (seen, whole)}
         for level, ((intact, fed), rows) in both.items():
             changed = stock(vlm, torch.cat([rows, fed]))
@@ -347,6 +356,44 @@ def _compare(
 def _wrong(found: np.ndarray, right: np.ndarray) -> float:
     """The largest error of a divergence over the allowed one."""
     return float((np.abs(found - right) / np.maximum(JSD_RELATIVE * right, JSD_ABSOLUTE)).max())
+
+
+def _criteria(values: np.ndarray) -> np.ndarray:
+    """(n, 3) what CRITERIA names, of `_compare`'s numbers: the final divergence is eq. 11's."""
+    return np.column_stack([values[:, :2], values[:, 1:] @ leave_one_out.WEIGHTS])
+
+
+def _cluster_sizes(vlm: VLM, image: Image.Image) -> np.ndarray:
+    """(L,) size of each patch's cluster within the image; NaN where the release does not look."""
+    how = stages.Probing(QUESTION, ranks="release")
+    table = stages.clustered(vlm.encode([image]), how, "")
+    return table.set_index("patch")["cluster_size"].reindex(range(vlm.grid.size)).to_numpy(float)
+
+
+def _same_candidates(
+    label: str, vlm: VLM, sizes: np.ndarray, found: np.ndarray, right: np.ndarray
+) -> Row:
+    """How many patches are candidates by N alone or by ours alone, but for those NEAR a threshold.
+
+    Equal candidates make equal prototypes: what decides on those are their visual tokens, which
+    nobody recomputes.
+    """
+    near, criteria = NEAR[vlm.dtype], CALIBRATED[vlm.name]
+
+    def table(values: np.ndarray) -> pd.DataFrame:
+        frame = pd.DataFrame(_criteria(values), columns=("top1_head", "jsd_region", "jsd_final"))
+        return frame.assign(cluster_size=sizes).dropna()
+
+    by_stock, by_own = (candidates(table(each), criteria)[0] for each in (right, found))
+    whole = table(right)
+    close = stages.contested(whole, criteria, leave_one_out.WEIGHTS, within=near).index
+    apart = (by_stock != by_own) & ~whole.index.isin(close)
+    but = f", but for {len(close)} within {near:g} of a threshold" if near else ""
+    return row(
+        f"{label}: candidates, which the prototypes follow from, other than by N, calibrated"
+        f" thresholds{but} ({by_stock.sum()} by N, {by_own.sum()} by ours)",
+        apart.sum(), n=len(apart), bar=0, at_most=True,
+    )  # fmt: skip
 
 
 class _Other(NamedTuple):

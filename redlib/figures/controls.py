@@ -40,7 +40,7 @@ def controls_note(frame: pd.DataFrame, *, model: str, tokens: int, told: str) ->
             f"Codebooks of as many entries as Ours, each keeping {tokens} tokens of a test image: "
             "mean over five tasks of the score over that with all tokens, counted as in Table 1, "
             "and how far Ours is ahead on the same questions. Rows that depend on chance are means "
-            f"of {seeds} draws. "
+            f"of {seeds} draws; the others need no seed. "
             f"95 % intervals from drawing images, {int(first['questions'])} questions about "
             f"{int(first['images'])} test images. Drawn with {model}; the paper has no such rows."
         ),

@@ -196,7 +196,7 @@ def curve_note(shares: pd.DataFrame, *, model: str, depth: int, size: int) -> di
         "caption": (
             "Mean over five tasks of the score with few visual tokens over that with all, each on "
             f"the same questions ({' or '.join(map(str, counts))} a point), with 95 % intervals "
-            f"from resampling images{bars}. {inside(shares, depth, size)}{_told_masks(mean)} "
+            f"from resampling images{bars}. {inside(shares, depth, size)}{_told_apart(mean)} "
             f"Drawn with {model}; the paper's Figure 9 shows LLaVA-1.5-7B{theirs}."
         ),
         "reading": (
@@ -208,15 +208,19 @@ def curve_note(shares: pd.DataFrame, *, model: str, depth: int, size: int) -> di
     }
 
 
-def _told_masks(mean: pd.DataFrame) -> str:
-    """What the dashed lines, or the hollow dots, are, where there are any."""
-    if not mean["method"].isin(KNOWING).any():
-        return ""
-    return (
-        f" {'Hollow' if _one_budget(mean) else 'Dashed'}: the masks say which patches objects "
-        "cover, which no method can know. Oracle: tokens the masks call informative, no upper "
-        "bound of answers."
-    )
+def _told_apart(mean: pd.DataFrame) -> str:
+    """What the dashed lines, or the hollow dots, are, where there are any; and what is drawn at a
+    number of tokens that it does not quite have."""
+    told = ""
+    if mean["method"].isin(KNOWING).any():
+        told = (
+            f" {'Hollow' if _one_budget(mean) else 'Dashed'}: the masks say which patches objects "
+            "cover, which no method can know. Oracle: tokens the masks call informative, no upper "
+            "bound of answers."
+        )
+    if (mean["method"] == "downsample").any():
+        told += " A downsampled image has at most as many tokens as it is drawn at."
+    return told
 
 
 def inside(table: pd.DataFrame, depth: int, size: int) -> str:

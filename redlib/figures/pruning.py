@@ -337,7 +337,8 @@ _NOTES = {
         "In percent: POPE's accuracy on each of its subsets, the mean of the three, and the mean "
         "F1 of yes; MME's accuracy, and acc+, the share of pairs with both questions right, each a "
         "mean over its categories, whose scores 100 (accuracy + acc+) add up to perception. "
-        "Random: mean of its draws. The CSV file has every category and draw.",
+        "Random: mean of its draws. The CSV file has every category and draw. Without intervals, "
+        "which stand beside the accuracies, subset by subset; n tells how sure a category is.",
         "Adversarial absent objects are those that often stand beside what is there: a model that "
         "answers by habit loses there first. acc+ far below accuracy means answers by habit too.",
         "Table 1",

@@ -6,16 +6,20 @@ known. A claim is decided in one of two ways:
 
     statement   a notebook has tested it and noted its verdict (`redlib.study.verdict`); rows named
                 beside it only lead to the answers
-    rule        the interval in certain rows of a result table lies above, below or between bounds
+    rule        the interval in certain rows of a result table lies above, below or between bounds,
+                or is "not-below 1 0.98": above the second, a margin lower, and not all below the 1
 
-Several rows decide together: all must hold, and one that fails is enough to fail. A claim about
-LLaVA-Next that any model can show is read from a run of that family, else from the next family that
-the claim lists; where that run leaves it open and one of another family decides it, what it needs
-names the other. What no run has measured is "not run", with the table that it waits for; what no
-run of this kind can tell is "not decidable here", with what it needs. The paper's own numbers stand
-in columns of their own: `paper` as its text or a table has them, `paper_tables` as they come out of
-its printed tables (`redlib.study.printed`). Where its text gives another share than its table, the
-bar is the table's. Rows that ask for more than the paper says are marked `beyond` and not counted.
+Several rows decide together: all must hold, and one that fails is enough to fail; or, by a rule
+that begins with "mean", the mean over all columns of the benchmarks that they stand for. A claim
+about LLaVA-Next that any model can show is read from a run of that family, else from the next
+family that the claim lists; where that run leaves it open and one of another family decides it,
+what it needs names the other. A claim about several models ("llava-1.5+llava-next") is read from a
+run of each, with rows of its own in each. What no run has measured is "not run", with the table
+that it waits for; what no run of this kind can tell is "not decidable here", with what it needs.
+The paper's own numbers stand in columns of their own: `paper` as its text or a table has them,
+`paper_tables` as they come out of its printed tables (`redlib.study.printed`). Where its text gives
+another share than its table, the bar is the table's. Rows that ask for more than the paper says are
+marked `beyond` and not counted.
 
     frame = ledger({"tiny-llava-1.5": "figures/tiny-llava-1.5"})
     counts(frame)                     # {"holds": 9, "does not hold": 10, ...}
@@ -26,10 +30,11 @@ Nothing here needs a model; it reads the committed tables and notes.
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from redlib import answers, report
@@ -57,18 +62,25 @@ FEW = f"{LEAST_IMAGES} images at least: an interval of fewer decides nothing"
 TRUTH = "needs known truth"
 """How the evidence begins where photographs were shown (`redlib.study.verdict.untold`)."""
 
+AND, ELSE, MEAN = " + ", " else ", "mean "
+"""Between the rows of several models in `where`; before those that are read where none of the first
+is there; and before a rule about the mean of all rows."""
+
 _MEASURES = {
     ("shares", "share"): (100, "%", "of the unpruned score"),
     ("rivals", "difference"): (100, " points", "of score ahead"),
     ("informative-kept", "difference"): (100, " points", "of the informative tokens kept more"),
     ("ablation", "lost"): (100, " points", "of the unpruned score lost"),
     ("ablation", "over_random"): (100, " points", "of the unpruned score ahead of random"),
+    ("ablation", "prototypes/left_out=nothing"): (1, " times", "the prototypes of all criteria"),
     ("steps", "change"): (100, " points", "of change, of the unpruned score"),
     ("captions-pruned", "change"): (100, " points", "of change, of the true tuples"),
+    ("spot-the-difference", "full"): (1, " a picture", "with all tokens"),
     ("costs", "megabytes"): (1, " MB", "in memory"),
     ("costs", "share_of_prefill"): (100, "%", "of the operations of a prefill"),
 }
-"""What the columns that rules read are: their scale, their unit, and of what."""
+"""What the columns that rules read are: their scale, their unit, and of what. "column/name=value"
+is the column over what it is in that row of the table."""
 
 _INTERVAL = re.compile(r"\((?:95% interval )?([-+]?\d[\d.e+-]*%? to [-+]?\d[\d.e+-]*%?)\)")
 
@@ -95,18 +107,20 @@ def ledger(runs: Mapping[str, str | Path]) -> pd.DataFrame:
     of VERDICTS, `run`, `measured` and `interval` are "" where nothing was measured; `answers` is
     the address of the answers behind the numbers (`redlib.answers`), "" where neither a claim
     nor the table it reads names a rule.
-    Raises RedlibError if a result table lacks a column that a claim reads.
+    Raises RedlibError if a result table lacks a column by which a claim names its rows; one without
+    the number that it reads, as an earlier version may have left, has not measured it.
     """
     folders = {name: Path(folder) for name, folder in runs.items()}
     families = report.by_family(runs)
     texts = printed.percentages().set_index("id")
     rows = []
     for claim in printed.table("claims").itertuples():
-        found = []
-        for kind in claim.families.split():
-            looked = (_look(claim, name, folders[name]) for name in families.get(kind, ()))
-            found.append(next(filter(None, looked), None))
-        rows.append(_row(claim, list(filter(None, found)), texts))
+        first, _, other = claim.where.partition(ELSE)
+        found = _read(claim._replace(where=first), families, folders)
+        if other and not found:
+            found = _read(claim._replace(where=other), families, folders)
+            found = [replace(one, measured=f"{one.measured} ({other})") for one in found]
+        rows.append(_row(claim, found, texts))
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
@@ -114,6 +128,36 @@ def counts(frame: pd.DataFrame) -> dict[str, int]:
     """How many claims of the paper have each verdict, all of VERDICTS in their order."""
     said = frame.loc[frame["beyond"] == "", "verdict"]
     return {verdict: int((said == verdict).sum()) for verdict in VERDICTS}
+
+
+def _read(
+    claim: Any, families: Mapping[str, Sequence[str]], folders: Mapping[str, Path]
+) -> list[_Found]:
+    """What the first run of each family that has measured the claim says of it; of families that
+    decide together, the first run of each of them."""
+    found = []
+    for kind in claim.families.split():
+        if "+" in kind:
+            found.append(_together(claim, kind, families, folders))
+        else:
+            looked = (_look(claim, name, folders[name]) for name in families.get(kind, ()))
+            found.append(next(filter(None, looked), None))
+    return list(filter(None, found))
+
+
+def _together(
+    claim: Any, kind: str, families: Mapping[str, Sequence[str]], folders: Mapping[str, Path]
+) -> _Found | None:
+    """What runs of several families say together; None if one of them has not measured its part."""
+    parts = []
+    for family, where in zip(kind.split("+"), claim.where.split(AND), strict=True):
+        names = families.get(family, ())
+        measured = (_measured(claim, where, name, folders[name]) for name in names)
+        rows = next((rows for rows in measured if rows is not None), None)
+        if rows is None:
+            return None
+        parts.append(rows)
+    return _decided(claim, pd.concat(parts))
 
 
 def _row(claim: Any, measured: list[_Found], texts: pd.DataFrame) -> dict[str, str]:
@@ -135,7 +179,8 @@ def _row(claim: Any, measured: list[_Found], texts: pd.DataFrame) -> dict[str, s
     elif decided:
         verdict = NOT_RUN
         table = f"table {claim.table} of notebook {claim.notebook}"
-        needs = f"{table}, drawn with {' or '.join(claim.families.split())}"
+        table += " with the rows that the test names" if claim.where else ""
+        needs = f"{table}, drawn with {' or '.join(claim.families.split())}".replace("+", " and ")
     else:
         verdict, needs = OPEN, claim.needs
     return {
@@ -163,15 +208,23 @@ def _criterion(claim: Any) -> str:
     if not claim.rule:
         return ""
     scale, unit, what = _MEASURES[claim.table, claim.value]
-    word, ends = claim.rule.split()[0], " and ".join(f"{n * scale:g}" for n in _numbers(claim.rule))
-    where = claim.where.replace(";", ", ").replace("|", " and ").replace("=", " ")
-    return f"{word} {ends}{unit} {what}, where {where}"
+    word, numbers = _parsed(claim.rule)
+    between = f"{unit} by an interval above " if word == "not-below" else " and "
+    ends = between.join(f"{number * scale:g}" for number in numbers)
+    test = f"{'mean ' * claim.rule.startswith(MEAN)}{word.replace('-', ' ')} {ends}{unit} {what}"
+    parts = claim.where.split(AND)
+    if len(parts) > 1:
+        named = zip(parts, claim.families.split("+"), strict=True)
+        parts = [f"{part} ({family})" for part, family in named]
+    where = "; ".join(part.replace(";", ", ").replace("|", " and ") for part in parts)
+    where = where.replace("=", " ").replace(ELSE, f",{ELSE}")
+    return f"{test}, where {where}" if where else test
 
 
 def _answers(where: str, value: str) -> str:
     """The rules and tasks that `value` is about in the rows of a claim, as `answers.address` writes
-    them; "" if no answers make it."""
-    asked = dict(_conditions(where))
+    them, of several models' the first's; "" if no answers make it."""
+    asked = dict(_conditions(where.split(AND)[0]))
     methods = [*asked.get("method", ()), *asked.get("against", ())] if "method" in asked else []
     if "left_out" in asked:  # criteria, each against all of them or against chance
         methods = ["random" if value == "over_random" else "nothing", *asked["left_out"]]
@@ -198,33 +251,79 @@ def _look(claim: Any, run: str, folder: Path) -> _Found | None:
                 behind = _behind(claim, path)
                 return _Found(noted["holds"], noted["evidence"], intervals, run, behind)
         return None
-    if not claim.rule or not path.is_file():
+    rows = _measured(claim, claim.where, run, folder) if claim.rule else None
+    return None if rows is None else _decided(claim, rows, _behind(claim, path))
+
+
+def _measured(claim: Any, where: str, run: str, folder: Path) -> pd.DataFrame | None:
+    """The rows of a run's table that `where` asks for; None unless all of them are there.
+
+    Returns run, value, low, high (both the value where it was counted), counted, few (images) and
+    columns (of the benchmarks, that a mean counts it for).
+    """
+    path = folder / f"{claim.table}.csv"
+    if not path.is_file():
         return None
     frame = read_csv(path)
-    rows = _chosen(frame, claim.where, path).dropna(subset=[_column(frame, claim.value, path)])
-    if rows.empty or not _complete(rows, claim.where):
+    value, _, over = claim.value.partition("/")
+    if value not in frame:
         return None
-    ends = _bounds(rows, claim.value)
-    low, high = ends or (rows[claim.value], rows[claim.value])
-    few = rows["images"] < LEAST_IMAGES if "images" in rows else pd.Series(False, rows.index)
+    frame = frame.dropna(subset=[value])
+    rows = _chosen(frame, where, path)
+    whole = _chosen(frame, over, path)[value] if over else pd.Series([1])
+    if rows.empty or not _complete(rows, where) or len(whole) != 1 or not whole.item():
+        return None
+    values = rows[value] / whole.item()
+    ends = None if over else _bounds(rows, value)  # of a quotient no table has any
+    low, high = ends or (values, values)
+    found = pd.DataFrame({"run": run, "value": values, "low": low, "high": high})
+    found = found.assign(counted=ends is None, few=False, columns=1)
+    if "images" in rows and not over:
+        found["few"] = rows["images"] < LEAST_IMAGES
+    if "task" in rows:
+        found["columns"] = [len(answers.GROUPS.get(task, (task,))) for task in rows["task"]]
+    return found
+
+
+def _decided(claim: Any, rows: pd.DataFrame, behind: str = "") -> _Found:
+    """What the rows say, each of them or their mean. rows: of `_measured`, of one run or more."""
+    tested = _mean(rows) if claim.rule.startswith(MEAN) else rows
     verdicts = [
-        None if too_few else _judge(a, b, claim.rule, counted=ends is None)
-        for a, b, too_few in zip(low, high, few, strict=True)
+        None if row.few else _judge(row.low, row.high, claim.rule, counted=row.counted)
+        for row in tested.itertuples()
     ]
     holds = False if False in verdicts else None if None in verdicts else True
     scale, unit, what = _MEASURES[claim.table, claim.value]
-    measured = f"{_range(rows[claim.value] * scale)}{unit} {what}"
-    if len(rows) > 1:
-        measured += f" in {len(rows)} rows: {verdicts.count(True)} hold, "
+    measured = f"{_range(tested['value'] * scale)}{unit} {what}"
+    if len(tested) > 1:
+        measured += f" in {len(tested)} rows: {verdicts.count(True)} hold, "
         measured += f"{verdicts.count(False)} do not, {verdicts.count(None)} are open"
-    if ends is None:
+    elif len(rows) > 1:
+        measured += f", the mean of {_range(rows['value'] * scale)}{unit}"
+    runs = list(dict.fromkeys(rows["run"]))
+    if len(runs) > 1:
+        measured += f"; of {', '.join(runs)}"
+    low, high = scale * tested["low"].min(), scale * tested["high"].max()
+    if tested["counted"].all():
         told = "exact"
-    elif len(rows) == 1:
-        bounds = [scale * bound for bound in _numbers(claim.rule)]
-        told = _range([scale * low.min(), scale * high.max()], bounds) + unit
+    elif len(tested) == 1:
+        bounds = [scale * bound for bound in _parsed(claim.rule)[1]]
+        told = _range([low, high], bounds) + unit
     else:
-        told = f"each within {_range([scale * low.min(), scale * high.max()])}{unit}"
-    return _Found(holds, measured, told, run, _behind(claim, path), bool(few.any()))
+        told = f"each within {_range([low, high])}{unit}"
+    return _Found(holds, measured, told, runs[0], behind, bool(tested["few"].any()))
+
+
+def _mean(rows: pd.DataFrame) -> pd.DataFrame:
+    """The mean of some rows as a row, each counted as often as it has columns.
+
+    Its interval is from the mean of the lower ends to that of the upper ones: as wide as if all
+    erred together, since tables do not tell how much they do, and so never too narrow.
+    """
+    ends = ["value", "low", "high"]
+    found = np.average(rows[ends], axis=0, weights=rows["columns"])
+    sides = {"counted": rows["counted"].all(), "few": rows["few"].any()}
+    return pd.DataFrame([dict(zip(ends, found, strict=True)) | sides])
 
 
 def _behind(claim: Any, path: Path) -> str:
@@ -244,8 +343,11 @@ def _behind(claim: Any, path: Path) -> str:
 def _chosen(frame: pd.DataFrame, where: str, path: Path) -> pd.DataFrame:
     """The rows of `frame` that have one of the values asked for in every column asked for."""
     for column, wanted in _conditions(where):
-        values = frame[_column(frame, column, path)]
-        frame = frame[values.map(_text).isin(wanted)]
+        if column not in frame:
+            known = ", ".join(frame.columns)
+            told = f"{path}: no column {column!r}, which the ledger reads; there are {known}"
+            raise RedlibError(told)
+        frame = frame[frame[column].map(_text).isin(wanted)]
     return frame
 
 
@@ -257,16 +359,10 @@ def _complete(rows: pd.DataFrame, where: str) -> bool:
 
 
 def _conditions(where: str) -> list[tuple[str, list[str]]]:
-    """ "method=ours;tokens=96|144" as [("method", ["ours"]), ("tokens", ["96", "144"])]."""
-    pairs = (part.split("=", 1) for part in where.split(";") if part)
+    """ "method=ours;tokens=96|144" as [("method", ["ours"]), ("tokens", ["96", "144"])]; words
+    without "=", as of all rows, ask for nothing."""
+    pairs = (part.split("=", 1) for part in where.split(";") if "=" in part)
     return [(column, wanted.split("|")) for column, wanted in pairs]
-
-
-def _column(frame: pd.DataFrame, name: str, path: Path) -> str:
-    if name not in frame:
-        known = ", ".join(frame.columns)
-        raise RedlibError(f"{path}: no column {name!r}, which the ledger reads; there are {known}")
-    return name
 
 
 def _bounds(rows: pd.DataFrame, value: str) -> tuple[pd.Series, pd.Series] | None:
@@ -283,7 +379,11 @@ def _judge(low: float, high: float, rule: str, *, counted: bool) -> bool | None:
     counted: the number is exact, and both ends are it; one at the bound is not above it. Of an
     estimate whose draws all came out alike, that is no certainty.
     """
-    word, numbers = rule.split()[0], _numbers(rule)
+    word, numbers = _parsed(rule)
+    if word == "not-below":
+        bound, margin = numbers
+        surely, hardly = high < bound, low > margin  # where both are so it is a little below: open
+        return None if surely == hardly else hardly
     if word == "between":
         floor, ceiling = numbers
         if low >= floor and high <= ceiling:
@@ -297,8 +397,10 @@ def _judge(low: float, high: float, rule: str, *, counted: bool) -> bool | None:
     return False if counted or high < bound else None
 
 
-def _numbers(rule: str) -> list[float]:
-    return [float(number) for number in rule.split()[1:]]
+def _parsed(rule: str) -> tuple[str, list[float]]:
+    """ "above 0.9" or "mean above 0.9" as ("above", [0.9])."""
+    word, *numbers = rule.removeprefix(MEAN).split()
+    return word, [float(number) for number in numbers]
 
 
 def _range(values: Any, bounds: Sequence[float] = ()) -> str:

@@ -22,7 +22,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from redlib import leave_one_out, probe
+from redlib import answers, leave_one_out, probe
 from redlib.bench import Interval, interval
 from redlib.codebook import Codebook, Criteria, NoPrototype
 from redlib.notebook import MEASURING, Session
@@ -75,20 +75,26 @@ def samples(
     return found
 
 
-def spread(judged: Scored, books: Mapping[str, Codebook | None], ours: str) -> pd.DataFrame:
+def spread(
+    judged: Scored, books: Mapping[str, Codebook | None], ours: str, *, tokens: int
+) -> pd.DataFrame:
     """What the codebook of each sample keeps, after Ours.
 
+    tokens: how many were kept.
+
     Returns sample, prototypes (0: none left), share, share_low, share_high, ahead, low, high (Ours
-    minus the sample, paired), questions, images.
+    minus the sample, paired), questions, images, answers (those of all samples, in their order).
     """
     rows = []
     for name, book in books.items():
         mean, found = judged.share(name), judged.gap(ours, name)
         row = {"sample": name, "prototypes": len(book) if book else 0}
+        rule = answers.rule(name.split()[0], tokens)
         row |= {"share": mean.mean, "share_low": mean.low, "share_high": mean.high}
         if name != ours:
             row |= {"ahead": found.mean, "low": found.low, "high": found.high}
-        rows.append(row | {"questions": judged.questions, "images": judged.images})
+        row |= {"questions": judged.questions, "images": judged.images}
+        rows.append(row | {"answers": answers.address([rule], ["mean"]) if book else ""})
     return pd.DataFrame(rows)
 
 

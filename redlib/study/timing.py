@@ -1,7 +1,8 @@
 """How long the study of 6,400 patches takes: the last row of `redlib bench`.
 
 All experiments on 64 patches of a scene, as notebook 04 does them (`patches.measure`), on a few
-scenes in one thread. The study takes 100 scenes, and two cores share them.
+scenes in one thread. The study takes 100 scenes, and two cores share them: the minutes are
+projected from that, not measured.
 
     minutes()        # {"metric": "patch study ...", "value": minutes, "bar": 4, ...}
 """
@@ -25,8 +26,8 @@ FAST = 100.0
 
 
 def minutes(*, images: int = 5) -> Row:
-    """The row: minutes on two cores, from the CPU time of `images` scenes after one to warm up; low
-    and high are the fastest and the slowest scene."""
+    """The row: minutes on two cores, projected from the CPU time of `images` scenes after one to
+    warm up; low and high are the fastest and the slowest scene."""
     torch.set_num_threads(1)
     vlm = load("tiny-llava-1.5", device="cpu")
     preset = PRESETS["paper"]
@@ -47,8 +48,8 @@ def minutes(*, images: int = 5) -> Row:
         seconds.append(time.process_time() - start)
     share = STUDY / CORES / 60
     return row(
-        f"study of {STUDY * PATCHES:,} patches, all experiments, minutes on {CORES} cores"
-        f" (from {images} of {STUDY} scenes)",
+        f"study of {STUDY * PATCHES:,} patches, all experiments, projected minutes on {CORES} cores"
+        f" (CPU time of {images} scenes x {STUDY} / {CORES})",
         share * float(np.mean(seconds[1:])),
         low=share * min(seconds[1:]),
         high=share * max(seconds[1:]),

@@ -26,12 +26,13 @@ import pandas as pd
 import photos
 import pytest
 import real
+import torch
 import unrendered
 import yaml
 from huggingface_hub import constants
 
 from redlib import batch, params
-from redlib.bench import coco, speed
+from redlib.bench import coco, pruned, speed
 from redlib.codebook import Codebook
 from redlib.store import read_json
 
@@ -176,3 +177,17 @@ def test_the_bench_for_a_gpu_is_tried_small(monkeypatch):
                 f": {what}: time of {'R' if what == 'cascade' else 'N'} over ours" in row["metric"]
             )
             assert np.isfinite(row["value"]) and row["value"] > 0 and row["bar"] == bar
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_the_rows_of_pruning_on_a_gpu_are_tried_small():
+    rows = pruned.measure_gpu(small=True)
+    names = [name for name, *_ in pruned.REAL]
+    assert {name for name in names if any(r["metric"].startswith(name) for r in rows)} == set(names)
+    of = [r for r in rows if "memory that a prefill" not in r["metric"]]
+    assert all(np.isfinite(r["value"]) and r["value"] > 0 for r in of)
+    for what in ("FastV 64 of 576", "FastV 320 of 2880"):
+        assert any(what in r["metric"] for r in rows), what
+    held = [r for r in rows if "memory that a prefill" in r["metric"]]
+    assert len(held) == len(pruned.REAL)
+    assert "320 of 2880" in held[-1]["metric"]  # how much, a process that has freed memory hides

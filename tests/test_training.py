@@ -390,40 +390,6 @@ def test_the_checkpoint_says_how_it_was_trained(tmp_path, monkeypatch, plain):
     assert json.loads((where / training.LOG).read_text()) == []
 
 
-def test_a_thousandth_of_the_training_runs_end_to_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "WARM_UP", 1)  # a few steps, but at full rates
-    monkeypatch.setattr(lessons, "SCENES", {"rich": 3, "few": 3, "more": 2, "all": 1})
-    once = dict.fromkeys(training.CHECKS, 1)
-    monkeypatch.setattr(training, "CHECKS", once | {"decoder": 2})
-    where = training.train("tiny-llava-1.5", tmp_path, device="cpu", share=0.001)
-    log = json.loads((where / "training_log.json").read_text())
-    assert {row["stage"] for row in log} == {"tower-windows", "tower-scenes", "decoder"}
-    answers = [row["answers"] for row in log if row["stage"] == "decoder"]
-    assert answers[-1] < answers[0]
-    model = transformers.LlavaForConditionalGeneration.from_pretrained(where)
-    assert model.dtype == torch.float32
-    with pytest.raises(RedlibError, match="another recipe .share changed"):
-        training.train("tiny-llava-1.5", tmp_path, device="cpu", share=0.002)
-    monkeypatch.setattr(training, "CHECKS", once)
-    following = training.train("tiny-llava-next", tmp_path, device="cpu", share=0.001)
-    log = json.loads((following / "training_log.json").read_text())
-    assert {row["stage"] for row in log} == {"decoder"}
-    assert all(0 <= row["colour, split of tiles"] <= 1 for row in log)
-    begun, went = (
-        transformers.AutoModelForImageTextToText.from_pretrained(folder).state_dict()
-        for folder in (where, following)
-    )
-    assert "model.image_newline" in went and "model.image_newline" not in begun
-    moved = {key for key, value in begun.items() if not torch.equal(value, went[key])}
-    assert moved and not any("vision_tower" in key for key in moved)
-    state = torch.load(tmp_path / "tiny-llava-next" / "decoder.pt", weights_only=True)["modules"]
-    for key, last in state["projector"].items():  # exported: the mean of first and last
-        name = f"model.multi_modal_projector.{key}"
-        mean = (begun[name].double() + last.double()) / 2
-        assert torch.allclose(went[name].double(), mean, rtol=1e-3, atol=1e-6), "stored as fp16"
-    assert torch.equal(went["model.image_newline"], state["newline"]["newline"].half().float())
-
-
 def test_an_ablation_is_of_the_first_checkpoint_only(tmp_path):
     with pytest.raises(RedlibError, match="plain is an ablation of tiny-llava-1.5"):
         training.train("tiny-llava-next", tmp_path, plain=True)

@@ -15,7 +15,7 @@ Questions with a yes take turns with questions with a no, and every other image 
 the benchmarks have as many of one as of the other, and so has every sample.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Any
@@ -140,7 +140,7 @@ def _question(task: str, text: str, answer: str, group: str = "", options: int =
 
 
 def _pope(plain: list[dict[str, Any]], params: Params) -> Iterator[Unit]:
-    missing = dict.fromkeys(POPE_SUBSETS)
+    held = set()
     for at, row in enumerate(plain):
         where = f"POPE, row {at}"
         task = f"pope-{written(row['category'], 'category', where).strip().lower()}"
@@ -149,17 +149,25 @@ def _pope(plain: list[dict[str, Any]], params: Params) -> Iterator[Unit]:
                 f"{where}: 'category' must be random, popular or adversarial; got "
                 f"{row['category']!r}"
             )
-        missing.pop(task, None)
+        held.add(task.removeprefix("pope-"))
         question = written(row["question"], "question", where)
         text = prompts.yes_no(question, params.prompts, family(params.model))
         asked = _question(task, text, _yes_or_no(row["answer"], where), options=2)
         yield Unit((at,), written(row["image_source"], "image_source", where), (asked,))
-    if missing:  # the mean over fewer subsets would be another number under the same name
-        subset = next(iter(missing)).removeprefix("pope-")
-        raise RedlibError(
-            f"POPE: no question of the subset {subset} in {len(plain)} rows; the copy is not "
-            "whole: fetch the data set again"
-        )
+    parts = [task.removeprefix("pope-") for task in POPE_SUBSETS]
+    _check_whole("POPE", "subset", parts, held, len(plain))
+
+
+def _check_whole(
+    name: str, kind: str, parts: Sequence[str], held: Container[str], rows: int
+) -> None:
+    """A mean or sum over fewer parts would be another number under the same name."""
+    for part in parts:
+        if part not in held:
+            raise RedlibError(
+                f"{name}: no question of the {kind} {part} in {rows} rows; the copy is not whole: "
+                "fetch the data set again"
+            )
 
 
 def _mme(plain: list[dict[str, Any]], params: Params) -> Iterator[Unit]:
@@ -171,12 +179,7 @@ def _mme(plain: list[dict[str, Any]], params: Params) -> Iterator[Unit]:
         if category not in MME_COGNITION:  # the paper's column is perception alone
             pairs.setdefault((key, category), []).append(at)
     held = {category for _, category in pairs}
-    for category in MME_PERCEPTION:
-        if category not in held:  # the sum over fewer would be another number under the same name
-            raise RedlibError(
-                f"MME: no question of the category {category} in {len(plain)} rows; the copy is "
-                "not whole: fetch the data set again"
-            )
+    _check_whole("MME", "category", MME_PERCEPTION, held, len(plain))
     for (key, category), both in pairs.items():
         if len(both) != 2:
             raise RedlibError(f"MME: image {key!r} has {len(both)} questions, not a pair")

@@ -36,10 +36,10 @@ REAL = {
 
 CALIBRATED = {
     "tiny-llava-1.5": Criteria(tau_prob=0.07864, tau_out=24, tau_in=13, tau_jsd=3.1e-4),
-    "tiny-llava-next": Criteria(tau_prob=0.06957, tau_out=8, tau_in=3, tau_jsd=1.54e-4),
-    "tiny-llava-onevision": Criteria(tau_prob=0.1185, tau_out=24, tau_in=1, tau_jsd=1.84e-4),
+    "tiny-llava-next": Criteria(tau_prob=0.06999, tau_out=8, tau_in=13, tau_jsd=4.74e-4),
+    "tiny-llava-onevision": Criteria(tau_prob=0.1227, tau_out=24, tau_in=5, tau_jsd=1.68e-4),
 }
-"""Those behind the codebook of the committed run of each embedded model (its survivors.csv)."""
+"""Those behind the codebook of the full run of each embedded model (its survivors.csv)."""
 
 
 @torch.no_grad()

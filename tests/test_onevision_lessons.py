@@ -1,7 +1,5 @@
 """What OneVision is taught about two images, composites and films: true, and seen as it will be."""
 
-import copy
-import json
 from collections import Counter
 from functools import partial
 from types import SimpleNamespace
@@ -10,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-import transformers
 
 from redlib import models
 from redlib.modelcard import evaluation, several
@@ -21,7 +18,6 @@ from redlib.tabletop import (
     language,
     lessons,
     lessons_several,
-    loop,
     marks,
     pairs,
     sources,
@@ -522,75 +518,6 @@ def test_onevision_goes_on_from_the_first_model(monkeypatch):
         )
     assert (mine - theirs).abs().max() < 1e-3 * theirs.abs().max()
     assert theirs.std() > 0.1
-
-
-def test_a_small_part_of_the_training_runs_end_to_end(tmp_path, monkeypatch):
-    kinds = {kind: (4, *rest) for kind, (_, *rest) in training.ONEVISION.items()}
-    monkeypatch.setattr(training, "ONEVISION", kinds)
-    monkeypatch.setattr(training, "CHECKS", dict.fromkeys(training.CHECKS, 1))
-    monkeypatch.setattr(loop, "WARM_UP", 2)
-    monkeypatch.setattr(decoder, "COMPARED", 1)
-    monkeypatch.setattr(lessons_several, "LENGTH", 500)
-    monkeypatch.setattr(lessons_several, "FRAMES", dict.fromkeys(lessons_several.FRAMES, (2, 3)))
-    monkeypatch.setattr(lessons, "SCENES", {"rich": 3, "few": 3, "more": 2, "all": 1})
-    before, begun, plain = {}, {}, lessons.Lessons.batch
-
-    def watched(taught, model, step):
-        found = plain(taught, model, step)
-        if "last" in before and before["last"][0] is not taught:  # another stage
-            before.clear()
-        if not before:
-            begun.update(copy.deepcopy(model.model.language_model.state_dict()))
-        with torch.no_grad():
-            before[step] = float(decoder.loss(model, taught.writer, *found)[0])
-        before["last"] = taught, model
-        return found
-
-    monkeypatch.setattr(lessons.Lessons, "batch", watched)
-    where = training.train(NAME, tmp_path, device="cpu", share=0.004)
-    log = json.loads((where / "training_log.json").read_text())
-    assert {row["stage"] for row in log} == {
-        "tower-windows",
-        "tower-scenes",
-        "decoder",
-        "several",
-        "films",
-        "together",
-        "changes",
-        "finish",
-        "polish",
-        "movers",
-        "settle",
-    }
-    assert {"patch thing", "mantis", "muir", "films", "pope-random@729"} <= {
-        key for row in log for key in row
-    }
-    (taught, model), losses = before.pop("last"), list(before.values())
-    assert log[-1]["step"] == len(losses) == 7
-    with torch.no_grad():  # of the same steps again, as they differ in what they ask
-        after = [
-            float(decoder.loss(model, taught.writer, *plain(taught, model, step))[0])
-            for step in range(len(losses))
-        ]
-    assert np.mean(after) < np.mean(losses)
-    dense = [row["dense"] for row in log if "dense" in row]
-    assert dense[-1] < dense[0]
-    model = transformers.LlavaOnevisionForConditionalGeneration.from_pretrained(where)
-    assert model.dtype == torch.float32
-    together, finish, polish, movers, settle = (
-        torch.load(tmp_path / NAME / f"{stage}.pt", weights_only=True)["modules"]["decoder"]
-        for stage in ("together", "finish", "polish", "movers", "settle")
-    )
-    exported = model.model.language_model.state_dict()
-    went = [key for key in begun if not torch.equal(polish[key], movers[key])]
-    for key in went:  # each of these stages began with a mean, and the last ended in one
-        mean = (together[key].double() + finish[key].double()) / 2
-        for later in (polish, movers):
-            mean = (mean + later[key].double()) / 2
-        assert torch.allclose(begun[key].double(), mean, rtol=1e-5, atol=1e-8)
-        mean = (mean + settle[key].double()) / 2
-        assert torch.allclose(exported[key].double(), mean, rtol=1e-3, atol=1e-6), "stored as fp16"
-    assert len(went) > 20
 
 
 def test_the_evaluation_at_a_small_scale(vlm, monkeypatch):

@@ -253,8 +253,7 @@ def _log(folder: Path, run: str, links: "_Links") -> str:
 
 
 def _lead(runs: Mapping[str, tuple[Path, list[dict[str, Any]]]]) -> str:
-    kinds = [note["kind"] for _, notes in runs.values() for note in notes]
-    count = f"{_count(kinds.count('figure'), 'figure')} and {_count(kinds.count('table'), 'table')}"
+    count = _kinds([note for _, notes in runs.values() for note in notes])
     of = f"{_count(len(runs), 'run')}: {', '.join(runs)}"
     return (
         f"{count} from {of}. Under each stand what it shows, how to read it, the numbers as CSV, "
@@ -277,13 +276,15 @@ def _contents(
         lines.append('<li><a href="#percentages">The paper\'s percentages</a></li>')
     for run, (_, notes) in runs.items():
         for notebook in _notebooks(notes):
+            mine = [note for note in notes if note["notebook"] == notebook]
             label = _heading(notebook) if len(runs) == 1 else f"{run}: {_heading(notebook)}"
-            lines.append(f'<li><a href="#{_id(run, notebook)}">{text(label)}</a><ul>')
-            for note in notes:
-                if note["notebook"] == notebook:
-                    link = f"#{_id(run, note['name'])}"
-                    lines.append(f'<li><a href="{link}">{text(_title(note))}</a></li>')
-            lines.append("</ul></li>")
+            # of several runs a hundred lines would stand before the first number
+            fold = f"<details><summary>Its {_kinds(mine)}</summary>" if len(runs) > 1 else ""
+            lines.append(f'<li><a href="#{_id(run, notebook)}">{text(label)}</a>{fold}<ul>')
+            for note in mine:
+                link = f"#{_id(run, note['name'])}"
+                lines.append(f'<li><a href="{link}">{text(_title(note))}</a></li>')
+            lines.append(f"</ul>{'</details>' if fold else ''}</li>")
     return "\n".join([*lines, "</ul>"])
 
 
@@ -456,6 +457,13 @@ def _model(run: str, notes: list[dict[str, Any]]) -> str:
     """Names the model where the run's own name does not."""
     models = sorted({str(note["parameters"]["model"]) for note in notes} - {run})
     return f", drawn with {text(' and '.join(models))}" if models else ""
+
+
+def _kinds(notes: Iterable[Mapping[str, Any]]) -> str:
+    """As `6 figures and 1 table`."""
+    kinds = [note["kind"] for note in notes]
+    counts = [_count(kinds.count(kind), kind) for kind in ("figure", "table") if kind in kinds]
+    return " and ".join(counts)
 
 
 def _count(number: int, word: str) -> str:

@@ -101,6 +101,10 @@ def visit(browser, path, fragment=""):
     browser.get("about:blank")  # else a new fragment would not load the page again
     browser.get_log("browser")
     browser.get(path.as_uri() + fragment)
+    # On a busy machine the driver was seen to come back with a third of the page not yet parsed.
+    WebDriverWait(browser, 60).until(
+        lambda page: page.execute_script("return document.readyState") == "complete"
+    )
 
 
 def quiet(browser):

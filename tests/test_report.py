@@ -120,6 +120,14 @@ def test_every_item_is_there_in_order(page):
     assert "A < B" in text
 
 
+def test_the_contents_of_several_runs_are_folded(page, folders):
+    text = "".join(page.text)
+    assert text.count("Its 2 figures") == 1 and text.count("Its 1 table") == 1  # notebooks of one
+    assert text.count("Its 1 figure") == 1
+    alone = report.write(folders["one"] / "index.html", {"one": folders["one"]}, title="T")
+    assert ">Its " not in alone.read_text(encoding="utf-8").partition("<main")[0]
+
+
 def test_pictures_say_what_they_show(page):
     assert len(page.all("img")) == 3
     for attributes in page.all("img"):

@@ -657,9 +657,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
-        near = [f.name for f in sorted(path.parent.glob("*.yaml"))] if path.parent.is_dir() else []
-        near = difflib.get_close_matches(path.name, near, n=8, cutoff=0.0)
-        there = f"; there are {', '.join(sorted(near))}" if near else ""
+        names = [f.name for f in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+        near = difflib.get_close_matches(path.name, names, n=8, cutoff=0.0)
+        are = "there are" if len(near) == len(names) else "the nearest names are"
+        there = f"; {are} {', '.join(sorted(near))}" if near else ""
         raise RedlibError(f"{path}: no such parameter file{there}") from None
     except IsADirectoryError:
         raise RedlibError(f"{path}: a folder; a parameter file is wanted") from None

@@ -240,6 +240,10 @@ def test_a_missing_file_lists_its_neighbours(tmp_path):
     write(tmp_path, "seed: 1\n", "small.yaml")
     message = error_of(load_file, tmp_path / "smal.yaml")
     assert "no such parameter file; there are small.yaml" in message
+    for number in range(8):
+        write(tmp_path, "seed: 1\n", f"other-{number}.yaml")
+    message = error_of(load_file, tmp_path / "smal.yaml")
+    assert "; the nearest names are " in message and "small.yaml" in message
     assert "a folder; a parameter file is wanted" in error_of(load_file, tmp_path)
 
 

@@ -723,6 +723,7 @@ def test_bad_prompts(small):
         (without, "no pixel_values"),
         ({**inputs, "vision_feature_layer": -1}, "vision_feature_layer=-1 is not what"),
         ({**inputs, "position_ids": ids}, "position_ids cannot be given"),
+        ({**inputs, "logits_to_keep": torch.tensor([40])}, "logits_to_keep cannot be positions"),
         ({**inputs, "attention_mask": hidden}, "attention_mask hides placeholders"),
         ({**inputs, "attention_mask": square}, r"attention_mask must be \(2, .*; got \(2, 1, "),
     ]

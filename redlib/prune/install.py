@@ -322,6 +322,11 @@ class Run:
         """The arguments with the prompt and the encoded images in place of the old ones."""
         if given.get("position_ids") is not None:
             raise RedlibError("position_ids cannot be given to a pruned model: leave them out")
+        if isinstance(given.get("logits_to_keep"), Tensor):
+            raise RedlibError(
+                "logits_to_keep cannot be positions for a pruned model, whose prompt is shorter: "
+                "give a number of last tokens, or leave it out"
+            )
         kept = {name: value for name, value in given.items() if name not in _CONSUMED}
         kept |= {
             "input_ids": prompt.ids,

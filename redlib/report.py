@@ -460,10 +460,10 @@ def _model(run: str, notes: list[dict[str, Any]]) -> str:
 
 
 def _kinds(notes: Iterable[Mapping[str, Any]]) -> str:
-    """As `6 figures and 1 table`."""
+    """As `6 figures and 1 table`; a kind of which there is none is told where there is nothing."""
     kinds = [note["kind"] for note in notes]
-    counts = [_count(kinds.count(kind), kind) for kind in ("figure", "table") if kind in kinds]
-    return " and ".join(counts)
+    told = [kind for kind in ("figure", "table") if kind in kinds or not kinds]
+    return " and ".join(_count(kinds.count(kind), kind) for kind in told)
 
 
 def _count(number: int, word: str) -> str:

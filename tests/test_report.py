@@ -128,6 +128,11 @@ def test_the_contents_of_several_runs_are_folded(page, folders):
     assert ">Its " not in alone.read_text(encoding="utf-8").partition("<main")[0]
 
 
+def test_a_run_that_drew_nothing_says_so(tmp_path):
+    page = report.write(tmp_path / "index.html", {"one": tmp_path}, title="T")
+    assert "<p>0 figures and 0 tables from 1 run: one." in page.read_text(encoding="utf-8")
+
+
 def test_pictures_say_what_they_show(page):
     assert len(page.all("img")) == 3
     for attributes in page.all("img"):
